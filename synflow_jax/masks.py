@@ -1,0 +1,214 @@
+"""What a mask is: boolean leaves that mirror the parameters, True = kept."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jaxtyping import Array, Integer, PyTree
+
+from synflow_jax.trees import Masks, Params, check_like, check_masks, leaf_names
+
+_FORMAT = "synflow_jax.masks.1"
+
+
+def all_kept(params: Params) -> Masks:
+    """Masks that keep every weight.
+
+    Example:
+      >>> all_kept({"w": jnp.zeros(2)})
+      {'w': Array([ True,  True], dtype=bool)}
+    """
+    return jax.tree.map(lambda p: jnp.ones(jnp.shape(p), bool), params)
+
+
+def apply_masks(params: Params, masks: Masks) -> Params:
+    """Sets every pruned weight to zero.
+
+    It selects and does not multiply, so a pruned NaN or infinity becomes zero too, and no
+    type is promoted. To train under the masks, apply them once and then chain
+    `freeze_pruned`.
+
+    Args:
+      params: any leaves.
+      masks: boolean leaves shaped like ``params``; True = kept.
+
+    Returns:
+      Leaves with the shapes and dtypes of ``params``.
+
+    Raises:
+      ValueError: while tracing, if ``masks`` does not mirror ``params``.
+
+    Example:
+      >>> apply_masks({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])})
+      {'w': Array([1., 0.], dtype=float32)}
+    """
+    check_masks(masks, params)
+    return jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, masks)
+
+
+def count(masks: Masks) -> Integer[Array, ""]:
+    """Number of kept entries over the whole tree: int32, or uint32 from 2**31 entries on.
+
+    Example:
+      >>> int(count({"a": jnp.array([True, False]), "b": jnp.array([True])}))
+      2
+    """
+    leaves = jax.tree.leaves(masks)
+    number = sum((count_where(lambda m: m, m) for m in leaves), jnp.uint32(0))
+    large = sum(leaf.size for leaf in leaves) >= 2**31
+    return number if large else number.astype(jnp.int32)
+
+
+# XLA's reductions run on one CPU core, elementwise code on all and in wide registers: there
+# a leaf is counted in this many slices, added element by element in int8 before the sum.
+_SLICES = 16
+
+
+def count_where(holds: Callable[..., Array], *leaves: Array) -> Integer[Array, ""]:
+    """Number of entries, as uint32, for which an elementwise predicate holds.
+
+    Twenty times faster than ``jnp.sum(holds(leaf))`` on a CPU, the same elsewhere.
+
+    Args:
+      holds: takes equally shaped slices of the leaves and returns booleans of that shape.
+      leaves: arrays of one shape.
+
+    Example:
+      >>> int(count_where(lambda x: x > 1, jnp.arange(4)))
+      2
+    """
+    width = leaves[0].size // _SLICES
+    if jax.default_backend() != "cpu" or width == 0:
+        return jnp.sum(holds(*leaves), dtype=jnp.uint32)
+    flat = [leaf.reshape(-1) for leaf in leaves]
+    tables = [x[: width * _SLICES].reshape(_SLICES, width) for x in flat]
+    partial = sum((holds(*rows).astype(jnp.int8) for rows in zip(*tables)), jnp.int8(0))
+    rest = holds(*(x[width * _SLICES :] for x in flat))
+    return jnp.sum(partial, dtype=jnp.uint32) + jnp.sum(rest, dtype=jnp.uint32)
+
+
+def save_masks(path: str | os.PathLike, masks: Masks) -> None:
+    """Writes masks to one safetensors file, one bit an entry; nothing is pickled.
+
+    The file appears whole or not at all. Other tools read it as a safetensors file of
+    uint8 arrays (`numpy.packbits`), one a leaf, named like the leaf.
+
+    Args:
+      path: the file; replaced if it exists.
+      masks: boolean leaves. Dicts, lists and tuples are written as such; any other
+        container is remembered by its leaves' names (see `load_masks`).
+
+    Raises:
+      ValueError: if a leaf is not boolean.
+    """
+    names = leaf_names(masks)
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(masks)]
+    for name, leaf in zip(names, leaves):
+        if leaf.dtype != np.bool_:
+            raise ValueError(f"`masks` leaf `{name}` has dtype {leaf.dtype}, not bool.")
+    if len(set(names)) < len(names):  # {"a/b": m, "a": {"b": m}}
+        names = [f"{i}:{name}" for i, name in enumerate(names)]
+    numbered = jax.tree.unflatten(jax.tree.structure(masks), range(len(leaves)))
+    metadata = {
+        "format": _FORMAT,
+        "names": json.dumps(names),
+        "shapes": json.dumps([leaf.shape for leaf in leaves]),
+        "structure": json.dumps(_described(numbered)),
+    }
+    packed = {name: np.packbits(leaf) for name, leaf in zip(names, leaves)}
+    path = pathlib.Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(safetensors.numpy.save(packed, metadata))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_masks(path: str | os.PathLike, like: PyTree | None = None) -> Masks:
+    """Reads masks that `save_masks` wrote.
+
+    Args:
+      path: the file.
+      like: parameters (or masks) whose containers to use. Needed only for containers
+        other than dicts, lists and tuples, which otherwise come back as a flat dict of
+        leaf names.
+
+    Returns:
+      Boolean leaves.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file is truncated or holds something else, or if the masks do
+        not fit ``like``.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no masks file {os.fspath(path)!r}.")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise ValueError("its metadata does not say it holds masks")
+            names = json.loads(metadata["names"])
+            shapes = [tuple(shape) for shape in json.loads(metadata["shapes"])]
+            structure = json.loads(metadata["structure"])
+            leaves = [
+                _unpacked(file.get_tensor(name), shape)
+                for name, shape in zip(names, shapes, strict=True)
+            ]
+    except (safetensors.SafetensorError, ValueError, KeyError, OSError) as error:
+        raise ValueError(
+            f"{os.fspath(path)!r} is not a masks file written by save_masks, or it is "
+            f"damaged: {error}"
+        ) from error
+    if like is None:
+        if structure is None:
+            return dict(zip(names, leaves))
+        return _rebuilt(structure, leaves)
+    treedef = jax.tree.structure(like)
+    if treedef.num_leaves != len(leaves):
+        raise ValueError(
+            f"`like` has {treedef.num_leaves} leaves, but {os.fspath(path)!r} holds "
+            f"{len(leaves)}."
+        )
+    masks = jax.tree.unflatten(treedef, leaves)
+    check_like(masks, like, name="masks")
+    return masks
+
+
+def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> Array:
+    size = int(np.prod(shape, dtype=np.int64))
+    return jnp.asarray(np.unpackbits(bits, count=size).astype(bool).reshape(shape))
+
+
+def _described(tree: PyTree) -> list | int | None:
+    """Nested plain containers of leaf numbers as JSON; None for any other container."""
+    if type(tree) is int:
+        return tree
+    if type(tree) is dict:
+        parts = [(key, _described(value)) for key, value in tree.items()]
+        plain = all(type(key) is str for key in tree)
+    elif type(tree) in (list, tuple):
+        parts = [_described(value) for value in tree]
+        plain = True
+    else:
+        return None
+    values = [part[1] for part in parts] if type(tree) is dict else parts
+    if not plain or any(value is None for value in values):
+        return None
+    return [type(tree).__name__, parts]
+
+
+def _rebuilt(described: list | int, leaves: list[Array]) -> PyTree:
+    if isinstance(described, int):
+        return leaves[described]
+    kind, parts = described
+    if kind == "dict":
+        return {key: _rebuilt(value, leaves) for key, value in parts}
+    return {"list": list, "tuple": tuple}[kind](_rebuilt(part, leaves) for part in parts)

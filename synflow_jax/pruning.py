@@ -1,0 +1,284 @@
+"""The loop: score, select, again, in one compilation for all rounds."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Integer, PyTree
+
+from synflow_jax.masks import all_kept, count, count_where
+from synflow_jax.schedules import Schedule, exponential, num_kept
+from synflow_jax.selection import keep_top, keep_top_per_layer
+from synflow_jax.trees import (
+    Masks,
+    Params,
+    Prunable,
+    ScoreFn,
+    check_like,
+    is_kernel,
+    leaf_names,
+    prunable_leaves,
+)
+
+Scope = Literal["global", "layer"]
+
+
+class PruneState(NamedTuple):
+    """What one round hands to the next, and nothing else."""
+
+    masks: Masks  # boolean leaves shaped like the parameters; True = kept
+
+
+class PruneInfo(NamedTuple):
+    """What a round reports and the next round does not need.
+
+    Attributes:
+      kept: prunable weights kept after the round.
+      density: the same as a fraction of all prunable weights.
+      nonfinite: weights alive before the round whose score was NaN or infinite.
+    """
+
+    kept: Integer[Array, "*rounds"]
+    density: Float[Array, "*rounds"]
+    nonfinite: Integer[Array, "*rounds"]
+
+
+class Pruner(NamedTuple):
+    """A pair of pure functions, in the manner of `optax.GradientTransformation`.
+
+    Attributes:
+      init: ``init(params) -> state`` with everything kept.
+      step: ``step(state, params, k) -> (state, info)``, one round that leaves the counts
+        ``k`` (see `iterative`).
+    """
+
+    init: Callable[[Params], PruneState]
+    step: Callable[[PruneState, Params, PyTree], tuple[PruneState, PruneInfo]]
+
+
+def iterative(
+    score_fn: ScoreFn, *, scope: Scope = "global", prunable: Prunable = is_kernel
+) -> Pruner:
+    """One round of pruning as a pair of pure functions; `prune` is a scan over it.
+
+    Use it to write a loop of your own: rounds between epochs of training, or a batch of
+    densities by `jax.vmap` over the counts (`counts_per_round` makes them).
+
+    Args:
+      score_fn: the criterion.
+      scope: ``"global"``: one ranking over all prunable weights; ``k`` is one count.
+        ``"layer"``: one ranking a leaf; ``k`` has one count for each prunable leaf.
+      prunable: ``prunable(path, leaf) -> bool``; leaves it refuses stay whole.
+
+    Returns:
+      A `Pruner`. A pruned weight never returns, whatever its score.
+
+    Example:
+      >>> from synflow_jax.scores import magnitude
+      >>> pruner = iterative(magnitude())
+      >>> params = {"kernel": jnp.array([[1.0, -3.0, 2.0]])}
+      >>> state, info = pruner.step(pruner.init(params), params, 2)
+      >>> state.masks["kernel"]
+      Array([[False,  True,  True]], dtype=bool)
+    """
+    _check_scope(scope)
+
+    def init(params: Params) -> PruneState:
+        return PruneState(all_kept(params))
+
+    def step(state: PruneState, params: Params, k: PyTree):
+        chosen = tuple(prunable_leaves(params, prunable))
+        masks, info = _one_round(score_fn, scope, chosen, params, state.masks, k)
+        return PruneState(masks), info
+
+    return Pruner(init, step)
+
+
+def prune(
+    score_fn: ScoreFn,
+    params: Params,
+    density: float,
+    *,
+    rounds: int = 100,
+    schedule: Schedule = exponential,
+    scope: Scope = "global",
+    prunable: Prunable = is_kernel,
+    on_round: Callable[[PruneInfo], None] | None = None,
+) -> tuple[Masks, PruneInfo]:
+    """Prunes to a density in rounds: score, keep the best, score what is left.
+
+    One jitted scan: it compiles once for all rounds and every density, and again only for
+    another ``score_fn`` object, other shapes or another number of rounds; so make the
+    criterion once and reuse it. It works inside `jax.jit` and under `jax.vmap` over a batch
+    of parameters.
+
+    Args:
+      score_fn: the criterion, such as ``synflow(apply_fn, input_shape)``.
+      params: a pytree of arrays.
+      density: fraction of the prunable weights kept, in (0, 1]: 0.01 is a compression of
+        10^2.
+      rounds: number of rounds, the paper's n. With 1 even SynFlow disconnects networks.
+      schedule: ``schedule(density, rounds) -> densities``, such as `exponential`.
+      scope: ``"global"``: one ranking over all prunable weights. ``"layer"``: one ranking a
+        leaf, each leaf pruned to the density.
+      prunable: ``prunable(path, leaf) -> bool``, the path being the leaf's name such as
+        ``"Dense_0/kernel"``; leaves it refuses stay whole and do not count.
+      on_round: called on the host after each round with that round's `PruneInfo`, to show
+        progress. The rounds are then dispatched one at a time. Not under jit or vmap.
+
+    Returns:
+      ``(masks, info)``: boolean leaves shaped like ``params``, True = kept, with exactly
+      ``num_kept(size, density)`` prunable weights kept (in each leaf for scope "layer");
+      and a `PruneInfo` whose arrays have a leading axis ``rounds``.
+
+    Raises:
+      ValueError: if an argument is out of range, no leaf is prunable, or the criterion
+        does not return scores shaped like the parameters.
+      FloatingPointError: if a score is NaN or infinite (not under jit or vmap, where
+        ``info.nonfinite`` reports it).
+
+    Example:
+      >>> from synflow_jax.scores import synflow
+      >>> score = synflow(lambda params, x: x @ params["kernel"], input_shape=(2,))
+      >>> params = {"kernel": jnp.array([[1.0, -2.0], [-3.0, 4.0]])}
+      >>> masks, info = prune(score, params, 0.5, rounds=2)
+      >>> masks["kernel"]
+      Array([[False, False],
+             [ True,  True]], dtype=bool)
+      >>> info.kept
+      Array([3, 2], dtype=int32)
+
+    References:
+      Tanaka et al. 2020 (arXiv 2006.05467), Algorithm 1.
+    """
+    params = jax.tree.map(jnp.asarray, params)
+    counts = counts_per_round(
+        params, density, rounds, schedule=schedule, scope=scope, prunable=prunable
+    )
+    chosen = tuple(prunable_leaves(params, prunable))
+    run = functools.partial(_rounds, score_fn, scope, chosen)
+    masks = all_kept(params)
+    if on_round is None:
+        masks, info = run(params, masks, counts)
+        _check_finite(info, params, first=1)
+        return masks, info
+    infos = []
+    for i in range(rounds):
+        masks, info = run(params, masks, counts[i : i + 1])
+        _check_finite(info, params, first=i + 1)
+        infos.append(info)
+        on_round(jax.tree.map(lambda x: x[0], info))
+    return masks, jax.tree.map(lambda *xs: jnp.concatenate(xs), *infos)
+
+
+def counts_per_round(
+    params: Params,
+    density: float,
+    rounds: int,
+    *,
+    schedule: Schedule = exponential,
+    scope: Scope = "global",
+    prunable: Prunable = is_kernel,
+) -> Integer[np.ndarray, "rounds *leaves"]:
+    """Whole numbers of weights to keep after each round, computed on the host.
+
+    Args:
+      params: a pytree of arrays, of which only names, shapes and dtypes are read.
+      density, rounds, schedule, scope, prunable: as in `prune`.
+
+    Returns:
+      ``[rounds]`` for scope "global"; ``[rounds, prunable leaves]`` for scope "layer".
+
+    Raises:
+      ValueError: if an argument is out of range or no leaf is prunable.
+
+    Example:
+      >>> counts_per_round({"kernel": jnp.ones((10, 10))}, 0.01, 2)
+      array([10,  1], dtype=uint32)
+    """
+    _check_scope(scope)
+    chosen = prunable_leaves(params, prunable)
+    sizes = [leaf.size for leaf, yes in zip(jax.tree.leaves(params), chosen) if yes]
+    densities = schedule(density, rounds)
+    if np.shape(densities) != (rounds,):
+        raise ValueError(
+            f"`schedule` must return one density for each of the {rounds} rounds; it "
+            f"returned shape {np.shape(densities)}."
+        )
+    if scope == "global":
+        counts = [num_kept(sum(sizes), d) for d in densities]
+    else:
+        counts = [[num_kept(size, d) for size in sizes] for d in densities]
+    return np.asarray(counts, np.uint32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _rounds(score_fn, scope, chosen, params, masks, counts):
+    def one_round(masks, k):
+        return _one_round(score_fn, scope, chosen, params, masks, k)
+
+    return lax.scan(one_round, masks, counts)
+
+
+def _one_round(
+    score_fn: ScoreFn,
+    scope: Scope,
+    chosen: Sequence[bool],
+    params: Params,
+    masks: Masks,
+    k: PyTree,
+) -> tuple[Masks, PruneInfo]:
+    scores = score_fn(params, masks)
+    check_like(scores, params, name="scores")
+    scores = [s for s, yes in zip(jax.tree.leaves(scores), chosen) if yes]
+    leaves, treedef = jax.tree.flatten(masks)
+    alive = [mask for mask, yes in zip(leaves, chosen) if yes]
+    if scope == "global":
+        kept = keep_top(scores, k, alive)
+    else:
+        kept = keep_top_per_layer(scores, list(k), alive)
+    size = sum(score.size for score in scores)
+    number = count(kept)
+    info = PruneInfo(
+        kept=number,
+        density=number.astype(jnp.float32) / size,
+        nonfinite=sum(
+            (
+                count_where(lambda s, m: m & ~jnp.isfinite(s), score, mask)
+                for score, mask in zip(scores, alive)
+            ),
+            jnp.int32(0),
+        ),
+    )
+    remaining = iter(kept)
+    masks = [next(remaining) if yes else mask for mask, yes in zip(leaves, chosen)]
+    return jax.tree.unflatten(treedef, masks), info
+
+
+def _check_scope(scope: str) -> None:
+    if scope not in ("global", "layer"):
+        raise ValueError(f'`scope` is "global" or "layer"; got {scope!r}.')
+
+
+def _check_finite(info: PruneInfo, params: Params, first: int) -> None:
+    if isinstance(info.nonfinite, jax.core.Tracer):
+        return
+    nonfinite = np.asarray(info.nonfinite)
+    if not nonfinite.any():
+        return
+    round_ = int(np.argmax(nonfinite > 0))
+    floating = [
+        (name, leaf)
+        for name, leaf in zip(leaf_names(params), jax.tree.leaves(params))
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    bad = [name for name, leaf in floating if not bool(jnp.isfinite(leaf).all())]
+    raise FloatingPointError(
+        f"in round {round_ + first}, {nonfinite[round_]} scores are NaN or infinite; "
+        "parameters that hold NaN or infinity: "
+        f"{', '.join(bad) or 'none, so the criterion made them'}."
+    )

@@ -1,0 +1,294 @@
+"""What each primitive does to the flow: one function a rule, one table.
+
+A value of the network is either plain, an array that does not depend on the input
+(parameters and all that is computed from them alone), or it carries flow, a `Scaled`. A
+rule is called for each equation with at least one operand that carries flow.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from synflow_jax.scaled import Scaled, aligned, normalised
+
+Value = Array | Scaled
+
+
+class Equation(NamedTuple):
+    """One equation of the traced network, as a rule sees it.
+
+    Attributes:
+      name: the primitive's name.
+      params: the primitive's parameters.
+      out_shapes: shape of each result.
+      biases: whether added parameters join the flow.
+      inside: ``inside(closed_jaxpr, *operands) -> results``, for rules of primitives that
+        call another jaxpr.
+      bind: ``bind(*arrays) -> results`` evaluates the primitive itself.
+    """
+
+    name: str
+    params: dict[str, Any]
+    out_shapes: list[tuple[int, ...]]
+    biases: bool
+    inside: Callable[..., list[Value]]
+    bind: Callable[..., list[Array]]
+
+
+# Takes the operands in order, some plain and some carrying flow; returns all results.
+Rule = Callable[..., Sequence[Value]]
+
+
+# --- weights ------------------------------------------------------------------------------
+
+
+def _size(plain: Array, like: Scaled) -> Array:
+    """The absolute value of a parameter, at its point of use, in the flow's precision."""
+    return jnp.abs(plain.astype(like.mantissa.dtype))
+
+
+def dot_general(equation: Equation, left: Value, right: Value):
+    """A product with parameters uses their absolute values; of two flows, both of them."""
+    exponent = jnp.int32(0)
+    arrays = []
+    for operand, other in ((left, right), (right, left)):
+        if isinstance(operand, Scaled):
+            exponent += operand.exponent
+            arrays.append(operand.mantissa)
+        else:
+            arrays.append(_size(operand, other))
+    product = lax.dot_general(
+        *arrays,
+        dimension_numbers=equation.params["dimension_numbers"],
+        precision=lax.Precision.HIGHEST,
+    )
+    return [normalised(product, exponent)]
+
+
+def conv_general_dilated(equation: Equation, image: Value, kernel: Value):
+    """A convolution of the flow with the absolute value of its kernel."""
+    if not isinstance(image, Scaled) or isinstance(kernel, Scaled):
+        raise ValueError(
+            "the flow must enter a convolution as its image, and the kernel must be made "
+            "of parameters."
+        )
+    weights = _size(kernel, image)
+    if jax.default_backend() == "cpu" and _is_small(equation):
+        product = _conv_of_patches(image.mantissa, weights, equation.params)
+    else:
+        settings = dict(equation.params)
+        settings |= dict(precision=lax.Precision.HIGHEST, preferred_element_type=None)
+        settings.pop("out_sharding", None)
+        product = lax.conv_general_dilated(image.mantissa, weights, **settings)
+    return [normalised(product, image.exponent)]
+
+
+def _is_small(equation: Equation) -> bool:
+    """Where XLA's CPU convolution is slow: one image of few positions."""
+    params = equation.params
+    numbers = params["dimension_numbers"]
+    shape = equation.out_shapes[0]
+    positions = math.prod(shape) // shape[numbers.out_spec[1]]
+    plain = params["feature_group_count"] == params["batch_group_count"] == 1
+    return plain and set(params["lhs_dilation"]) == {1} and positions <= 1024
+
+
+def _conv_of_patches(image: Array, kernel: Array, params: dict[str, Any]) -> Array:
+    """The convolution as one product of the image's patches with the kernel's matrix."""
+    numbers = params["dimension_numbers"]
+    image = image.transpose(numbers.lhs_spec)  # batch, channels, space
+    image = jnp.moveaxis(image, 1, -1)
+    kernel = kernel.transpose(*numbers.rhs_spec[2:], *numbers.rhs_spec[1::-1])
+    window = kernel.shape[:-2]
+    patches = jnp.concatenate(
+        _window_slices(
+            image,
+            (1, *window, 1),
+            (1, *params["window_strides"], 1),
+            ((0, 0), *params["padding"], (0, 0)),
+            (1, *params["rhs_dilation"], 1),
+        ),
+        axis=-1,
+    )
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    product = jnp.matmul(patches, matrix, precision=lax.Precision.HIGHEST)
+    product = jnp.moveaxis(product, -1, 1)
+    return product.transpose(tuple(map(numbers.out_spec.index, range(product.ndim))))
+
+
+def _window_slices(
+    x: Array, window, strides, padding, dilation, fill=0.0
+) -> list[Array]:
+    """For each place in the window, the entries that stand there, over all windows."""
+    x = lax.pad(x, jnp.asarray(fill, x.dtype), [(low, high, 0) for low, high in padding])
+    reach = [(w - 1) * d for w, d in zip(window, dilation)]
+    slices = []
+    for place in np.ndindex(*window):
+        start = [p * d for p, d in zip(place, dilation)]
+        stop = [s + n - r for s, n, r in zip(start, x.shape, reach)]
+        slices.append(lax.slice(x, start, stop, strides))
+    return slices
+
+
+# --- arithmetic ---------------------------------------------------------------------------
+
+
+def add(equation: Equation, left: Value, right: Value):
+    """Two flows add up. A parameter (a bias) is dropped, or joins in its absolute value."""
+    if equation.biases:
+        like = left if isinstance(left, Scaled) else right
+        left, right = (
+            v if isinstance(v, Scaled) else normalised(_size(v, like))
+            for v in (left, right)
+        )
+    flows = [value for value in (left, right) if isinstance(value, Scaled)]
+    if len(flows) == 1:
+        return _stretched(equation, flows[0])
+    (a, b), exponent = aligned(flows)
+    return [normalised(a + b, exponent)]
+
+
+def subtract(equation: Equation, left: Value, right: Value):
+    """Centring: the first operand. A parameter (a running mean) is dropped."""
+    return _stretched(equation, left if isinstance(left, Scaled) else right)
+
+
+def multiply(equation: Equation, left: Value, right: Value):
+    """Scaling by a parameter scales by its absolute value; two flows multiply."""
+    if isinstance(left, Scaled) and isinstance(right, Scaled):
+        product = left.mantissa * right.mantissa
+        return [normalised(product, left.exponent + right.exponent)]
+    flow, plain = (left, right) if isinstance(left, Scaled) else (right, left)
+    return [normalised(flow.mantissa * _size(plain, flow), flow.exponent)]
+
+
+def divide(equation: Equation, left: Value, right: Value):
+    """Division by a parameter divides by its absolute value; by a flow, it normalises."""
+    if isinstance(right, Scaled):
+        return _first_flow(equation, left, right)
+    return [normalised(left.mantissa / _size(right, left), left.exponent)]
+
+
+def _first_flow(equation: Equation, left: Value, right: Value):
+    if not isinstance(left, Scaled):
+        raise ValueError("a parameter divided by the flow is not linear in the flow.")
+    return _stretched(equation, left)
+
+
+def _stretched(equation: Equation, flow: Scaled):
+    """The flow itself, broadcast where the dropped operand was the larger one."""
+    mantissa = jnp.broadcast_to(flow.mantissa, equation.out_shapes[0])
+    return [Scaled(mantissa, flow.exponent)]
+
+
+def identity(equation: Equation, *operands: Value):
+    """A nonlinearity, a change of sign or of precision: the flow passes as it is."""
+    flows = [operand for operand in operands if isinstance(operand, Scaled)]
+    if len(flows) != 1:
+        raise ValueError("the flow must enter it in one operand, not in several.")
+    return _stretched(equation, flows[0])
+
+
+# --- structure ----------------------------------------------------------------------------
+
+
+def structural(equation: Equation, flow: Scaled):
+    """Moves entries about and leaves their values alone."""
+    return [Scaled(out, flow.exponent) for out in equation.bind(flow.mantissa)]
+
+
+def summing(equation: Equation, flow: Scaled):
+    """Adds entries of the flow to each other: sums, means and average pooling."""
+    (total,) = equation.bind(flow.mantissa)
+    return [normalised(total, flow.exponent)]
+
+
+# Values this close to a window's largest count as equal to it. On an all-ones input whole
+# regions of an image have equal flow but for rounding (1e-7 a sum); without the margin,
+# rounding, and so the platform, would choose the path.
+_TIE = 2.0**-13
+
+
+def reduce_window_max(equation: Equation, flow: Scaled):
+    """Max pooling: the flow of the largest entry of each window, the first among equals.
+
+    It is positively homogeneous, so the flow is conserved. Equal means within 2**-13 of
+    the largest, the same on every platform and in every precision.
+    """
+    params = equation.params
+    if set(params["base_dilation"]) != {1}:
+        raise ValueError("max pooling with a base dilation has no rule.")
+    entries = _window_slices(
+        flow.mantissa,
+        params["window_dimensions"],
+        params["window_strides"],
+        params["padding"],
+        params["window_dilation"],
+        fill=-jnp.inf,
+    )
+    return [Scaled(_first_largest(entries), flow.exponent)]
+
+
+def _first_largest(entries: list[Array]) -> Array:
+    largest = lax.stop_gradient(entries[0])
+    for entry in entries[1:]:
+        largest = jnp.maximum(largest, lax.stop_gradient(entry))
+    threshold = largest - _TIE * jnp.abs(largest)
+    chosen = entries[-1]
+    for entry in entries[-2::-1]:
+        chosen = jnp.where(lax.stop_gradient(entry) >= threshold, entry, chosen)
+    return chosen
+
+
+# --- calls --------------------------------------------------------------------------------
+
+
+def call(equation: Equation, *operands: Value):
+    """A jitted or custom-derivative function: go inside, unless its name says enough."""
+    if equation.params.get("name") in NONLINEARITIES:
+        return identity(equation, *operands)
+    for name in ("jaxpr", "call_jaxpr"):
+        if name in equation.params:
+            return equation.inside(equation.params[name], *operands)
+    raise ValueError("its inner function could not be found.")
+
+
+# Functions of jax.nn and jax.numpy, by the name under which JAX compiles them.
+NONLINEARITIES = frozenset({"relu"})
+
+RULES: dict[str, Rule] = {
+    "dot_general": dot_general,
+    "conv_general_dilated": conv_general_dilated,
+    "add": add,
+    "add_any": add,
+    "sub": subtract,
+    "mul": multiply,
+    "div": divide,
+    "max": identity,
+    "neg": identity,
+    "convert_element_type": identity,
+    "copy": identity,
+    "stop_gradient": identity,
+    "reshape": structural,
+    "transpose": structural,
+    "squeeze": structural,
+    "broadcast_in_dim": structural,
+    "expand_dims": structural,
+    "rev": structural,
+    "slice": structural,
+    "reduce_sum": summing,
+    "reduce_window_sum": summing,
+    "reduce_window_max": reduce_window_max,
+    "jit": call,
+    "pjit": call,
+    "custom_jvp_call": call,
+    "custom_vjp_call": call,
+    "remat": call,
+    "checkpoint": call,
+}

@@ -1,0 +1,81 @@
+"""Numbers that cannot overflow: an array times a power of two.
+
+Powers of two round nothing, so a `Scaled` array has the digits of an ordinary float and an
+exponent that no network is deep enough to exhaust.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+# The exponent of an array of zeros: below every exponent that a computation can reach.
+_ZERO = -(2**24)
+
+
+class Scaled(NamedTuple):
+    """``mantissa * 2.0**exponent``.
+
+    Attributes:
+      mantissa: floating, any shape; `normalised` makes its largest entry lie in [1, 2).
+      exponent: one int32 for the whole array. Constant under differentiation.
+    """
+
+    mantissa: Float[Array, "..."]
+    exponent: Int[Array, ""]
+
+
+def normalised(mantissa: Array, exponent: Int[Array, ""] | int = 0) -> Scaled:
+    """Moves the size of the mantissa's largest entry into the exponent.
+
+    Entries more than 100 binary places below the largest become zero and pass no gradient,
+    which keeps every gradient finite: by the conservation law an entry times its gradient
+    is at most the total.
+    """
+    info = jnp.finfo(mantissa.dtype)
+    largest = jnp.max(jnp.abs(lax.stop_gradient(mantissa)), initial=0)
+    shift = jnp.clip(_floor_log2(largest), info.minexp, -info.minexp)
+    scaled = mantissa * _power_of_two(-shift, mantissa.dtype)
+    visible = jnp.abs(lax.stop_gradient(scaled)) >= 2.0**-100
+    # A NaN is not below anything: it must stay, to be reported.
+    visible = visible | jnp.isnan(lax.stop_gradient(scaled))
+    return Scaled(
+        jnp.where(visible, scaled, jnp.zeros_like(scaled)),
+        jnp.where(largest == 0, _ZERO, exponent + shift).astype(jnp.int32),
+    )
+
+
+def aligned(values: list[Scaled]) -> tuple[list[Array], Int[Array, ""]]:
+    """The mantissas on a common exponent, the largest of theirs."""
+    top = values[0].exponent
+    for value in values[1:]:
+        top = jnp.maximum(top, value.exponent)
+    mantissas = [
+        value.mantissa * _power_of_two(value.exponent - top, value.mantissa.dtype)
+        for value in values
+    ]
+    return mantissas, top
+
+
+def log(value: Scaled) -> Float[Array, "..."]:
+    """Natural logarithm of every entry; minus infinity for zero."""
+    exponent = value.exponent.astype(value.mantissa.dtype)
+    exponent = jnp.where(value.exponent <= _ZERO // 2, 0, exponent)
+    return jnp.log(value.mantissa) + exponent * jnp.log(2.0).astype(exponent.dtype)
+
+
+def _floor_log2(x: Array) -> Int[Array, "..."]:
+    """Exponent bits of non-negative normal floats; far below zero for zero."""
+    info = jnp.finfo(x.dtype)
+    bits = lax.bitcast_convert_type(x, jnp.dtype(f"int{info.bits}"))
+    return ((bits >> info.nmant) + info.minexp - 1).astype(jnp.int32)
+
+
+def _power_of_two(exponent: Int[Array, ""], dtype) -> Float[Array, ""]:
+    """Two to a whole power no greater than the largest float's; zero if too small."""
+    info = jnp.finfo(dtype)
+    biased = jnp.maximum(exponent - (info.minexp - 1), 0)
+    biased = biased.astype(jnp.dtype(f"int{info.bits}"))
+    return lax.bitcast_convert_type(biased << info.nmant, dtype)

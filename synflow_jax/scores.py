@@ -1,0 +1,144 @@
+"""Criteria: functions that score every weight of a masked network, higher = keep."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
+
+from synflow_jax.flow import ones, total_flow
+from synflow_jax.masks import apply_masks
+from synflow_jax.trees import Masks, Params, ScoreFn, Scores, check_masks, widened
+
+
+def synflow(
+    apply_fn: Callable[..., PyTree], input_shape: PyTree, *, biases: bool = False
+) -> ScoreFn:
+    r"""Synaptic flow: needs neither data nor labels.
+
+    With every weight replaced by its size and an all-ones input, let ``R`` be the sum of
+    the outputs (see `flow`). The score of a weight is ``|w| * dR/d|w| / R``: the share of
+    the total flow that passes through it, between 0 and 1. The scores of every set of
+    weights that separates the input from the output, such as a layer, sum to 1 (the
+    conservation law of the paper); the paper's own scores are these times ``R``.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> y``, traceable by JAX, in evaluation mode.
+      input_shape: the shape of one example, without the batch axis; or a pytree of
+        `jax.ShapeDtypeStruct` that describes the whole input, batch axis included.
+      biases: let added parameters join the flow, in their absolute values.
+
+    Returns:
+      ``score(params, masks) -> scores``: leaves shaped like ``params``, float32 (float64
+      for float64 parameters) whatever the precision of the parameters, non-negative, and
+      finite at any depth. A pruned weight scores 0, and so does everything when no path is
+      left. Parameters that hold no floating numbers score 0.
+
+    Raises:
+      ValueError: while tracing, if ``masks`` does not mirror ``params`` or the network has
+        no flow (`flow`).
+
+    Example:
+      >>> score = synflow(lambda params, x: x @ params["w"], input_shape=(2,))
+      >>> params = {"w": jnp.array([[1.0, -2.0], [-3.0, 4.0]])}
+      >>> score(params, {"w": jnp.ones((2, 2), bool)})["w"]
+      Array([[0.1       , 0.2       ],
+             [0.3       , 0.39999998]], dtype=float32)
+
+    References:
+      Tanaka et al. 2020 (arXiv 2006.05467), equation for S_SF and Theorem 2.
+    """
+    inputs = ones(input_shape)
+
+    def score(params: Params, masks: Masks) -> Scores:
+        alive = apply_masks(widened(params), masks)
+        leaves, treedef = jax.tree.flatten(alive)
+        floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+
+        def mantissa_of_flow(weights):
+            weights = iter(weights)
+            mixed = [next(weights) if f else x for f, x in zip(floating, leaves)]
+            tree = jax.tree.unflatten(treedef, mixed)
+            return total_flow(apply_fn, tree, inputs, biases=biases).mantissa
+
+        weights = [leaf for f, leaf in zip(floating, leaves) if f]
+        total, gradients = jax.value_and_grad(mantissa_of_flow)(weights)
+        # Where nothing flows every score is zero, not zero over zero.
+        divisor = jnp.where(total == 0, jnp.ones_like(total), total)
+        gradients = iter(gradients)
+        scores = [
+            _share(leaf, next(gradients) / divisor)
+            if f
+            else jnp.zeros(leaf.shape, jnp.float32)
+            for f, leaf in zip(floating, leaves)
+        ]
+        return jax.tree.unflatten(treedef, scores)
+
+    return score
+
+
+def _share(weight: Array, gradient: Array) -> Array:
+    """The weight times its gradient; zero for a zero weight, whatever its gradient."""
+    return jnp.where(weight == 0, jnp.zeros_like(weight), weight * gradient)
+
+
+def magnitude() -> ScoreFn:
+    """The size of each weight.
+
+    Returns:
+      ``score(params, masks) -> scores``: ``|w|``, float32 or better; 0 where pruned.
+
+    Example:
+      >>> params = {"w": jnp.array([1.0, -2.0])}
+      >>> magnitude()(params, {"w": jnp.array([True, True])})["w"]
+      Array([1., 2.], dtype=float32)
+
+    References:
+      Han et al., "Learning both Weights and Connections for Efficient Neural Networks",
+      NeurIPS 2015; at initialisation it is a baseline of Tanaka et al. 2020.
+    """
+
+    def score(params: Params, masks: Masks) -> Scores:
+        alive = apply_masks(widened(params), masks)
+        return jax.tree.map(lambda p: _as_scores(jnp.abs(p)), alive)
+
+    return score
+
+
+def random(key: Key[Array, ""]) -> ScoreFn:
+    """A uniform draw for each weight, the same in every round.
+
+    Because the draw does not change, pruning in many rounds removes the same weights as
+    pruning at once, and the result is a uniformly random set.
+
+    Args:
+      key: a `jax.random.key`.
+
+    Returns:
+      ``score(params, masks) -> scores``: float32 in [0, 1); 0 where pruned.
+
+    Raises:
+      ValueError: if ``key`` is not a single typed key.
+
+    Example:
+      >>> score = random(jax.random.key(0))
+      >>> score({"w": jnp.ones(3)}, {"w": jnp.array([True, True, False])})["w"].shape
+      (3,)
+    """
+    if not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key) or key.shape:
+        raise ValueError(f"`key` is one jax.random.key(seed); got {key!r}.")
+
+    def score(params: Params, masks: Masks) -> Scores:
+        check_masks(masks, params)
+        leaves, treedef = jax.tree.flatten(params)
+        keys = jax.random.split(key, len(leaves))
+        draws = [jax.random.uniform(k, jnp.shape(p)) for k, p in zip(keys, leaves)]
+        return apply_masks(jax.tree.unflatten(treedef, draws), masks)
+
+    return score
+
+
+def _as_scores(leaf: Array) -> Array:
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return jnp.zeros(leaf.shape, jnp.float32)

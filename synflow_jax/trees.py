@@ -1,0 +1,127 @@
+"""Parameter pytrees: their types, their leaves' names, and the one check."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
+
+# "?*w" lets each leaf have its own shape; the tag "P" makes all trees that are annotated
+# with it in one signature share a structure, and so pairs the shapes.
+Params = PyTree[Shaped[Array, "?*w"], "P"]
+Masks = PyTree[Bool[Array, "?*w"], "P"]
+Scores = PyTree[Float[Array, "?*w"], "P"]
+
+# Scores every weight of a masked network; higher means keep.
+ScoreFn = Callable[[Params, Masks], Scores]
+
+# Says whether the leaf with this name ("Dense_0/kernel") may lose weights.
+Prunable = Callable[[str, Array], bool]
+
+
+def leaf_names(tree: PyTree) -> list[str]:
+    """Names of the leaves, in `jax.tree.leaves` order.
+
+    Example:
+      >>> leaf_names({"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}})
+      ['dense/bias', 'dense/kernel']
+    """
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+
+
+def is_kernel(path: str, leaf: Array) -> bool:
+    """What is prunable unless you say otherwise: convolution and dense weights.
+
+    Args:
+      path: the leaf's name, its keys joined by slashes: ``"Dense_0/kernel"``.
+      leaf: the parameter, or anything with a shape and a dtype.
+
+    Returns:
+      True for a floating leaf of two or more dimensions whose last key is ``kernel``
+      (Flax) or ``weight`` (Equinox). Biases and normalisation parameters stay whole, as
+      in the paper's experiments.
+
+    Example:
+      >>> is_kernel("Dense_0/kernel", jnp.ones((2, 3)))
+      True
+      >>> is_kernel("BatchNorm_0/scale", jnp.ones(3))
+      False
+    """
+    named = path.rsplit("/", 1)[-1] in ("kernel", "weight")
+    return named and leaf.ndim >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def prunable_leaves(params: PyTree, prunable: Prunable) -> list[bool]:
+    """Asks ``prunable`` about every leaf, in `jax.tree.leaves` order.
+
+    Raises:
+      ValueError: if no leaf is prunable, or one that is holds no floating numbers.
+    """
+    names, leaves = leaf_names(params), jax.tree.leaves(params)
+    chosen = [bool(prunable(name, leaf)) for name, leaf in zip(names, leaves)]
+    for name, leaf, yes in zip(names, leaves, chosen):
+        if yes and not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"`prunable` chose `{name}`, which has dtype {leaf.dtype}; only floating "
+                "parameters can be pruned."
+            )
+    if not any(chosen):
+        raise ValueError(
+            "`prunable` chose no leaf of the parameters, so there is nothing to prune. "
+            "The default takes leaves named `kernel` or `weight` of two or more "
+            f"dimensions; the leaves are {', '.join(names) or '(none)'}. To take all "
+            "matrices: prunable=lambda path, leaf: leaf.ndim >= 2."
+        )
+    return chosen
+
+
+def check_like(tree: PyTree, params: PyTree, *, name: str) -> None:
+    """Raises unless ``tree`` mirrors ``params`` leaf for leaf.
+
+    Reads structure and shapes only, so it runs while tracing and costs the compiled
+    program nothing.
+
+    Raises:
+      ValueError: naming the first leaf that differs.
+    """
+    got, want = jax.tree.structure(tree), jax.tree.structure(params)
+    if got != want:
+        raise ValueError(
+            f"`{name}` must have the structure of the parameters.\n"
+            f"  parameters: {want}\n  {name}: {got}"
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(params))
+    for (path, leaf), param in pairs:
+        if jnp.shape(leaf) != jnp.shape(param):
+            where = f"{name}{jax.tree_util.keystr(path)}"
+            raise ValueError(
+                f"`{where}` has shape {jnp.shape(leaf)}, but its parameter has shape "
+                f"{jnp.shape(param)}."
+            )
+
+
+def check_masks(masks: PyTree, params: PyTree) -> None:
+    """`check_like` for masks: they must also be boolean.
+
+    Raises:
+      ValueError: naming the first leaf that differs from its parameter or is not boolean.
+    """
+    check_like(masks, params, name="masks")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(masks):
+        if jnp.result_type(leaf) != jnp.bool_:
+            raise ValueError(
+                f"`masks{jax.tree_util.keystr(path)}` has dtype {jnp.result_type(leaf)}; "
+                "masks are boolean, True for a weight that is kept."
+            )
+
+
+def widened(params: PyTree) -> PyTree:
+    """The parameters with every floating leaf in float32 or better, for scoring."""
+
+    def widen(leaf):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+    return jax.tree.map(widen, params)
