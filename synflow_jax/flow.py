@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PyTree
 from synflow_jax import scaled
 from synflow_jax.rules import RULES, Equation, Value
 from synflow_jax.scaled import Scaled
-from synflow_jax.trees import Params, widened
+from synflow_jax.trees import Params, is_floating, scoring_dtype, widened
 
 
 class FlowError(ValueError):
@@ -67,15 +67,14 @@ def flow(
 
     def transformed(params: Params, *args: PyTree) -> tuple[PyTree, PyTree]:
         params = widened(params)
-        floats = [p for p in jax.tree.leaves(params) if _is_floating(p)]
-        dtype = jnp.result_type(jnp.float32, *floats)
+        dtype = scoring_dtype(*jax.tree.leaves(params))
         for path, leaf in jax.tree_util.tree_leaves_with_path(args):
-            if not _is_floating(leaf):
+            if not is_floating(leaf):
                 raise ValueError(
-                    f"the input args{jax.tree_util.keystr(path)} has dtype "
-                    f"{jnp.result_type(leaf)}; the flow starts at floating inputs."
+                    f"the input args{jax.tree_util.keystr(path)} has dtype {leaf.dtype}; "
+                    "the flow starts at floating inputs."
                 )
-        args = jax.tree.map(lambda x: jnp.asarray(x, dtype), args)
+        args = jax.tree.map(lambda x: x.astype(dtype), args)
         traced, shape = jax.make_jaxpr(apply_fn, return_shape=True)(params, *args)
         sources = [scaled.normalised(x) for x in jax.tree.leaves(args)]
         outs = _interpret(
@@ -191,36 +190,39 @@ def ones(input_shape: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), input_shape)
 
 
-def _is_floating(x: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
-
-
 # --- the interpreter ----------------------------------------------------------------------
 
 
 def _interpret(
-    jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Value], biases: bool
+    jaxpr: core.Jaxpr,
+    consts: Sequence[Any],
+    args: Sequence[Value],
+    biases: bool,
+    line: str = "an unknown line",
 ) -> list[Value]:
-    """Evaluates a jaxpr with some of its arguments carrying flow."""
-    values: dict[core.Var, Value] = dict(zip(jaxpr.constvars, consts))
+    """Evaluates a jaxpr with some of its arguments carrying flow.
+
+    ``line`` is where the model calls it: JAX forgets the callers of jitted functions that
+    it has traced before.
+    """
+    values: dict[core.Var, Value] = dict(zip(jaxpr.constvars, map(_as_array, consts)))
     values.update(zip(jaxpr.invars, args))
 
     def read(atom):
-        return atom.val if isinstance(atom, core.Literal) else values[atom]
-
-    def inside(inner, *operands):
-        if not isinstance(inner, core.ClosedJaxpr):
-            inner = core.ClosedJaxpr(inner, [])
-        return _interpret(inner.jaxpr, inner.consts, operands, biases)
+        return _as_array(atom.val) if isinstance(atom, core.Literal) else values[atom]
 
     for eqn in jaxpr.eqns:
         operands = [read(atom) for atom in eqn.invars]
         if any(isinstance(operand, Scaled) for operand in operands):
-            outs = _apply_rule(eqn, operands, biases, inside)
+            outs = _apply_rule(eqn, operands, biases, _user_line(eqn) or line)
         else:
             outs = _bind(eqn, operands)
         values.update(zip(eqn.outvars, outs, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _as_array(constant: Any) -> Array:
+    return constant if isinstance(constant, jax.Array) else jnp.asarray(constant)
 
 
 def _bind(eqn: core.JaxprEqn, operands: Sequence[Any]) -> list[Array]:
@@ -232,12 +234,18 @@ def _bind(eqn: core.JaxprEqn, operands: Sequence[Any]) -> list[Array]:
 
 
 def _apply_rule(
-    eqn: core.JaxprEqn, operands: list[Value], biases: bool, inside: Callable
+    eqn: core.JaxprEqn, operands: list[Value], biases: bool, line: str
 ) -> Sequence[Value]:
     name = eqn.primitive.name
+
+    def inside(inner, *operands):
+        if not isinstance(inner, core.ClosedJaxpr):
+            inner = core.ClosedJaxpr(inner, [])
+        return _interpret(inner.jaxpr, inner.consts, operands, biases, line)
+
     if name not in RULES:
         raise FlowError(
-            f"flow has no rule for the primitive `{name}`, called at {_user_line(eqn)}. "
+            f"flow has no rule for the primitive `{name}`, called at {line}. "
             "It acts on values that depend on the input, so what it does to the flow must "
             f"be known. Known primitives: {', '.join(sorted(RULES))}."
         )
@@ -249,14 +257,13 @@ def _apply_rule(
         inside=inside,
         bind=lambda *arrays: _bind(eqn, arrays),
     )
-    operands = [x if isinstance(x, Scaled) else jnp.asarray(x) for x in operands]
     try:
         return RULES[name](equation, *operands)
     except FlowError:  # from a jaxpr inside this one: it has its place already
         raise
     except ValueError as error:
         raise FlowError(
-            f"flow cannot pass the primitive `{name}`, called at {_user_line(eqn)}: {error}"
+            f"flow cannot pass the primitive `{name}`, called at {line}: {error}"
         ) from error
 
 
@@ -267,7 +274,7 @@ _LIBRARIES = tuple(
 )
 
 
-def _user_line(eqn: core.JaxprEqn) -> str:
+def _user_line(eqn: core.JaxprEqn) -> str | None:
     """File, line and function of the innermost frame outside JAX, Flax and this package."""
     traceback = eqn.source_info.traceback
     frames = traceback.frames if traceback else []
@@ -275,5 +282,6 @@ def _user_line(eqn: core.JaxprEqn) -> str:
     frames = itertools.takewhile(lambda f: f.file_name != __file__, frames)
     for frame in frames:
         if not frame.file_name.startswith(_LIBRARIES):
-            return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
-    return "an unknown line"
+            function = frame.function_name.rsplit("<locals>.", 1)[-1]
+            return f"{frame.file_name}:{frame.line_num} ({function})"
+    return None

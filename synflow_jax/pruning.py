@@ -19,6 +19,7 @@ from synflow_jax.trees import (
     Prunable,
     ScoreFn,
     check_like,
+    is_floating,
     is_kernel,
     leaf_names,
     prunable_leaves,
@@ -245,7 +246,7 @@ def _one_round(
     number = count(kept)
     info = PruneInfo(
         kept=number,
-        density=number.astype(jnp.float32) / size,
+        density=number.astype(jnp.float32) / float(size),
         nonfinite=sum(
             (
                 count_where(lambda s, m: m & ~jnp.isfinite(s), score, mask)
@@ -274,7 +275,7 @@ def _check_finite(info: PruneInfo, params: Params, first: int) -> None:
     floating = [
         (name, leaf)
         for name, leaf in zip(leaf_names(params), jax.tree.leaves(params))
-        if jnp.issubdtype(leaf.dtype, jnp.floating)
+        if is_floating(leaf)
     ]
     bad = [name for name, leaf in floating if not bool(jnp.isfinite(leaf).all())]
     raise FloatingPointError(

@@ -289,6 +289,6 @@ RULES: dict[str, Rule] = {
     "pjit": call,
     "custom_jvp_call": call,
     "custom_vjp_call": call,
-    "remat": call,
+    "remat2": call,
     "checkpoint": call,
 }

@@ -8,7 +8,7 @@ from jaxtyping import Array, Key, PyTree
 
 from synflow_jax.flow import ones, total_flow
 from synflow_jax.masks import apply_masks
-from synflow_jax.trees import Masks, Params, ScoreFn, Scores, check_masks, widened
+from synflow_jax.trees import Masks, Params, ScoreFn, Scores, check_masks, is_floating, widened
 
 
 def synflow(
@@ -53,7 +53,7 @@ def synflow(
     def score(params: Params, masks: Masks) -> Scores:
         alive = apply_masks(widened(params), masks)
         leaves, treedef = jax.tree.flatten(alive)
-        floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+        floating = [is_floating(leaf) for leaf in leaves]
 
         def mantissa_of_flow(weights):
             weights = iter(weights)
@@ -139,6 +139,4 @@ def random(key: Key[Array, ""]) -> ScoreFn:
 
 
 def _as_scores(leaf: Array) -> Array:
-    if jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf
-    return jnp.zeros(leaf.shape, jnp.float32)
+    return leaf if is_floating(leaf) else jnp.zeros(leaf.shape, jnp.float32)

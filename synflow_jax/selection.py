@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Int, Integer, Num, PyTree
+from jaxtyping import Array, Bool, Int, Integer, PyTree
 
 from synflow_jax.masks import count_where
-from synflow_jax.trees import Masks, Scores, check_masks
+from synflow_jax.trees import Masks, Scores, check_masks, is_floating, scoring_dtype
 
 # Scores taken from each leaf in proportion to its size, to guess the first bracket.
 _SAMPLE = 16384
@@ -73,7 +73,7 @@ def keep_top(
         eligible = jax.tree.leaves(masks)
     if size == 0:
         return jax.tree.map(lambda s: jnp.zeros(s.shape, bool), scores)
-    dtype = jnp.result_type(*leaves, jnp.float32)
+    dtype = scoring_dtype(*leaves)
     keys = [_keys(s.astype(dtype), m) for s, m in zip(leaves, eligible)]
     k = jnp.clip(jnp.asarray(k), 0).astype(jnp.uint32)
     bracket = _search(keys, k, size)
@@ -124,10 +124,10 @@ def keep_top_per_layer(
 def _checked_size(scores: PyTree) -> int:
     size = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(scores):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        if not is_floating(leaf):
             raise ValueError(
-                f"`scores{jax.tree_util.keystr(path)}` has dtype "
-                f"{jnp.result_type(leaf)}; scores are floating."
+                f"`scores{jax.tree_util.keystr(path)}` has dtype {leaf.dtype}; scores are "
+                "floating."
             )
         size += leaf.size
     if size >= 2**32:
@@ -151,7 +151,7 @@ def _search(keys: list[Array], k: Array, size: int) -> _Bracket:
     guesses = _guesses(keys, k, size)
     bracket = _Bracket(
         low=jnp.where(k == 0, limits.max, limits.min).astype(keys[0].dtype),
-        num_low=jnp.where(k == 0, 0, size).astype(jnp.uint32),
+        num_low=jnp.where(k == 0, jnp.uint32(0), jnp.uint32(size)),
         high=jnp.asarray(limits.max, keys[0].dtype),
         num_high=jnp.uint32(0),
     )
@@ -181,7 +181,7 @@ def _guesses(keys: list[Array], k: Array, size: int) -> Array:
     """Two keys that enclose the threshold, most likely, from a sample of every leaf."""
     stride = -(-size // _SAMPLE)
     sample = jnp.sort(jnp.concatenate([key.reshape(-1)[::stride] for key in keys]))
-    fraction = k.astype(jnp.float32) / size
+    fraction = k.astype(jnp.float32) / float(size)
     expected = (1.0 - fraction) * sample.size
     spread = 4.0 * jnp.sqrt(sample.size * fraction * (1.0 - fraction)) + 2.0
     places = jnp.stack([expected - spread, expected + spread]).astype(jnp.int32)
@@ -207,5 +207,5 @@ def _first_of_equals(keys: list[Array], bracket: _Bracket, k: Array) -> list[Arr
     return kept
 
 
-def _running_count(x: Num[Array, "..."]) -> Array:
+def _running_count(x: Bool[Array, "..."]) -> Array:
     return jnp.cumsum(x.reshape(-1), dtype=jnp.uint32).reshape(x.shape)

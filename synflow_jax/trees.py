@@ -49,7 +49,7 @@ def is_kernel(path: str, leaf: Array) -> bool:
       False
     """
     named = path.rsplit("/", 1)[-1] in ("kernel", "weight")
-    return named and leaf.ndim >= 2 and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return named and leaf.ndim >= 2 and is_floating(leaf)
 
 
 def prunable_leaves(params: PyTree, prunable: Prunable) -> list[bool]:
@@ -61,7 +61,7 @@ def prunable_leaves(params: PyTree, prunable: Prunable) -> list[bool]:
     names, leaves = leaf_names(params), jax.tree.leaves(params)
     chosen = [bool(prunable(name, leaf)) for name, leaf in zip(names, leaves)]
     for name, leaf, yes in zip(names, leaves, chosen):
-        if yes and not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if yes and not is_floating(leaf):
             raise ValueError(
                 f"`prunable` chose `{name}`, which has dtype {leaf.dtype}; only floating "
                 "parameters can be pruned."
@@ -116,12 +116,19 @@ def check_masks(masks: PyTree, params: PyTree) -> None:
             )
 
 
+def scoring_dtype(*leaves: Array) -> jnp.dtype:
+    """float64 if a leaf is, else float32: the precision in which scores are computed."""
+    double = any(leaf.dtype == jnp.float64 for leaf in leaves)
+    return jnp.dtype(jnp.float64 if double else jnp.float32)
+
+
 def widened(params: PyTree) -> PyTree:
     """The parameters with every floating leaf in float32 or better, for scoring."""
+    return jax.tree.map(
+        lambda leaf: leaf.astype(scoring_dtype(leaf)) if is_floating(leaf) else leaf, params
+    )
 
-    def widen(leaf):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
-        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
-    return jax.tree.map(widen, params)
+def is_floating(leaf: Array) -> bool:
+    """Whether a leaf holds floating numbers."""
+    return jnp.issubdtype(leaf.dtype, jnp.floating)

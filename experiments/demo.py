@@ -1,0 +1,284 @@
+"""The demonstration: which methods keep a network connected, and what that is worth.
+
+  python -m experiments.demo
+
+Prunes VGG-16 at initialisation with three methods, then trains a small network under their
+masks. Writes metrics, two figures and a report; about two and a half minutes on two cores.
+"""
+
+import dataclasses
+import pathlib
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import tyro
+from jaxtyping import Array, Key, PyTree
+from rich.markup import escape
+from rich.table import Table
+
+import synflow_jax as sj
+from experiments import data, figures, report, runs, sweep, train
+from experiments.console import CONSOLE, progress, say
+from experiments.networks import SmallConvNet
+from synflow_jax import models
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Prune VGG-16 at initialisation, and train a small network under masks: SynFlow,
+    magnitude and random pruning side by side. About two and a half minutes on two cores;
+    the result is report.html in the folder that --out names."""
+
+    out: pathlib.Path = pathlib.Path("results/demo")
+    """Folder for the results; an earlier demo's files in it are replaced."""
+    seed: int = 0
+    """Decides the initial weights, random pruning and the order of the images."""
+    rounds: int = 100
+    """Rounds of SynFlow; the other methods take one."""
+    network: str = "vgg16_cifar"
+    """First part: the network to prune, a name in synflow_jax.models."""
+    num_classes: int = 100
+    """First part: its outputs."""
+    compressions: tuple[float, ...] = (1.0, 2.0, 4.0, 6.0)
+    """First part: log10 of (weights / weights kept)."""
+    dataset: data.Name = "auto"
+    """Second part: the images. "auto" is CIFAR-10 if tensorflow-datasets has prepared it,
+    else the part of it that lies beside the repository, else scikit-learn's digits.
+    Nothing is ever downloaded."""
+    data_dir: pathlib.Path | None = None
+    """Second part: where prepared data sets lie; unless given, where tensorflow-datasets
+    puts them."""
+    channels: tuple[int, ...] = (16, 32, 64, 64)
+    """Second part: channels of the small network's convolutions."""
+    train_compressions: tuple[float, ...] = (1.0, 1.5, 2.5)
+    """Second part: log10 of (weights / weights kept)."""
+    training: train.Settings = train.Settings()
+    """Second part: how each network is trained."""
+    smoke: bool = False
+    """Run in seconds, to see that everything works: tiny networks, a few rounds, one epoch
+    of digits; into results/smoke unless --out is given."""
+
+
+FIGURES = {"layers.png": figures.layers, "accuracy.png": figures.accuracies}
+
+
+def smoke(config: Config) -> Config:
+    """The same run in a form of seconds."""
+    default_out = config.out == Config.out
+    return dataclasses.replace(
+        config,
+        out=pathlib.Path("results/smoke") if default_out else config.out,
+        rounds=5,
+        network="mlp",
+        num_classes=10,
+        compressions=(1.0, 3.0),
+        dataset="digits",
+        data_dir=None,
+        channels=(8, 8),
+        train_compressions=(1.0, 2.0),
+        training=dataclasses.replace(config.training, images=1, batch=64),
+    )
+
+
+def run(config: Config, command: str) -> pathlib.Path:
+    """Does the whole demonstration.
+
+    Args:
+      config: the settings.
+      command: the command line, for the record.
+
+    Returns:
+      The path of the report.
+
+    Raises:
+      FileNotFoundError: if the images asked for are not there.
+      FileExistsError: if the folder holds such files from somewhere else.
+      RuntimeError: if training did not leave exactly the weights of the mask.
+    """
+    began = time.perf_counter()
+    images = data.load(config.dataset, config.data_dir)
+    runs.start(config.out, "demo", config, command, [*FIGURES, report.NAME])
+    prune_at_initialisation(config)
+    train_under_masks(config, images)
+    _, rows = runs.read(config.out)
+    with progress("drawing figures", first=""):
+        for name, figure in FIGURES.items():
+            figure(rows, config.out / name)
+    runs.log(config.out, {"kind": "done", "seconds": time.perf_counter() - began})
+    return report.write(config.out)
+
+
+def prune_at_initialisation(config: Config) -> None:
+    """First part: what three methods leave of a deep network before any training."""
+    init_key, random_key = _keys(config.seed, part=1)
+    with progress(f"{config.network}: initialising"):
+        apply_fn, params, input_shape = models.build(
+            config.network, init_key, num_classes=config.num_classes
+        )
+        jax.block_until_ready(params)
+    targets = [*sweep.grid(config.compressions), sweep.one_weight_a_layer(params)]
+    pruned = sweep.sweep(
+        config.network, apply_fn, params, input_shape, targets, config.rounds, random_key
+    )
+    for row, _ in pruned:
+        runs.log(config.out, {"part": "initialisation", **row})
+        say(_in_words(row))
+
+
+def train_under_masks(config: Config, images: data.Data) -> None:
+    """Second part: the accuracy of a small network trained under each mask, and dense."""
+    init_key, random_key = _keys(config.seed, part=2)
+    module = SmallConvNet(images.num_classes, config.channels)
+    input_shape = images.train_images.shape[1:]
+    with progress("small network: initialising"):
+        variables = jax.jit(module.init)(init_key, jnp.zeros((1, *input_shape)))
+        apply_fn, params = sj.from_linen(module, variables)
+    epochs, steps = train.length(config.training, len(images.train_labels))
+    about = {
+        "kind": "data",
+        "data": images.name,
+        "num_classes": images.num_classes,
+        "input_shape": input_shape,
+        "train_images": len(images.train_labels),
+        "test_images": len(images.test_labels),
+        "epochs": epochs,
+        "steps": epochs * steps,
+    }
+    runs.log(config.out, about)
+
+    splits = train.on_device(images)
+    everything = sj.all_kept(params)
+    size = train.num_nonzero(params, everything)[0]
+    dense = {"method": "dense", "label": "10^0", "compression": 0.0, "k": size}
+    _train(config, module, variables, everything, splits, dense)
+    pruned = sweep.sweep(
+        "small network",
+        apply_fn,
+        params,
+        input_shape,
+        sweep.grid(config.train_compressions),
+        config.rounds,
+        random_key,
+    )
+    for row, masks in pruned:
+        runs.log(config.out, {"part": "training", **row})
+        say(_in_words(row))
+        _train(config, module, variables, masks, splits, row)
+
+
+def _train(
+    config: Config,
+    module: nn.Module,
+    variables: PyTree,
+    masks: PyTree,
+    splits: tuple[train.Split, train.Split],
+    row: dict[str, Any],
+) -> None:
+    """Trains one network and logs each epoch and what is left at the end."""
+    began = time.perf_counter()
+    about = {key: row[key] for key in ("method", "label", "compression", "k")}
+    name = f"{row['method']}, {row['label']}"
+    epochs, steps = train.length(config.training, len(splits[0].labels))
+    measured = []
+    with progress(f"training: {name}", epochs * steps) as advance:
+
+        def on_epoch(epoch: train.Epoch) -> None:
+            measured.append(epoch)
+            runs.log(config.out, {"kind": "epoch", **about, **epoch._asdict()})
+
+        state = train.train(
+            module,
+            config.training,
+            variables,
+            masks,
+            splits,
+            config.seed,
+            on_steps=advance,
+            on_epoch=on_epoch,
+        )
+    kept, revived = train.num_nonzero(state.params, masks)
+    result = {
+        "kind": "trained",
+        **about,
+        "accuracy": measured[-1].accuracy,
+        "nonzero_kept": kept,
+        "nonzero_pruned": revived,
+        "seconds": time.perf_counter() - began,
+    }
+    runs.log(config.out, result)
+    if (kept, revived) != (row["k"], 0):
+        raise RuntimeError(
+            f"{name}: after training {kept} kept and {revived} pruned weights are not "
+            f"zero; it should be {row['k']} and 0."
+        )
+    say(f"  trained: {measured[-1].accuracy:.1%} right, {result['seconds']:.1f} s")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the demonstration from the command line and prints a summary."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    config = tyro.cli(Config, args=args, prog="python -m experiments.demo")
+    command = shlex.join(["python", "-m", "experiments.demo", *args])
+    try:
+        path = run(smoke(config) if config.smoke else config, command)
+    except (FileNotFoundError, FileExistsError) as error:
+        raise SystemExit(f"error: {error}") from None
+    _, rows = runs.read(path.parent)
+    for table in (_masks_table(rows), _accuracy_table(rows)):
+        CONSOLE.print(table)
+    say(f"report: {escape(str(path))}")
+
+
+def _masks_table(rows: list[dict[str, Any]]) -> Table:
+    masks = [row for row in rows if row.get("part") == "initialisation"]
+    table = Table(title=f"{masks[0]['network']} at initialisation", title_justify="left")
+    for heading in ("compression", "kept", "method", "layers emptied", "log10 R"):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for row in masks:
+        flow = row["log10_flow"]
+        table.add_row(
+            row["label"],
+            f"{row['kept']:,}",
+            row["method"],
+            f"{len(row['collapsed'])} of {len(row['layers'])}",
+            "no path left" if flow is None else f"{flow:.1f}",
+            end_section=row["method"] == sweep.METHODS[-1],
+        )
+    return table
+
+
+def _accuracy_table(rows: list[dict[str, Any]]) -> Table:
+    (about,) = (row for row in rows if row["kind"] == "data")
+    trained = [row for row in rows if row["kind"] == "trained"]
+    table = Table(title=f"Accuracy on {about['data']} after training", title_justify="left")
+    table.add_column("compression", justify="right")
+    for method in sweep.METHODS:
+        table.add_column(method, justify="right")
+    cells = {(row["label"], row["method"]): f"{row['accuracy']:.1%}" for row in trained}
+    for label in dict.fromkeys(row["label"] for row in trained if row["compression"]):
+        table.add_row(label, *(cells[label, method] for method in sweep.METHODS))
+    table.caption = f"dense: {cells['10^0', 'dense']}; chance: {1 / about['num_classes']:.0%}"
+    return table
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    flow, emptied = row["log10_flow"], len(row["collapsed"])
+    left = "no path left" if flow is None else f"log10 R = {flow:.1f}"
+    return (
+        f"{row['network']}: {row['method']}, {row['label']}: {row['kept']:,} weights, "
+        f"{emptied} of {len(row['layers'])} layers emptied, {left}, {row['seconds']:.1f} s"
+    )
+
+
+def _keys(seed: int, part: int) -> Key[Array, "2"]:
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), part))
+
+
+if __name__ == "__main__":
+    main()

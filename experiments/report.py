@@ -1,0 +1,3 @@
+NAME = "report.html"
+def write(folder):
+    (folder/NAME).write_text("x"); return folder/NAME

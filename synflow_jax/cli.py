@@ -1,0 +1,219 @@
+"""The `synflow` command: prune a network from the shell, look at a masks file."""
+
+import dataclasses
+import importlib
+import math
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+import rich.table
+import tyro
+from jaxtyping import PyTree
+
+from synflow_jax import scores
+from synflow_jax.analysis import Row, summarize
+from synflow_jax.flow import log_flow
+from synflow_jax.masks import apply_masks, load_masks, save_masks
+from synflow_jax.models import NETWORKS, build
+from synflow_jax.pruning import prune
+from synflow_jax.schedules import exponential, linear
+
+
+class CommandError(Exception):
+    """What the user can mend: one line on standard error, exit code 2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prune:
+    """Prune a network at initialisation and write its masks.
+
+    TARGET is the name of a built-in network (vgg16_cifar, resnet50_imagenet, mlp, ...) or
+    package.module:function, a function without arguments that returns
+    (apply_fn, params, input_shape).
+    """
+
+    target: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TARGET")]
+    """Built-in network, or package.module:function."""
+    density: float
+    """Fraction of the prunable weights to keep, in (0, 1]; 0.01 is a compression of 100."""
+    out: pathlib.Path
+    """The masks file to write (safetensors)."""
+    criterion: Literal["synflow", "magnitude", "random"] = "synflow"
+    """How weights are ranked."""
+    rounds: int = 100
+    """Rounds of scoring and selecting."""
+    schedule: Literal["exponential", "linear"] = "exponential"
+    """Density after each round."""
+    scope: Literal["global", "layer"] = "global"
+    """One ranking over the network, or one for each layer."""
+    seed: int = 0
+    """Draws a built-in network's weights, and the random criterion."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Print what a masks file keeps of each layer."""
+
+    masks: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="FILE")]
+    """A file written by `synflow prune` or by save_masks."""
+
+
+Command = (
+    Annotated[Prune, tyro.conf.subcommand("prune")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    command = tyro.cli(
+        Command,
+        prog="synflow",
+        description="Pruning at initialisation for JAX and Flax.",
+        args=argv,
+        config=(tyro.conf.OmitSubcommandPrefixes,),
+    )
+    try:
+        if isinstance(command, Prune):
+            _prune(command)
+        else:
+            _inspect(command)
+    except CommandError as error:
+        print(f"synflow: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _prune(command: Prune) -> None:
+    if not 0 < command.density <= 1:
+        raise CommandError(
+            "--density is the fraction of weights to keep, in (0, 1]; got "
+            f"{command.density}."
+        )
+    if command.rounds < 1:
+        raise CommandError(f"--rounds is at least 1; got {command.rounds}.")
+    if not command.out.absolute().parent.is_dir():
+        raise CommandError(f"--out: there is no folder {command.out.absolute().parent}.")
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(
+        *rich.progress.Progress.get_default_columns(),
+        rich.progress.TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        loading = progress.add_task(f"loading {command.target}", total=None)
+        apply_fn, params, input_shape = _load(command.target, command.seed)
+        progress.remove_task(loading)
+        criterion = {
+            "synflow": lambda: scores.synflow(apply_fn, input_shape),
+            "magnitude": scores.magnitude,
+            "random": lambda: scores.random(jax.random.key(command.seed)),
+        }[command.criterion]
+        pruning = progress.add_task(
+            f"compiling, then {command.rounds} rounds", total=command.rounds
+        )
+        try:
+            flow_of = jax.jit(lambda params: log_flow(apply_fn, params, input_shape))
+            before = flow_of(params)
+            masks, _ = prune(
+                criterion(),
+                params,
+                command.density,
+                rounds=command.rounds,
+                schedule={"exponential": exponential, "linear": linear}[command.schedule],
+                scope=command.scope,
+                on_round=lambda info: progress.update(pruning, advance=1),
+            )
+            after = flow_of(apply_masks(params, masks))
+        except (ValueError, TypeError, FloatingPointError) as error:
+            raise CommandError(f"{command.target} cannot be pruned: {error}") from error
+    try:
+        save_masks(command.out, masks)
+    except OSError as error:
+        raise CommandError(f"--out: {error}.") from error
+    _print_table(masks)
+    print(f"log10 R, the total flow: {_log10(before)} before, {_log10(after)} after")
+    print(f"masks written to {command.out}")
+
+
+def _inspect(command: Inspect) -> None:
+    try:
+        masks = load_masks(command.masks)
+    except (FileNotFoundError, ValueError) as error:
+        raise CommandError(str(error)) from error
+    _print_table(masks)
+
+
+def _load(target: str, seed: int) -> tuple[Callable[..., PyTree], PyTree, PyTree]:
+    """The network that TARGET names."""
+    if ":" not in target:
+        if target not in NETWORKS:
+            raise CommandError(
+                f"there is no network {target!r}: give package.module:function or one of "
+                f"{', '.join(sorted(NETWORKS))}."
+            )
+        return build(target, jax.random.key(seed))
+    module_name, _, function_name = target.partition(":")
+    sys.path.insert(0, os.getcwd())  # as `python -m` does
+    try:
+        made = getattr(importlib.import_module(module_name), function_name)()
+    except Exception as error:  # the user's module may raise anything
+        raise CommandError(f"{target}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if not isinstance(made, tuple) or len(made) != 3 or not callable(made[0]):
+        raise CommandError(
+            f"{target} must return (apply_fn, params, input_shape); it returned "
+            f"{type(made).__name__}."
+        )
+    return made
+
+
+def _print_table(masks: PyTree) -> None:
+    """Prints a row for each layer, leaves that nobody prunes left out."""
+    rows = summarize(masks, masks)
+    pruned = [row for row in rows if row.kept < row.size or _is_layer(row)]
+    table = rich.table.Table()
+    table.add_column("layer")
+    for column in ("shape", "weights", "kept", "density"):
+        table.add_column(column, justify="right")
+    for row in pruned:
+        _add(table, row, style="bold red" if row.size and not row.kept else None)
+    size, kept = sum(r.size for r in pruned), sum(r.kept for r in pruned)
+    table.add_section()
+    _add(table, Row("total", (), size, kept, kept / size if size else 1.0), style="bold")
+    console = rich.console.Console()
+    if not console.is_terminal:  # a pipe or a file has no width: cut nothing off
+        console = rich.console.Console(width=200)
+    console.print(table)
+    whole = len(rows) - len(pruned)
+    empty = [row.name for row in pruned if row.size and not row.kept]
+    print(f"{whole} other leaves are whole; {len(empty)} layers are empty", end="")
+    print(f": {', '.join(empty)}" if empty else "")
+
+
+def _is_layer(row: Row) -> bool:
+    return row.name.rsplit("/", 1)[-1] in ("kernel", "weight") and len(row.shape) >= 2
+
+
+def _add(table: rich.table.Table, row: Row, style: str | None) -> None:
+    shape = "x".join(map(str, row.shape))
+    numbers = (f"{row.size:,}", f"{row.kept:,}", f"{row.density:.3g}")
+    table.add_row(row.name, shape, *numbers, style=style)
+
+
+def _log10(natural: Any) -> str:
+    value = float(np.asarray(natural)) / math.log(10)
+    return "no path is left" if value == -math.inf else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Settings of every test: strict types, annotations checked, reproducible examples."""
+
+import os
+
+import hypothesis
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Shapes and dtypes in annotations are checked at call time, in tests only. This must come
+# before the package is imported.
+jaxtyping.install_import_hook("synflow_jax", "beartype.beartype")
+
+# The same examples on every machine by default; HYPOTHESIS_PROFILE=search for a hunt.
+hypothesis.settings.register_profile(
+    "fixed", derandomize=True, deadline=None, max_examples=30, database=None
+)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "error")
+
+
+def pytest_ignore_collect(collection_path):
+    """Tests in double precision run in a process of their own: JAX_ENABLE_X64=1."""
+    return True if "x64" in collection_path.parts and not jax.config.x64_enabled else None
+
+
+@pytest.fixture
+def no_typecheck():
+    """Lets a bad argument through to the package's own checks, as users see it."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

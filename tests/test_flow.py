@@ -1,0 +1,344 @@
+"""flow: every rule against its definition, depth without overflow, errors that point."""
+
+import functools
+import pathlib
+
+import flax.linen as nn
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import synflow_jax as sj
+from synflow_jax.rules import RULES
+from tests import nets
+
+small = st.floats(-4, 4, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
+
+
+def value(pair):
+    mantissa, exponent = pair
+    return np.asarray(mantissa, np.float64) * 2.0 ** np.asarray(exponent, np.float64)
+
+
+def matrices(*shapes):
+    return st.tuples(
+        *(
+            hnp.arrays(np.float32, s, elements=small) for s in shapes
+        )
+    )
+
+
+mlp_weights = matrices(*zip(nets.WIDTHS, nets.WIDTHS[1:]))
+total_of_mlp = jax.jit(lambda w: sj.flow(nets.mlp)(w, jnp.ones((1, nets.WIDTHS[0]))))
+
+
+@hypothesis.given(mlp_weights)
+def test_the_flow_of_relu_layers_is_the_sum_over_paths(weights):
+    got = value(total_of_mlp([jnp.asarray(w) for w in weights])).sum()
+    np.testing.assert_allclose(got, nets.flow_by_paths(weights)[0], rtol=1e-5)
+
+
+# Each: a function of (w, x), and what its flow is, written with |w| and no nonlinearity.
+W = jnp.asarray(np.random.default_rng(1).standard_normal((4, 4)), jnp.float32)
+X = jnp.asarray(np.random.default_rng(2).random((3, 4)), jnp.float32)
+B = W[:1]
+RULE_CASES = {
+    "dot": (lambda w, x: x @ w, lambda w, x: x @ abs(w)),
+    "dot, weights first": (lambda w, x: w @ x.T, lambda w, x: abs(w) @ x.T),
+    "batched dot": (
+        lambda w, x: jnp.einsum("bi,bij->bj", x, jnp.stack([w, w, -w])),
+        lambda w, x: x @ abs(w),
+    ),
+    "bias": (lambda w, x: x @ w + w[:1] - 3.0, lambda w, x: x @ abs(w)),
+    "bias of a larger shape": (lambda w, x: x[:1] + w, lambda w, x: x[:1] + 0 * w),
+    "relu": (lambda w, x: jax.nn.relu(x @ w), lambda w, x: x @ abs(w)),
+    "residual": (lambda w, x: x + x @ w, lambda w, x: x + x @ abs(w)),
+    "scale": (lambda w, x: -x * w[:1], lambda w, x: x * abs(w[:1])),
+    "division": (lambda w, x: x / w[:1], lambda w, x: x / abs(w[:1])),
+    "weights computed from weights": (
+        lambda w, x: x @ (w - w.mean(0, keepdims=True)),
+        lambda w, x: x @ abs(w - w.mean(0, keepdims=True)),
+    ),
+    "batch norm": (
+        lambda w, x: (x - w[:1]) * lax.rsqrt(w[1:2] ** 2 + 1e-5) * w[2:3] + w[3:],
+        lambda w, x: x * lax.rsqrt(w[1:2] ** 2 + 1e-5) * abs(w[2:3]),
+    ),
+    "sum": (lambda w, x: (x @ w).sum(0), lambda w, x: (x @ abs(w)).sum(0)),
+    "mean": (lambda w, x: (x @ w).mean(1), lambda w, x: (x @ abs(w)).mean(1)),
+    "moves": (
+        lambda w, x: jnp.flip((x @ w).T.reshape(2, 6)[None], 1)[0, :, 1:5],
+        lambda w, x: jnp.flip((x @ abs(w)).T.reshape(2, 6)[None], 1)[0, :, 1:5],
+    ),
+    "product of flows": (
+        lambda w, x: (x @ w) * (x @ w.T),
+        lambda w, x: (x @ abs(w)) * (x @ abs(w).T),
+    ),
+    "difference of flows": (lambda w, x: x @ w - x, lambda w, x: x @ abs(w)),
+    "quotient of flows": (lambda w, x: (x @ w) / (1 + x), lambda w, x: x @ abs(w)),
+    "jit": (lambda w, x: jax.jit(lambda y: y @ w)(x), lambda w, x: x @ abs(w)),
+    "remat": (jax.checkpoint(lambda w, x: x @ w), lambda w, x: x @ abs(w)),
+    "custom_vjp": (
+        lambda w, x: _halved(x @ w),
+        lambda w, x: x @ abs(w) / 2,
+    ),
+    "stop_gradient": (
+        lambda w, x: lax.stop_gradient(x) @ w,
+        lambda w, x: x @ abs(w),
+    ),
+    "half precision inside": (
+        lambda w, x: (x.astype(jnp.bfloat16) @ jnp.round(w * 2).astype(jnp.bfloat16)),
+        lambda w, x: x @ abs(jnp.round(w * 2)),
+    ),
+}
+
+
+@jax.custom_vjp
+def _halved(x):
+    return x / 2
+
+
+_halved.defvjp(lambda x: (x / 2, None), lambda _, g: (g / 2,))
+
+
+@pytest.mark.parametrize("name", RULE_CASES)
+def test_a_rule_does_what_its_definition_says(name):
+    network, definition = RULE_CASES[name]
+    got = value(sj.flow(network)(W, X))
+    np.testing.assert_allclose(got, definition(W, X), rtol=1e-5)
+
+
+CONVS = {
+    "plain": {},
+    "strides": dict(window_strides=(2, 1)),
+    "padding": dict(padding=((1, 2), (0, 1))),
+    "dilated kernel": dict(rhs_dilation=(2, 1)),
+    "transposed": dict(lhs_dilation=(2, 2), padding=((1, 1), (1, 1))),
+    "groups": dict(feature_group_count=2),
+    "channels first": dict(dimension_numbers=("NCHW", "OIHW", "NCHW")),
+    "odd layout": dict(dimension_numbers=("HNWC", "IHWO", "CNHW")),
+    "one dimension": dict(dimension_numbers=("NWC", "WIO", "NWC"), window_strides=(1,)),
+    "large": {},
+}
+
+
+def _conv_case(name):
+    settings = dict(
+        window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    settings |= CONVS[name]
+    if len(settings["window_strides"]) == 1:
+        settings["window_strides"] = (2,)
+    sizes = {"N": 2, "H": 7, "W": 6, "C": 4, "I": 4, "O": 6}
+    if name == "large":  # too many positions for the product of patches
+        sizes |= {"H": 40, "W": 30}
+    kernel_sizes = sizes | {"H": 3, "W": 2}
+    if "feature_group_count" in settings:
+        kernel_sizes["I"] //= settings["feature_group_count"]
+    image, kernel, _ = settings["dimension_numbers"]
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.random([sizes[c] for c in image]), jnp.float32)
+    w = jnp.asarray(rng.standard_normal([kernel_sizes[c] for c in kernel]), jnp.float32)
+    return functools.partial(lax.conv_general_dilated, **settings), x, w
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_convolutions_of_every_layout_take_the_kernels_size(name):
+    conv, x, w = _conv_case(name)
+    got = value(sj.flow(lambda w, x: conv(x, w))(w, x))
+    np.testing.assert_allclose(got, conv(x, abs(w)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("window", "strides", "padding", "dilation"),
+    [
+        ((1, 2, 2, 1), (1, 2, 2, 1), "VALID", (1, 1, 1, 1)),
+        ((1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)), (1, 1, 1, 1)),
+        ((1, 2, 3, 2), (1, 1, 2, 1), "SAME", (1, 2, 1, 1)),
+    ],
+)
+def test_pooling_of_the_flow(window, strides, padding, dilation):
+    x = jnp.asarray(np.random.default_rng(0).random((2, 7, 6, 3)), jnp.float32)
+    for init, operation in ((-jnp.inf, lax.max), (0.0, lax.add)):
+
+        def pool(_, x):
+            return lax.reduce_window(
+                x, init, operation, window, strides, padding, window_dilation=dilation
+            )
+
+        np.testing.assert_allclose(value(sj.flow(pool)(jnp.zeros(()), x)), pool(None, x), rtol=1e-3)
+
+
+def test_max_pooling_passes_the_first_of_equals_whatever_the_rounding():
+    def pool(x):
+        f = sj.flow(lambda _, x: nn.max_pool(x, (2, 2), (2, 2)))
+        return f(jnp.zeros(()), x)[0].sum()
+
+    rng = np.random.default_rng(0)
+    noisy = 1 + 1e-6 * rng.standard_normal((1, 4, 4, 1)).astype(np.float32)
+    want = np.zeros((4, 4))
+    want[::2, ::2] = 1
+    np.testing.assert_array_equal(jax.grad(pool)(jnp.asarray(noisy))[0, :, :, 0], want)
+
+
+def test_max_pooling_with_padding_ranks_negative_entries():
+    pool = functools.partial(
+        nn.max_pool, window_shape=(2, 2), strides=(2, 2), padding=((1, 1), (1, 1))
+    )
+    x = -jnp.arange(1.0, 17).reshape(1, 4, 4, 1)
+    got = value(sj.flow(lambda _, x: pool(x))(jnp.zeros(()), x))
+    np.testing.assert_allclose(got, pool(x), rtol=1e-3)
+
+
+@hypothesis.given(st.integers(0, 10), st.floats(0.01, 100))
+@hypothesis.settings(max_examples=10)
+def test_the_flow_is_positively_homogeneous_in_each_layer(seed, factor):
+    params = nets.draw(nets.CONVNET_SHAPES, seed)
+    scaled = params | {"c": params["c"] * factor}
+    before, after = log_of_convnet(params), log_of_convnet(scaled)
+    np.testing.assert_allclose(after - before, np.log(factor), atol=1e-4)
+
+
+log_of_convnet = jax.jit(
+    lambda params: sj.log_flow(nets.convnet, params, nets.CONVNET_INPUT)
+)
+
+
+def test_nothing_overflows_or_vanishes_at_any_depth():
+    depth = 300
+
+    def deep(w, x):
+        for _ in range(depth):
+            x = jax.nn.relu(x @ w)
+        return x
+
+    for size in (1e-20, 1e20):
+        w = jnp.full((2, 2), size)
+        got = sj.log_flow(jax.jit(deep), w, (2,))
+        want = depth * np.log(2 * size) + np.log(2)
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_residual_streams_of_unequal_size_add_up():
+    def network(w, x):
+        for _ in range(400):
+            x = x + x @ w
+        return x
+
+    got = sj.log_flow(network, jnp.full((2, 2), 50.0), (2,))
+    np.testing.assert_allclose(got, 400 * np.log(101) + np.log(2), rtol=1e-5)
+
+
+def test_mantissas_are_near_one_and_exponents_whole():
+    mantissa, exponent = sj.flow(lambda w, x: x @ w)(jnp.full((3, 3), 1e30), jnp.ones(3))
+    assert exponent.dtype == jnp.int32 and exponent.shape == ()
+    assert 1 <= float(mantissa.max()) < 2
+    np.testing.assert_allclose(value((mantissa, exponent)), 3e30, rtol=1e-6)
+
+
+def test_outputs_keep_their_tree_and_those_without_input_carry_nothing():
+    def network(w, x):
+        return {"y": x @ w, "w": w, "pair": (x, x)}
+
+    mantissas, exponents = sj.flow(network)(W, X)
+    assert jax.tree.structure(mantissas) == jax.tree.structure(exponents)
+    np.testing.assert_array_equal(mantissas["w"], jnp.zeros((4, 4)))
+    np.testing.assert_allclose(value((mantissas["pair"][1], exponents["pair"][1])), X)
+
+
+def test_no_path_means_no_flow():
+    assert sj.log_flow(lambda w, x: x @ w, jnp.zeros((2, 2)), (2,)) == -jnp.inf
+    assert sj.log_flow(lambda w, x: w, jnp.ones((2, 2)), (2,)) == -jnp.inf
+
+
+def test_a_zero_branch_leaves_the_other_alone():
+    def network(w, x):
+        return x @ w["a"] @ w["b"] + x @ w["c"]
+
+    tiny = {"a": jnp.zeros((2, 2)), "b": jnp.ones((2, 2)), "c": jnp.full((2, 2), 1e-30)}
+    got = sj.log_flow(network, tiny, (2,))
+    np.testing.assert_allclose(got, np.log(4e-30), rtol=1e-5)
+
+
+def test_biases_join_when_asked():
+    def network(params, x):
+        return x @ params["w"] + params["b"]
+
+    params = {"w": W, "b": B}
+    got = value(sj.flow(network, biases=True)(params, X))
+    np.testing.assert_allclose(got, X @ abs(W) + abs(B), rtol=1e-5)
+
+
+def test_it_can_be_jitted_mapped_and_differentiated():
+    f = sj.flow(lambda w, x: x @ w)
+    ws = jnp.stack([W, 2 * W])
+    m, e = jax.jit(jax.vmap(f, in_axes=(0, None)))(ws, X)
+    np.testing.assert_allclose(value((m[1], e[1])), 2 * value((m[0], e[0])), rtol=1e-6)
+    g = jax.grad(lambda w: jnp.sum(f(w, X)[0]))(W)
+    np.testing.assert_allclose(
+        g * 2.0 ** f(W, X)[1],
+        jnp.sign(W) * X.sum(0)[:, None],
+        rtol=1e-5,
+    )
+    jax.hessian(lambda w: jnp.sum(f(w, X)[0]))(W)
+
+
+def test_an_unknown_primitive_is_named_with_the_line_that_calls_it():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(3)(x)
+            return jnp.sort(x)  # the line to name
+
+    model = Model()
+    variables = model.init(jax.random.key(0), jnp.ones((1, 2)))
+    with pytest.raises(sj.FlowError, match="primitive `sort`") as error:
+        sj.log_flow(model.apply, variables, (2,))
+    source = pathlib.Path(__file__).read_text().splitlines()
+    line = next(i for i, text in enumerate(source, 1) if "# the line to name" in text)
+    assert f"test_flow.py:{line} (Model.__call__)" in str(error.value)
+
+
+def test_a_library_call_is_traced_to_the_users_line():
+    def model(params, x):
+        return nn.softmax(x @ params) @ params
+
+    with pytest.raises(sj.FlowError, match=r"called at .*test_flow\.py:\d+ \(model\)"):
+        sj.log_flow(model, W, (4,))
+
+
+def test_misuse_of_a_known_primitive_is_named_once():
+    def inner(x):
+        return 1 / x
+
+    with pytest.raises(sj.FlowError) as error:
+        sj.log_flow(lambda w, x: jax.jit(inner)(x) @ w, W, (4,))
+    assert str(error.value).count("flow cannot pass the primitive `div`") == 1
+    assert "(inner)" in str(error.value)
+
+
+def test_whole_number_inputs_are_refused_for_now_by_name(no_typecheck):
+    with pytest.raises(ValueError, match=r"args\[0\].*int32"):
+        sj.flow(lambda w, x: x @ w)(W, jnp.ones((3, 4), jnp.int32))
+
+
+@pytest.mark.parametrize("shape", ["32", (3, "x"), 7, None, (-1,), {"x": (3,)}])
+def test_a_bad_input_shape_is_shown(shape, no_typecheck):
+    with pytest.raises(ValueError, match="`input_shape`"):
+        sj.log_flow(lambda w, x: x @ w, W, shape)
+
+
+def test_several_inputs_are_described_by_their_shapes():
+    shapes = {"a": jax.ShapeDtypeStruct((1, 4), jnp.float32)} | {
+        "b": jax.ShapeDtypeStruct((5, 4), jnp.float32)
+    }
+    got = sj.log_flow(lambda w, x: (x["a"] @ w, x["b"]), W, shapes)
+    np.testing.assert_allclose(got, np.log(abs(W).sum() + 20), rtol=1e-5)
+
+
+def test_every_rule_is_explained():
+    assert all(rule.__doc__ for rule in RULES.values())

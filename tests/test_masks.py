@@ -1,0 +1,127 @@
+"""Masks: applying, counting, and files that lose nothing."""
+
+import json
+
+import flax
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import synflow_jax as sj
+from synflow_jax.masks import count_where
+
+
+def test_a_pruned_nan_becomes_zero_and_dtypes_stay():
+    params = {
+        "a": jnp.array([jnp.nan, 2.0, jnp.inf], jnp.bfloat16),
+        "b": jnp.array([3, 4]),
+    }
+    masks = {"a": jnp.array([False, True, False]), "b": jnp.array([True, False])}
+    got = sj.apply_masks(params, masks)
+    assert got["a"].dtype == jnp.bfloat16 and got["b"].dtype == jnp.int32
+    np.testing.assert_array_equal(got["a"].astype(jnp.float32), [0.0, 2.0, 0.0])
+    np.testing.assert_array_equal(got["b"], [3, 0])
+
+
+def test_apply_masks_names_the_leaf_that_does_not_fit(no_typecheck):
+    with pytest.raises(ValueError, match=r"masks\['w'\].*\(3,\).*\(2,\)"):
+        sj.apply_masks({"w": jnp.ones(2)}, {"w": jnp.ones(3, bool)})
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 1000, 40_003])
+def test_counts_agree_with_numpy(size):
+    x = np.random.default_rng(size).integers(0, 10, size)
+    assert int(count_where(lambda x: x < 3, jnp.asarray(x))) == (x < 3).sum()
+    assert int(sj.count({"x": jnp.asarray(x < 3), "y": jnp.ones((2, 2), bool)})) == (
+        (x < 3).sum() + 4
+    )
+
+
+def test_a_predicate_may_read_several_leaves():
+    x, y = jnp.arange(100), jnp.arange(100)[::-1]
+    assert int(count_where(lambda a, b: a > b, x, y)) == 50
+
+
+trees = st.recursive(
+    hnp.arrays(bool, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@hypothesis.given(tree=trees)
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.too_slow])
+def test_masks_come_back_from_a_file(tmp_path_factory, tree):
+    path = tmp_path_factory.mktemp("masks") / "m.safetensors"
+    sj.save_masks(path, jax.tree.map(jnp.asarray, tree))
+    got = sj.load_masks(path)
+    assert jax.tree.structure(got) == jax.tree.structure(tree)
+    jax.tree.map(np.testing.assert_array_equal, got, tree)
+
+
+def test_other_containers_come_back_flat_or_like_the_parameters(tmp_path):
+    @flax.struct.dataclass
+    class Layer:
+        kernel: jax.Array
+
+    masks = [Layer(jnp.array([True, False])), Layer(jnp.array([False]))]
+    sj.save_masks(tmp_path / "m", masks)
+    flat = sj.load_masks(tmp_path / "m")
+    assert list(flat) == ["0/kernel", "1/kernel"]
+    got = sj.load_masks(tmp_path / "m", like=masks)
+    assert isinstance(got[0], Layer)
+    jax.tree.map(np.testing.assert_array_equal, got, masks)
+
+
+def test_a_file_holds_one_bit_an_entry_and_no_pickle(tmp_path):
+    sj.save_masks(tmp_path / "m", {"kernel": jnp.ones((100, 80), bool)})
+    raw = (tmp_path / "m").read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    assert header["kernel"]["dtype"] == "U8" and header["kernel"]["shape"] == [1000]
+    assert len(raw) < 1500
+
+
+def test_saving_replaces_a_file_and_leaves_no_other(tmp_path):
+    for value in (True, False):
+        sj.save_masks(tmp_path / "m", {"w": jnp.array([value])})
+    assert bool(sj.load_masks(tmp_path / "m")["w"][0]) is False
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_saving_refuses_leaves_that_are_not_boolean(tmp_path, no_typecheck):
+    with pytest.raises(ValueError, match="`w` has dtype float32"):
+        sj.save_masks(tmp_path / "m", {"w": jnp.ones(2)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        sj.load_masks(tmp_path / "nowhere")
+
+
+def test_truncated_and_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "m"
+    sj.save_masks(path, {"w": jnp.ones((50, 50), bool)})
+    whole = path.read_bytes()
+    foreign = safetensors.numpy.save({"w": np.zeros(3, np.float32)})
+    for damaged in (whole[:-1], whole[:40], b"", b"no masks", foreign):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="not a masks file"):
+            sj.load_masks(path)
+
+
+def test_masks_of_another_network_are_refused(tmp_path):
+    sj.save_masks(tmp_path / "m", {"w": jnp.ones((2, 3), bool)})
+    with pytest.raises(ValueError, match="`like` has 2 leaves"):
+        sj.load_masks(tmp_path / "m", like={"a": jnp.ones(2), "b": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"masks\['w'\].*\(2, 3\).*\(3, 2\)"):
+        sj.load_masks(tmp_path / "m", like={"w": jnp.ones((3, 2))})

@@ -1,0 +1,174 @@
+"""Exactly k, against the definition: a full stable sort."""
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import synflow_jax as sj
+
+# A few fixed trees: values are drawn freely, shapes are not, so that the suite compiles
+# each shape once instead of once per example.
+SHAPES = [
+    {"w": (5,)},
+    {"b": (4,), "w": (2, 3)},
+    {"conv": (1, 2, 2), "none": (0,), "one": (), "wide": (40,)},
+]
+SPECIAL = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-42, -1e-42, 3.4e38, -3.4e38]
+
+
+def keep_top_by_sorting(scores, k, masks=None):
+    """The definition, in Python: sort all (score, place) pairs, take k."""
+    places = [(n, i) for n in sorted(scores) for i in range(scores[n].size)]
+    if masks is not None:
+        places = [(n, i) for n, i in places if masks[n].reshape(-1)[i]]
+
+    def descending(place):
+        score = float(scores[place[0]].reshape(-1)[place[1]])
+        return (1, 0.0) if np.isnan(score) else (0, -score)
+
+    kept = {n: np.zeros(scores[n].size, bool) for n in scores}
+    for name, index in sorted(places, key=descending)[:k]:
+        kept[name][index] = True
+    return {n: kept[n].reshape(scores[n].shape) for n in scores}
+
+
+@st.composite
+def scored_trees(draw, elements):
+    shapes = draw(st.sampled_from(SHAPES))
+    arrays = {
+        name: draw(hnp.arrays(np.float32, shape, elements=elements))
+        for name, shape in shapes.items()
+    }
+    masks = {n: draw(hnp.arrays(bool, a.shape)) for n, a in arrays.items()}
+    k = draw(st.integers(0, sum(a.size for a in arrays.values())))
+    return arrays, masks, k
+
+
+# Small integers make ties the rule; special values meet each other and ordinary ones.
+few = st.integers(-2, 2).map(float)
+special = st.sampled_from(SPECIAL) | st.floats(width=32)
+keep = jax.jit(sj.keep_top)
+
+
+@pytest.mark.parametrize("elements", [few, special], ids=["few", "special"])
+def test_keep_top_agrees_with_sorting(elements):
+    @hypothesis.given(scored_trees(elements))
+    def check(drawn):
+        scores, masks, k = drawn
+        device = jax.tree.map(jnp.asarray, scores)
+        for eligible in (None, masks):
+            on_device = eligible and jax.tree.map(jnp.asarray, eligible)
+            got = keep(device, jnp.int32(k), on_device)
+            want = keep_top_by_sorting(scores, k, eligible)
+            jax.tree.map(np.testing.assert_array_equal, got, want)
+
+    check()
+
+
+def _large(name: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shapes = {"a": (3, 3, 40, 50), "b": (300, 400), "c": (70_001,), "d": (7,)}
+    draw = {
+        "normal": lambda s: rng.standard_normal(s),
+        "heavy": lambda s: rng.standard_normal(s) ** 9,
+        "integers": lambda s: rng.integers(0, 4, s),
+        "equal": lambda s: np.full(s, 2.5),
+        "zero": lambda s: np.zeros(s),
+        "mostly zero": lambda s: np.where(rng.random(s) < 0.999, 0, rng.random(s)),
+    }[name]
+    return {n: draw(s).astype(np.float32) for n, s in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    "name", ["normal", "heavy", "integers", "equal", "zero", "mostly zero"]
+)
+def test_large_trees_agree_with_a_stable_sort(name):
+    """Large enough for the sample to narrow the search and for counting in slices."""
+    scores = _large(name)
+    flat = np.concatenate([a.ravel() for a in scores.values()])
+    order = np.argsort(-flat, kind="stable")
+    device = jax.tree.map(jnp.asarray, scores)
+    for k in (0, 1, 2, 77, flat.size // 100, flat.size // 2, flat.size - 1, flat.size):
+        want = np.zeros(flat.size, bool)
+        want[order[:k]] = True
+        got = np.concatenate([np.ravel(m) for m in keep(device, jnp.int32(k)).values()])
+        np.testing.assert_array_equal(got, want)
+
+
+def test_one_compilation_serves_every_k():
+    traces = 0
+
+    @jax.jit
+    def counted(scores, k):
+        nonlocal traces
+        traces += 1
+        return sj.keep_top(scores, k)
+
+    for k in range(4):
+        counted({"w": jnp.arange(3.0)}, jnp.int32(k))
+    assert traces == 1
+
+
+def test_vmap_selects_in_each_tree_of_a_batch():
+    rng = np.random.default_rng(0)
+    scores = {"a": rng.integers(0, 3, (4, 30)), "b": rng.integers(0, 3, (4, 2, 5))}
+    scores = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), scores)
+    ks = jnp.array([0, 7, 30, 40])
+    got = jax.vmap(sj.keep_top)(scores, ks)
+    for i, k in enumerate(ks):
+        one = sj.keep_top(jax.tree.map(lambda x: x[i], scores), k)
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[i], b), got, one)
+
+
+def test_half_precision_scores_are_ranked():
+    scores = {"w": jnp.array([0.5, 2.0, -1.0], jnp.bfloat16)}
+    np.testing.assert_array_equal(sj.keep_top(scores, 1)["w"], [False, True, False])
+
+
+def test_more_than_is_eligible_keeps_all_that_is():
+    masks = {"w": jnp.array([True, False, True])}
+    got = sj.keep_top({"w": jnp.array([1.0, 2.0, jnp.nan])}, 3, masks)
+    np.testing.assert_array_equal(got["w"], masks["w"])
+
+
+@pytest.mark.parametrize("k", [-1, 4])
+def test_k_out_of_range_is_refused(k):
+    with pytest.raises(ValueError, match=f"between 0 and the 3 scores; got {k}"):
+        sj.keep_top({"w": jnp.ones(3)}, k)
+
+
+def test_whole_numbers_are_no_scores(no_typecheck):
+    with pytest.raises(ValueError, match=r"scores\['w'\].*int32"):
+        sj.keep_top({"w": jnp.arange(3)}, 1)
+
+
+def test_too_many_scores_to_count_are_refused(no_typecheck):
+    huge = [jax.ShapeDtypeStruct((2**31,), jnp.float32)] * 2
+    with pytest.raises(ValueError, match="4294967296 entries"):
+        jax.eval_shape(lambda s: sj.keep_top(s, 1), huge)
+
+
+def test_trees_beyond_int32_are_traced(no_typecheck):
+    large = [jax.ShapeDtypeStruct((2**30,), jnp.float32)] * 3
+    masks = jax.eval_shape(sj.keep_top, large, jax.ShapeDtypeStruct((), jnp.uint32))
+    assert [m.dtype for m in masks] == [jnp.bool_] * 3
+
+
+def test_each_layer_keeps_its_own_count():
+    scores = {"a": jnp.array([3.0, 1.0, 2.0]), "b": jnp.array([9.0, 8.0])}
+    got = sj.keep_top_per_layer(scores, {"a": 2, "b": 0})
+    np.testing.assert_array_equal(got["a"], [True, False, True])
+    np.testing.assert_array_equal(got["b"], [False, False])
+    masks = {"a": jnp.array([False, True, True]), "b": jnp.array([True, True])}
+    got = sj.keep_top_per_layer(scores, {"a": 1, "b": 1}, masks)
+    np.testing.assert_array_equal(got["a"], [False, False, True])
+    np.testing.assert_array_equal(got["b"], [True, False])
+
+
+def test_a_count_is_wanted_for_every_layer(no_typecheck):
+    with pytest.raises(ValueError, match="one count for every leaf"):
+        sj.keep_top_per_layer({"a": jnp.ones(2)}, [1])
