@@ -1,4 +1,4 @@
-"""Images for the experiments, as numpy arrays: CIFAR-10 where it is at hand, else digits."""
+"""Images for the experiments: CIFAR-10 where it is at hand, else handwritten digits."""
 
 import contextlib
 import os
@@ -7,8 +7,6 @@ import re
 from typing import Literal, NamedTuple
 
 import numpy as np
-import sklearn.datasets
-import sklearn.model_selection
 import tensorflow_datasets as tfds
 from absl import logging
 from jaxtyping import Int, UInt8
@@ -34,9 +32,9 @@ class Data(NamedTuple):
     name: str
     num_classes: int
     train_images: UInt8[np.ndarray, "train height width channels"]
-    train_labels: Int[np.ndarray, "train"]
+    train_labels: Int[np.ndarray, " train"]
     test_images: UInt8[np.ndarray, "test height width channels"]
-    test_labels: Int[np.ndarray, "test"]
+    test_labels: Int[np.ndarray, " test"]
 
 
 def load(name: Name, data_dir: str | os.PathLike | None = None) -> Data:
@@ -67,8 +65,8 @@ def load(name: Name, data_dir: str | os.PathLike | None = None) -> Data:
     folder = _prepared(name, root.expanduser())
     if folder is None:
         raise FileNotFoundError(
-            f"there is no {name} in {os.fspath(root)!r} that tensorflow-datasets prepared "
-            "as array_record; name another --data-dir, or leave it out to use what is found."
+            f"{os.fspath(root)!r} holds no {name} that tensorflow-datasets has prepared as "
+            "array_record; name another --data-dir, or leave it out to use what is found."
         )
     return _decoded(name, folder)
 
@@ -83,7 +81,9 @@ def _first_found() -> str:
 def _default_dir(name: str) -> pathlib.Path:
     if name == "cifar10_20k":
         return SHARED
-    return pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    return pathlib.Path(
+        os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    ).expanduser()
 
 
 def _prepared(name: str, root: pathlib.Path) -> pathlib.Path | None:
@@ -127,11 +127,10 @@ def _quiet():
 
 
 def _digits() -> Data:
-    digits = sklearn.datasets.load_digits()
-    images = (digits.images * 15).astype(np.uint8)[..., None]  # from 0..16 to 0..240
-    labels = digits.target.astype(np.int32)
-    parts = sklearn.model_selection.train_test_split(
-        images, labels, test_size=360, random_state=0, stratify=labels
-    )
-    train_images, test_images, train_labels, test_labels = parts
-    return Data("digits", 10, train_images, train_labels, test_images, test_labels)
+    from sklearn.datasets import load_digits  # here, as it takes seconds to import
+
+    digits = load_digits()
+    shuffled = np.random.default_rng(0).permutation(len(digits.target))
+    images = (digits.images * 15).astype(np.uint8)[shuffled, ..., None]  # 0..16 to 0..240
+    labels = digits.target.astype(np.int32)[shuffled]
+    return Data("digits", 10, images[360:], labels[360:], images[:360], labels[:360])

@@ -56,7 +56,7 @@ class Config:
     puts them."""
     channels: tuple[int, ...] = (16, 32, 64, 64)
     """Second part: channels of the small network's convolutions."""
-    train_compressions: tuple[float, ...] = (1.0, 1.5, 2.5)
+    train_compressions: tuple[float, ...] = (0.5, 1.5, 2.5)
     """Second part: log10 of (weights / weights kept)."""
     training: train.Settings = train.Settings()
     """Second part: how each network is trained."""
@@ -263,7 +263,9 @@ def _accuracy_table(rows: list[dict[str, Any]]) -> Table:
     cells = {(row["label"], row["method"]): f"{row['accuracy']:.1%}" for row in trained}
     for label in dict.fromkeys(row["label"] for row in trained if row["compression"]):
         table.add_row(label, *(cells[label, method] for method in sweep.METHODS))
-    table.caption = f"dense: {cells['10^0', 'dense']}; chance: {1 / about['num_classes']:.0%}"
+    table.caption = (
+        f"dense: {cells['10^0', 'dense']}; chance: {1 / about['num_classes']:.0%}"
+    )
     return table
 
 

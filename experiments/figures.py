@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 
 Rows = list[dict[str, Any]]
@@ -47,7 +48,9 @@ def layers(rows: Rows, path: pathlib.Path) -> None:
     decade = math.floor(math.log10(low))
     columns = min(2, len(labels))
     with matplotlib.rc_context(_SETTINGS):
-        figure = Figure((8.4, 0.9 + 2.75 * -(-len(labels) // columns)), layout="constrained")
+        figure = Figure(
+            (8.4, 0.9 + 2.75 * -(-len(labels) // columns)), layout="constrained"
+        )
         panels = figure.subplots(
             -(-len(labels) // columns), columns, sharex=True, sharey=True, squeeze=False
         )
@@ -62,34 +65,34 @@ def layers(rows: Rows, path: pathlib.Path) -> None:
         for panel in panels[:, 0]:
             panel.set_ylabel("fraction kept")
         handles, texts = panels[0, 0].get_legend_handles_labels()
-        figure.legend(handles, texts, loc="outside upper center", ncols=4)
+        cross = Line2D([], [], color=_INK, ls="", marker="x", mew=1.5)
+        handles, texts = [*handles, cross], [*texts, "no weight left"]
+        figure.legend(handles, texts, loc="outside upper center", ncols=len(texts))
         figure.savefig(path, dpi=200)
 
 
 def _layers_panel(axes: Axes, rows: Rows, decade: int, depth: int) -> None:
     strip = (decade - 2.1, decade - 0.4)  # where zero is shown, in decades
     axes.axhspan(10.0 ** strip[0], 10.0 ** strip[1], color="#eeeeee", lw=0)
-    axes.axhline(
-        10.0 ** -rows[0]["compression"],
-        color=_PALE,
-        lw=1,
-        ls=(0, (4, 3)),
-        label="same fraction in each layer",
-    )
     heights = np.linspace(strip[1], strip[0], len(STYLES) + 2)[1:-1]
     for row in rows:
         style = STYLES[row["method"]]
         kept = np.array([kept / size for _, kept, size in row["layers"]])
         places = np.arange(1, depth + 1)
-        axes.plot(places, np.where(kept > 0, kept, np.nan), **style, clip_on=False)
+        fractions = np.where(kept > 0, kept, np.nan)
+        axes.plot(places, fractions, **style, clip_on=False, zorder=_order(row["method"]))
         empty = places[kept == 0]
         height = 10.0 ** heights[list(STYLES).index(row["method"])]
         axes.plot(
             empty, np.full(len(empty), height), "x", color=style["color"], ms=5, mew=1.5
         )
+    uniform = 10.0 ** -rows[0]["compression"]
+    axes.axhline(
+        uniform, color=_PALE, lw=1, ls=(0, (4, 3)), zorder=1, label="all layers alike"
+    )
     axes.set_yscale("log")
     axes.set_ylim(10.0 ** strip[0], 1.6)
-    decades = range(decade, 1, 2 if decade < -4 else 1)
+    decades = range(0, decade - 1, -2 if decade < -4 else -1)
     middle = sum(strip) / 2
     axes.yaxis.set_major_locator(FixedLocator([10.0**middle, *(10.0**d for d in decades)]))
     axes.yaxis.set_major_formatter(
@@ -125,16 +128,16 @@ def accuracies(rows: Rows, path: pathlib.Path) -> None:
                 text,
                 (1, height),
                 xycoords=("axes fraction", "data"),
-                xytext=(-2, 3),
+                xytext=(4, 0),
                 textcoords="offset points",
-                ha="right",
+                va="center",
                 color="#595959",
             )
         for method, style in STYLES.items():
             own = [row for row in trained if row["method"] == method]
             x = [row["compression"] for row in own]
             y = [100 * row["accuracy"] for row in own]
-            axes.plot(x, y, **style, clip_on=False)
+            axes.plot(x, y, **style, clip_on=False, zorder=_order(method))
             open_ = [(method, row["label"]) in cut for row in own]
             axes.plot(
                 np.array(x)[open_],
@@ -143,6 +146,7 @@ def accuracies(rows: Rows, path: pathlib.Path) -> None:
                 color=style["color"],
                 mfc="white",
                 clip_on=False,
+                zorder=_order(method),
             )
         if cut:
             axes.plot([], [], "o", color=_INK, mfc="white", label="no path left")
@@ -153,12 +157,18 @@ def accuracies(rows: Rows, path: pathlib.Path) -> None:
         axes.set_ylim(0, max(100 * row["accuracy"] for row in trained) * 1.15)
         axes.set_xlabel("compression (weights / weights kept)")
         axes.set_ylabel(f"accuracy on {about['data']} (%)")
-        axes.legend(loc="best")
+        handles, texts = axes.get_legend_handles_labels()
+        figure.legend(handles, texts, loc="outside upper center", ncols=len(texts))
         figure.savefig(path, dpi=200)
 
 
 def _power(compression: float) -> str:
     return f"$10^{{{compression:g}}}$"
+
+
+def _order(method: str) -> int:
+    """Drawn last, and so on top: SynFlow; last but one, random, whose marker is small."""
+    return {"magnitude": 2, "random": 3, "synflow": 4}[method]
 
 
 def _short(name: str) -> str:

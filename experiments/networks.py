@@ -1,4 +1,4 @@
-"""The small network that the demonstration trains; the paper's are in synflow_jax.models."""
+"""The small network that the demonstration trains (synflow_jax.models has the paper's)."""
 
 from collections.abc import Sequence
 

@@ -42,7 +42,7 @@ class Split(NamedTuple):
     """
 
     images: UInt8[Array, "n height width channels"]
-    labels: Int[Array, "n"]
+    labels: Int[Array, " n"]
     mean: Float[Array, "1 1 1 channels"]
     scale: Float[Array, "1 1 1 channels"]
 
@@ -130,7 +130,7 @@ def train_step(
     state: State,
     masks: PyTree,
     split: Split,
-    index: Int[Array, "batch"],
+    index: Int[Array, " batch"],
 ) -> tuple[State, Float[Array, ""]]:
     """One step on the images that ``index`` names.
 
@@ -159,7 +159,7 @@ def train_step(
 
 @functools.partial(jax.jit, static_argnames="module")
 def eval_step(
-    module: nn.Module, state: State, split: Split, index: Int[Array, "batch"]
+    module: nn.Module, state: State, split: Split, index: Int[Array, " batch"]
 ) -> Int[Array, ""]:
     """How many of the images that ``index`` names are labelled rightly."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -167,7 +167,7 @@ def eval_step(
     return jnp.sum(jnp.argmax(logits, axis=-1) == split.labels[index])
 
 
-def order(seed: int, epoch: int, images: int) -> Int[Array, "images"]:
+def order(seed: int, epoch: int, images: int) -> Int[Array, " images"]:
     """The order of the training images, a function of the seed and the epoch alone."""
     key = jax.random.fold_in(jax.random.key(seed), epoch)
     return jax.random.permutation(key, images)
@@ -211,7 +211,7 @@ def train(
                 module, settings, epochs * steps, state, masks, train_split, index
             )
             losses.append(loss)
-            # Wait now and then: calls return before the work is done, and the bar with them.
+            # Calls return before their work is done; without waits the bar would run ahead.
             if i % 10 == 0 or i == steps:
                 loss.block_until_ready()
                 on_steps(10 if i % 10 == 0 else steps % 10)
@@ -240,5 +240,5 @@ def num_nonzero(params: PyTree, masks: PyTree) -> tuple[int, int]:
     return kept, pruned
 
 
-def _scaled(split: Split, index: Int[Array, "batch"]) -> Float[Array, "batch ..."]:
+def _scaled(split: Split, index: Int[Array, " batch"]) -> Float[Array, "batch ..."]:
     return (split.images[index].astype(jnp.float32) - split.mean) / split.scale

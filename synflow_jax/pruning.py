@@ -252,7 +252,7 @@ def _one_round(
                 count_where(lambda s, m: m & ~jnp.isfinite(s), score, mask)
                 for score, mask in zip(scores, alive)
             ),
-            jnp.int32(0),
+            jnp.uint32(0),
         ),
     )
     remaining = iter(kept)

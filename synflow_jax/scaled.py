@@ -34,16 +34,17 @@ def normalised(mantissa: Array, exponent: Int[Array, ""] | int = 0) -> Scaled:
     which keeps every gradient finite: by the conservation law an entry times its gradient
     is at most the total.
     """
-    info = jnp.finfo(mantissa.dtype)
+    bias, digits, whole = _layout(mantissa.dtype)
     largest = jnp.max(jnp.abs(lax.stop_gradient(mantissa)), initial=0)
-    shift = jnp.clip(_floor_log2(largest), info.minexp, -info.minexp)
-    scaled = mantissa * _power_of_two(-shift, mantissa.dtype)
-    visible = jnp.abs(lax.stop_gradient(scaled)) >= 2.0**-100
-    # A NaN is not below anything: it must stay, to be reported.
-    visible = visible | jnp.isnan(lax.stop_gradient(scaled))
+    biased = lax.bitcast_convert_type(largest, whole) >> digits
+    biased = jnp.clip(biased, 1, 2 * bias - 1)
+    scale = lax.bitcast_convert_type((2 * bias - biased) << digits, mantissa.dtype)
+    scaled = mantissa * scale
+    # A NaN is not below anything: it stays, to be reported.
+    invisible = jnp.abs(lax.stop_gradient(scaled)) < 2.0**-100
     return Scaled(
-        jnp.where(visible, scaled, jnp.zeros_like(scaled)),
-        jnp.where(largest == 0, _ZERO, exponent + shift).astype(jnp.int32),
+        jnp.where(invisible, jnp.zeros_like(scaled), scaled),
+        jnp.where(largest == 0, _ZERO, exponent + (biased - bias).astype(jnp.int32)),
     )
 
 
@@ -66,16 +67,14 @@ def log(value: Scaled) -> Float[Array, "..."]:
     return jnp.log(value.mantissa) + exponent * jnp.log(2.0).astype(exponent.dtype)
 
 
-def _floor_log2(x: Array) -> Int[Array, "..."]:
-    """Exponent bits of non-negative normal floats; far below zero for zero."""
-    info = jnp.finfo(x.dtype)
-    bits = lax.bitcast_convert_type(x, jnp.dtype(f"int{info.bits}"))
-    return ((bits >> info.nmant) + info.minexp - 1).astype(jnp.int32)
-
-
 def _power_of_two(exponent: Int[Array, ""], dtype) -> Float[Array, ""]:
-    """Two to a whole power no greater than the largest float's; zero if too small."""
+    """Two to a whole power that is not positive; zero if too small for the type."""
+    bias, digits, whole = _layout(dtype)
+    biased = jnp.maximum(exponent + bias, 0).astype(whole)
+    return lax.bitcast_convert_type(biased << digits, dtype)
+
+
+def _layout(dtype) -> tuple[int, int, jnp.dtype]:
+    """Of a float's bits: the exponent's bias, the digits below it, and integers as wide."""
     info = jnp.finfo(dtype)
-    biased = jnp.maximum(exponent - (info.minexp - 1), 0)
-    biased = biased.astype(jnp.dtype(f"int{info.bits}"))
-    return lax.bitcast_convert_type(biased << info.nmant, dtype)
+    return 1 - int(info.minexp), info.nmant, jnp.dtype(f"int{info.bits}")

@@ -16,7 +16,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, Integer, PyTree
 
 from synflow_jax.masks import count_where
-from synflow_jax.trees import Masks, Scores, check_masks, is_floating, scoring_dtype
+from synflow_jax.trees import (
+    Leaf,
+    Masks,
+    Scores,
+    check_masks,
+    is_floating,
+    scoring_dtype,
+)
 
 # Scores taken from each leaf in proportion to its size, to guess the first bracket.
 _SAMPLE = 16384
@@ -32,7 +39,7 @@ class _Bracket(NamedTuple):
 
 
 def keep_top(
-    scores: Scores, k: int | Integer[Array, ""], masks: Masks | None = None
+    scores: Scores, k: int | Integer[Leaf, ""], masks: Masks | None = None
 ) -> Masks:
     """Keeps the ``k`` highest scores, counted over the whole tree.
 
@@ -90,7 +97,7 @@ def keep_top(
 
 
 def keep_top_per_layer(
-    scores: Scores, ks: PyTree[int | Integer[Array, ""]], masks: Masks | None = None
+    scores: Scores, ks: PyTree[int | Integer[Leaf, ""]], masks: Masks | None = None
 ) -> Masks:
     """Keeps the highest scores of every leaf, each leaf with a count of its own.
 

@@ -4,19 +4,23 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
+
+# Arrays, or descriptions of arrays where no value is read.
+Leaf = Array | np.ndarray | jax.ShapeDtypeStruct
 
 # "?*w" lets each leaf have its own shape; the tag "P" makes all trees that are annotated
 # with it in one signature share a structure, and so pairs the shapes.
-Params = PyTree[Shaped[Array, "?*w"], "P"]
-Masks = PyTree[Bool[Array, "?*w"], "P"]
-Scores = PyTree[Float[Array, "?*w"], "P"]
+Params = PyTree[Shaped[Leaf, "?*w"], "P"]
+Masks = PyTree[Bool[Leaf, "?*w"], "P"]
+Scores = PyTree[Float[Leaf, "?*w"], "P"]
 
 # Scores every weight of a masked network; higher means keep.
 ScoreFn = Callable[[Params, Masks], Scores]
 
 # Says whether the leaf with this name ("Dense_0/kernel") may lose weights.
-Prunable = Callable[[str, Array], bool]
+Prunable = Callable[[str, Leaf], bool]
 
 
 def leaf_names(tree: PyTree) -> list[str]:
@@ -30,7 +34,7 @@ def leaf_names(tree: PyTree) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
 
 
-def is_kernel(path: str, leaf: Array) -> bool:
+def is_kernel(path: str, leaf: Leaf) -> bool:
     """What is prunable unless you say otherwise: convolution and dense weights.
 
     Args:
@@ -116,7 +120,7 @@ def check_masks(masks: PyTree, params: PyTree) -> None:
             )
 
 
-def scoring_dtype(*leaves: Array) -> jnp.dtype:
+def scoring_dtype(*leaves: Leaf) -> jnp.dtype:
     """float64 if a leaf is, else float32: the precision in which scores are computed."""
     double = any(leaf.dtype == jnp.float64 for leaf in leaves)
     return jnp.dtype(jnp.float64 if double else jnp.float32)
@@ -129,6 +133,6 @@ def widened(params: PyTree) -> PyTree:
     )
 
 
-def is_floating(leaf: Array) -> bool:
+def is_floating(leaf: Leaf) -> bool:
     """Whether a leaf holds floating numbers."""
     return jnp.issubdtype(leaf.dtype, jnp.floating)

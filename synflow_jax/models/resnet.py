@@ -16,7 +16,7 @@ from synflow_jax.models.layers import (
 )
 
 _Initializer = nn.initializers.Initializer
-_Images = Float[Array, "batch height width channels"]
+_Images = Float[Array, "batch _height _width _channels"]
 
 # Blocks in each of the four groups, and whether they are bottlenecks.
 _IMAGENET_BLOCKS = {

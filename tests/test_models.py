@@ -1,0 +1,161 @@
+"""The networks of the paper: sizes to the weight, and a flow through each."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import synflow_jax as sj
+from synflow_jax.models import MLP, NETWORKS, VGG, CifarResNet, ConvNet, ResNet, build
+from synflow_jax.trees import prunable_leaves
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Flax's average pooling divides floats by whole numbers."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+# (network, classes): prunable weights, prunable tensors, all parameters. The totals of
+# networks with shortcuts are the reference's less its untrained identity shortcuts.
+COUNTS = {
+    ("mlp", 10): (119_400, 6, 119_910),
+    ("conv", 10): (337_760, 3, 337_834),
+    ("vgg11_cifar", 10): (9_222_848, 9, 9_231_114),
+    ("vgg13_cifar", 10): (9_407_168, 11, 9_416_010),
+    ("vgg16_cifar", 10): (14_715_584, 14, 14_728_266),
+    ("vgg16_cifar", 100): (14_761_664, 14, 14_774_436),
+    ("vgg19_cifar", 10): (20_024_000, 17, 20_040_522),
+    ("vgg11_tiny", 200): (12_568_256, 11, 12_578_760),
+    ("vgg13_tiny", 200): (12_752_576, 13, 12_763_656),
+    ("vgg16_tiny", 200): (18_060_992, 16, 18_075_912),
+    ("vgg19_tiny", 200): (23_369_408, 19, 23_388_168),
+    ("vgg11_imagenet", 1000): (132_851_392, 11, 132_863_336),
+    ("vgg16_imagenet", 1000): (138_344_128, 16, 138_357_544),
+    ("vgg19_imagenet", 1000): (143_652_544, 19, 143_667_240),
+    ("vgg19_bn_imagenet", 1000): (143_652_544, 19, 143_678_248),
+    ("resnet20", 10): (270_896, 22, 272_714 - 240),
+    ("resnet20", 100): (276_656, 22, None),
+    ("resnet32", 10): (464_432, 34, 467_370 - 464),
+    ("resnet56", 10): (851_504, 58, 856_682 - 912),
+    ("resnet110", 10): (1_722_416, 112, 1_732_634 - 1_920),
+    ("wide_resnet20", 10): (1_081_440, 22, 1_085_066 - 480),
+    ("resnet18", 10): (11_164_352, 21, 11_174_986 - 1_024),
+    ("resnet18", 100): (11_210_432, 21, 11_221_156 - 1_024),
+    ("resnet18_tiny", 200): (11_261_632, 21, 11_272_456 - 1_024),
+    ("resnet34", 10): (21_265_088, 37, 21_285_002 - 2_880),
+    ("resnet50", 10): (23_467_712, 54, 23_532_106 - 11_264),
+    ("wide_resnet50", 10): (66_778_816, 54, None),
+    ("resnet18_imagenet", 1000): (11_678_912, 21, 11_689_512),
+    ("resnet50_imagenet", 1000): (25_502_912, 54, 25_557_032),
+    ("resnet152_imagenet", 1000): (60_040_384, 156, 60_192_808),
+    ("wide_resnet50_imagenet", 1000): (68_814_016, 54, 68_883_240),
+}
+
+
+def shapes_of(name, classes):
+    network = NETWORKS[name]
+    module = network.make(num_classes=classes)
+    images = jax.ShapeDtypeStruct((1, *network.input_shape), jnp.float32)
+    return jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+
+
+@pytest.mark.parametrize(("name", "classes"), COUNTS)
+def test_sizes_are_those_of_the_paper(name, classes):
+    params = shapes_of(name, classes)
+    leaves = jax.tree.leaves(params)
+    chosen = [p for p, yes in zip(leaves, prunable_leaves(params, sj.is_kernel)) if yes]
+    weights, tensors, everything = COUNTS[name, classes]
+    assert sum(p.size for p in chosen) == weights
+    assert len(chosen) == tensors
+    if everything is not None:
+        assert sum(p.size for p in leaves) == everything
+
+
+def test_wide_resnet18_has_twice_the_channels():
+    """The released reference ignores its width: its "WideResNet-18" is ResNet-18."""
+    narrow, wide = shapes_of("resnet18", 10), shapes_of("wide_resnet18", 10)
+    for a, b in zip(jax.tree.leaves(narrow), jax.tree.leaves(wide)):
+        for small, large in zip(a.shape, b.shape):
+            assert large in (small, 2 * small)
+    kernel = "group4_block2", "conv2", "kernel"
+    assert narrow[kernel[0]][kernel[1]][kernel[2]].shape == (3, 3, 512, 512)
+    assert wide[kernel[0]][kernel[1]][kernel[2]].shape == (3, 3, 1024, 1024)
+
+
+def test_prunable_leaves_come_in_the_order_of_depth():
+    names = [n for n in sj.leaf_names(shapes_of("vgg16_cifar", 10)) if "kernel" in n]
+    assert names == [f"conv{i:02d}/kernel" for i in range(1, 14)] + ["linear/kernel"]
+    names = [n for n in sj.leaf_names(shapes_of("resnet110", 10)) if "kernel" in n]
+    blocks = [n.split("/")[0] for n in names[1:-1]]
+    assert (names[0], names[-1]) == ("conv/kernel", "linear/kernel")
+    assert blocks == sorted(blocks) and blocks[0] == "group1_block01"
+
+
+SMALL = {
+    "mlp": (MLP(width=0.1), (28, 28, 1), 6),
+    "conv": (ConvNet(width=0.1), (8, 8, 3), 3),
+    "vgg16": (VGG(16, 10, width=0.05), (32, 32, 3), 14),
+    "vgg11_tiny": (VGG(11, 10, "tiny_imagenet", width=0.05), (64, 64, 3), 11),
+    "vgg11_imagenet": (VGG(11, 10, "imagenet", norm=False, width=0.02), (64, 64, 3), 11),
+    "resnet20": (CifarResNet(20, 10, width=0.25), (32, 32, 3), 22),
+    "resnet18": (ResNet(18, 10, width=0.1), (32, 32, 3), 21),
+    "resnet50": (ResNet(50, 10, "imagenet", width=0.1), (64, 64, 3), 54),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_form_has_a_flow_and_can_be_trained(name):
+    module, shape, layers = SMALL[name]
+    x = jax.random.normal(jax.random.key(1), (4, *shape))
+    variables = jax.jit(module.init)(jax.random.key(0), x)
+    apply_fn, params = sj.from_linen(module, variables)
+    assert jax.eval_shape(apply_fn, params, x).shape == (4, 10)
+    scores = jax.jit(sj.synflow(apply_fn, shape))(params, sj.all_kept(params))
+    named = zip(sj.leaf_names(scores), jax.tree.leaves(scores))
+    totals = [float(score.sum()) for path, score in named if path.endswith("kernel")]
+    assert len(totals) == layers
+    # Stem and classifier are cuts of every network; in a chain every layer is.
+    np.testing.assert_allclose([totals[0], totals[-1]], 1, rtol=1e-5)
+    if "resnet" not in name:
+        np.testing.assert_allclose(totals, 1, rtol=1e-5)
+
+    mutable = [k for k in variables if k != "params"]
+    rngs = {"dropout": jax.random.key(2)}
+    out, new = jax.jit(
+        lambda v: module.apply(v, x, train=True, mutable=mutable, rngs=rngs)
+    )(variables)
+    assert np.isfinite(out).all() and set(new) == set(mutable)
+
+
+def test_initialisations_are_those_of_the_reference():
+    """He by fan-in for the CIFAR forms, by fan-out for the others, PyTorch's for dense."""
+    key = jax.random.key(0)
+    lottery = VGG(16, 100).init(key, jnp.ones((1, 32, 32, 3)))["params"]
+    np.testing.assert_allclose(lottery["conv04"]["kernel"].std(), (2 / 1152) ** 0.5, rtol=0.02)
+    np.testing.assert_allclose(lottery["linear"]["kernel"].std(), (2 / 512) ** 0.5, rtol=0.02)
+    resnet = ResNet(18, 100).init(key, jnp.ones((1, 8, 8, 3)))["params"]
+    np.testing.assert_allclose(resnet["conv"]["kernel"].std(), (2 / 576) ** 0.5, rtol=0.05)
+    dense = resnet["linear"]
+    for leaf in dense.values():
+        assert float(abs(leaf).max()) <= 512**-0.5 and float(leaf.std()) > 0.5 * 512**-0.5
+    mlp = MLP().init(key, jnp.ones((1, 28, 28, 1)))["params"]["linear2"]
+    np.testing.assert_allclose(abs(mlp["bias"]).max(), 0.1, rtol=0.1)
+
+
+def test_the_flow_of_vgg16_has_the_size_that_the_paper_found():
+    """log10 R = 23.48 there at initialisation, dense, for CIFAR-100."""
+    apply_fn, params, shape = build("vgg16_cifar", jax.random.key(0), num_classes=100)
+    got = jax.jit(lambda p: sj.log_flow(apply_fn, p, shape))(params) / np.log(10)
+    assert abs(float(got) - 23.48) < 0.1
+
+
+def test_an_unknown_network_is_answered_with_the_list():
+    with pytest.raises(ValueError, match="no network 'vgg'; there are .*vgg16_cifar"):
+        build("vgg", jax.random.key(0))
+
+
+def test_depths_that_do_not_exist_are_refused():
+    with pytest.raises(ValueError, match="`depth` is 6 n \\+ 2.*21"):
+        CifarResNet(21, 10).init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))

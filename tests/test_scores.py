@@ -1,0 +1,182 @@
+"""Criteria: one table of promises that every public criterion keeps, then each its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import synflow_jax as sj
+from tests import nets
+
+
+def apply_fn(params, x):
+    x = jax.nn.relu(x @ params["a"]["kernel"] + params["a"]["bias"][None])
+    return x @ params["b"]["kernel"]
+
+
+# A new criterion is a new row.
+CRITERIA = {
+    "synflow": lambda: sj.synflow(apply_fn, (3,)),
+    "magnitude": sj.magnitude,
+    "random": lambda: sj.random(jax.random.key(0)),
+}
+
+
+def example(dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    shapes = {"a": {"kernel": (3, 5), "bias": (5,)}, "b": {"kernel": (5, 2)}}
+    params = jax.tree.map(
+        lambda s: jnp.asarray(rng.standard_normal(s), dtype),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    masks = jax.tree.map(lambda p: jnp.asarray(rng.random(p.shape) < 0.8), params)
+    return params, masks
+
+
+def test_the_table_holds_every_public_criterion():
+    made = {
+        name
+        for name in dir(sj)
+        if getattr(getattr(sj, name), "__module__", "") == "synflow_jax.scores"
+    }
+    assert made == set(CRITERIA)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_scores_are_finite_float32_shaped_like_the_parameters(name, dtype):
+    params, masks = example(dtype)
+    scores = CRITERIA[name]()(params, masks)
+    assert jax.tree.structure(scores) == jax.tree.structure(params)
+    for score, param in zip(jax.tree.leaves(scores), jax.tree.leaves(params)):
+        assert score.shape == param.shape and score.dtype == jnp.float32
+        assert np.isfinite(score).all()
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_scores_tell_weights_apart_and_pruned_ones_score_zero(name):
+    params, masks = example()
+    scores = CRITERIA[name]()(params, masks)
+    for layer in ("a", "b"):
+        score, mask = scores[layer]["kernel"], masks[layer]["kernel"]
+        assert len(np.unique(score)) > 5
+        np.testing.assert_array_equal(np.asarray(score)[~np.asarray(mask)], 0)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_scores_are_the_same_under_jit_and_when_repeated(name):
+    params, masks = example()
+    score = CRITERIA[name]()
+    once, jitted = score(params, masks), jax.jit(score)(params, masks)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), once, jitted)
+    jax.tree.map(np.testing.assert_array_equal, once, CRITERIA[name]()(params, masks))
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_scores_can_be_mapped_over_parameters(name):
+    params, masks = example()
+    batch = jax.tree.map(lambda p: jnp.stack([p, 2 * p, -p]), params)
+    score = CRITERIA[name]()
+    got = jax.vmap(score, in_axes=(0, None))(batch, masks)
+    for i in range(3):
+        one = score(jax.tree.map(lambda p: p[i], batch), masks)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[i], b, rtol=1e-5), got, one)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_masks_that_do_not_fit_are_refused(name, no_typecheck):
+    params, masks = example()
+    masks["b"]["kernel"] = jnp.ones((2, 5), bool)
+    with pytest.raises(ValueError, match=r"masks\['b'\]\['kernel'\].*\(2, 5\)"):
+        CRITERIA[name]()(params, masks)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_parameters_that_are_not_floating_score_zero_or_are_ignored(name):
+    params, masks = example()
+    params["step"], masks["step"] = jnp.arange(3), jnp.ones(3, bool)
+    assert CRITERIA[name]()(params, masks)["step"].shape == (3,)
+
+
+def test_synflow_scores_are_shares_of_the_flow():
+    params, masks = example()
+    scores = sj.synflow(apply_fn, (3,))(params, masks)
+    for layer in ("a", "b"):
+        np.testing.assert_allclose(scores[layer]["kernel"].sum(), 1, rtol=1e-5)
+        assert (np.asarray(scores[layer]["kernel"]) >= 0).all()
+    np.testing.assert_array_equal(scores["a"]["bias"], 0)
+
+
+def test_synflow_of_half_precision_weights_is_that_of_the_same_weights_in_float32():
+    half, masks = example(jnp.bfloat16)
+    full = jax.tree.map(lambda p: p.astype(jnp.float32), half)
+    score = sj.synflow(apply_fn, (3,))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+        score(half, masks),
+        score(full, masks),
+    )
+
+
+def test_synflow_without_a_path_scores_zero():
+    params, masks = example()
+    masks["b"]["kernel"] = jnp.zeros((5, 2), bool)
+    for score in jax.tree.leaves(sj.synflow(apply_fn, (3,))(params, masks)):
+        np.testing.assert_array_equal(score, 0)
+
+
+def test_synflow_of_a_deep_network_sums_to_one_in_every_layer():
+    """The reference overflows: R is about 1e400 here."""
+    rng = np.random.default_rng(0)
+    params = [jnp.asarray(rng.standard_normal((8, 8)) * 50, jnp.float32)] * 150
+    masks = sj.all_kept(params)
+    scores = jax.jit(sj.synflow(nets.mlp, (8,)))(params, masks)
+    np.testing.assert_allclose([s.sum() for s in scores], 1, rtol=1e-5)
+
+
+def test_synflow_reads_parameters_that_the_output_ignores_as_zero():
+    params, masks = example()
+    params["unused"], masks["unused"] = jnp.ones((2, 2)), jnp.ones((2, 2), bool)
+    scores = sj.synflow(apply_fn, (3,))(params, masks)
+    np.testing.assert_array_equal(scores["unused"], 0)
+
+
+def test_synflow_counts_a_shared_weight_once_for_each_use():
+    def shared(params, x):
+        return x @ params["w"] @ params["w"]
+
+    w = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3)), jnp.float32)
+    scores = sj.synflow(shared, (3,))({"w": w}, {"w": jnp.ones((3, 3), bool)})
+    np.testing.assert_allclose(scores["w"].sum(), 2, rtol=1e-5)
+
+
+def test_synflow_with_biases_sees_the_flow_that_they_add():
+    params, masks = example()
+    scores = sj.synflow(apply_fn, (3,), biases=True)(params, masks)
+    assert float(scores["a"]["bias"].sum()) > 0
+    inflow = scores["a"]["kernel"].sum() + scores["a"]["bias"].sum()
+    np.testing.assert_allclose(inflow, 1, rtol=1e-5)
+
+
+def test_random_scores_are_uniform_and_depend_on_the_key():
+    params = {"w": jnp.zeros((100, 100))}
+    masks = sj.all_kept(params)
+    first = np.asarray(sj.random(jax.random.key(0))(params, masks)["w"])
+    second = np.asarray(sj.random(jax.random.key(1))(params, masks)["w"])
+    np.testing.assert_allclose(np.quantile(first, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.02)
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.05
+
+
+def test_random_draws_differ_between_leaves_of_one_shape():
+    params = {"a": jnp.zeros(50), "b": jnp.zeros(50)}
+    scores = sj.random(jax.random.key(0))(params, sj.all_kept(params))
+    assert not np.array_equal(scores["a"], scores["b"])
+
+
+@pytest.mark.parametrize("key", [0, jnp.zeros(2, jnp.uint32)])
+def test_random_wants_one_typed_key(key, no_typecheck):
+    with pytest.raises(ValueError, match="jax.random.key"):
+        sj.random(key)
+    with pytest.raises(ValueError, match="jax.random.key"):
+        sj.random(jax.random.split(jax.random.key(0), 2))
