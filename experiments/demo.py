@@ -3,7 +3,11 @@
   python -m experiments.demo
 
 Prunes VGG-16 at initialisation with three methods, then trains a small network under their
-masks. Writes metrics, two figures and a report; about two and a half minutes on two cores.
+masks. Writes metrics, two figures and a report; a few minutes on two cores.
+
+To expect on cifar10_20k (seed 0, one run, jax 0.10.2 on a CPU): dense 55 %; at compression
+10^0.5 all methods about 51 %; at 10^1.5 SynFlow 45 %, random 33 %, magnitude 10 %, which is
+chance; at 10^2.5 SynFlow 27 %, the others chance.
 """
 
 import dataclasses
@@ -32,8 +36,8 @@ from synflow_jax import models
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Prune VGG-16 at initialisation, and train a small network under masks: SynFlow,
-    magnitude and random pruning side by side. About two and a half minutes on two cores;
-    the result is report.html in the folder that --out names."""
+    magnitude and random pruning side by side. A few minutes on two cores; the result
+    is report.html in the folder that --out names."""
 
     out: pathlib.Path = pathlib.Path("results/demo")
     """Folder for the results; an earlier demo's files in it are replaced."""
@@ -48,12 +52,9 @@ class Config:
     compressions: tuple[float, ...] = (1.0, 2.0, 4.0, 6.0)
     """First part: log10 of (weights / weights kept)."""
     dataset: data.Name = "auto"
-    """Second part: the images. "auto" is CIFAR-10 if tensorflow-datasets has prepared it,
-    else the part of it that lies beside the repository, else scikit-learn's digits.
-    Nothing is ever downloaded."""
+    """Second part: the images; auto takes the first one that is found on this machine."""
     data_dir: pathlib.Path | None = None
-    """Second part: where prepared data sets lie; unless given, where tensorflow-datasets
-    puts them."""
+    """Second part: where to look for them, if not where tensorflow-datasets puts them."""
     channels: tuple[int, ...] = (16, 32, 64, 64)
     """Second part: channels of the small network's convolutions."""
     train_compressions: tuple[float, ...] = (0.5, 1.5, 2.5)
@@ -61,8 +62,7 @@ class Config:
     training: train.Settings = train.Settings()
     """Second part: how each network is trained."""
     smoke: bool = False
-    """Run in seconds, to see that everything works: tiny networks, a few rounds, one epoch
-    of digits; into results/smoke unless --out is given."""
+    """A run of seconds on tiny networks, to see that all works; into results/smoke."""
 
 
 FIGURES = {"layers.png": figures.layers, "accuracy.png": figures.accuracies}
@@ -74,7 +74,7 @@ def smoke(config: Config) -> Config:
     return dataclasses.replace(
         config,
         out=pathlib.Path("results/smoke") if default_out else config.out,
-        rounds=5,
+        rounds=30,
         network="mlp",
         num_classes=10,
         compressions=(1.0, 3.0),

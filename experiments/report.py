@@ -127,19 +127,23 @@ def _every_layer(masks: list[Row]) -> str:
 
 def _training(record: Row, about: Row, small: list[Row], trained: list[Row]) -> str:
     settings = record["config"]["training"]
-    cut = {(row["method"], row["label"]) for row in small if row["log10_flow"] is None}
-    cells = []
+    cut = [row for row in small if row["log10_flow"] is None]
+    dead = {(row["method"], row["label"]) for row in cut}
+    dense = _dense(trained)
+    accuracy = f"the dense network: {percent(dense['accuracy'])}"
+    cells = [[("1", ""), (f"{dense['k']:,}", ""), (accuracy, "across")]]
     for label in _labels(small):
         found = _trained_at(trained, label)
         numbers = [
-            (percent(found[m]["accuracy"]), "gone" if (m, label) in cut else "")
+            (percent(found[m]["accuracy"]), "gone" if (m, label) in dead else "")
             for m in _METHODS
         ]
         cells.append([(power(label), ""), (f"{found['synflow']['k']:,}", ""), *numbers])
-    dense = _dense(trained)
-    accuracy = (f"the dense network: {percent(dense['accuracy'])}", "across")
-    cells.append([("1", ""), (f"{dense['k']:,}", ""), accuracy])
     layers = ", ".join(escape(name) for name, _, _ in small[0]["layers"])
+    deaths = [
+        f"{_METHODS[row['method']]} at {power(row['label'])}: {_damage(row)}."
+        for row in cut
+    ]
     colour = 'Printed <span class="gone">like this</span>: no path was left. '
     return (
         "<h2>2. What the masks are worth in training</h2>"
@@ -157,30 +161,32 @@ def _training(record: Row, about: Row, small: list[Row], trained: list[Row]) -> 
         "augmentation.</p>"
         f"{table(['compression', 'weights kept', *_METHODS.values()], cells)}"
         f"<p>Accuracy on the held-out images. {colour if cut else ''}Chance is "
-        f"{percent(1 / about['num_classes'])}.</p><p>{_exactness(trained)}</p>"
+        f"{percent(1 / about['num_classes'])}.</p>"
+        f"{bullets(deaths)}"
+        f"<p>{_exactness(trained)}</p>"
     )
 
 
 def _lessons(about: Row) -> str:
     deviation = 50 / about["test_images"] ** 0.5
     lessons = [
-        "The right <em>number</em> of weights is not enough: they have to lie on paths from "
-        "the input to the output. Section 1 shows which methods see to that, and up to "
-        "which compression.",
+        "The right <em>number</em> of weights is not enough: they have to lie on paths "
+        "from the input to the output. Section 1 shows which methods see to that, and up "
+        "to which compression.",
         "Repeated rounds are part of SynFlow: what is left of a thinned layer carries the "
         "flow of the whole layer, so its scores rise and the next round spares it.",
         "Training is short, and every accuracy is one run from one seed. With "
         f"{about['test_images']:,} held-out images the sampling error alone is up to "
-        f"{deviation:.1f} points (one standard deviation): take small differences for none, "
-        "and compare nothing here with the accuracies of long training.",
-        "The pruned networks are dense arrays with zeros in them, and no faster. What is "
-        "shown is which weights are needed.",
+        f"{deviation:.1f} points (one standard deviation): take small differences for "
+        "none, and compare nothing here with the accuracies of long training.",
+        "The pruned networks are computed as dense arrays with zeros in them; nothing is "
+        "skipped. What is shown is which weights are needed, not a saving of time.",
     ]
     return (
         f"<h2>3. What to take from this</h2>{bullets(lessons)}"
         '<p class="note">The method: H. Tanaka, D. Kunin, D. Yamins, S. Ganguli, '
-        "&ldquo;Pruning neural networks without any data by iteratively conserving synaptic "
-        "flow&rdquo;, NeurIPS 2020, arXiv 2006.05467.</p>"
+        "&ldquo;Pruning neural networks without any data by iteratively conserving "
+        "synaptic flow&rdquo;, NeurIPS 2020, arXiv 2006.05467.</p>"
     )
 
 
@@ -274,10 +280,11 @@ def _hardest(small: list[Row], trained: list[Row], about: Row) -> str:
 def _exactness(trained: list[Row]) -> str:
     masked = [row for row in trained if row["method"] != "dense"]
     exact = [r for r in masked if r["nonzero_kept"] == r["k"] and not r["nonzero_pruned"]]
+    share = "all" if len(exact) == len(masked) else f"{len(exact)} of the"
     return (
-        f"After training, in {len(exact)} of the {len(masked)} masked networks the number "
-        "of weights that are not zero is exactly the number kept, and every pruned weight "
-        "is exactly 0.0."
+        f"After training, in {share} {len(masked)} masked networks the number of prunable "
+        "weights that are not zero is exactly the number kept, and every pruned weight is "
+        "exactly 0.0."
     )
 
 

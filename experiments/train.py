@@ -95,8 +95,10 @@ def optimizer(
     settings: Settings, steps: int, masks: PyTree
 ) -> optax.GradientTransformation:
     """SGD whose pruned weights never move."""
+    warmup = 1 + steps // 10
+    # Neither end is at zero: the first step moves, and so does the last.
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, settings.learning_rate, max(1, steps // 10), steps
+        settings.learning_rate / (warmup + 1), settings.learning_rate, warmup, steps + 1
     )
     return optax.chain(
         optax.add_decayed_weights(settings.weight_decay),

@@ -40,7 +40,8 @@ def summarize(params: Params, masks: Masks) -> list[Row]:
       ValueError: if ``masks`` does not mirror ``params``.
 
     Example:
-      >>> summarize({"kernel": np.ones((1, 4))}, {"kernel": np.array([[True, 0, 0, 0]]) > 0})
+      >>> masks = {"kernel": np.array([[True, False, False, False]])}
+      >>> summarize({"kernel": np.ones((1, 4))}, masks)
       [Row(name='kernel', shape=(1, 4), size=4, kept=1, density=0.25)]
     """
     check_masks(masks, params)
@@ -53,13 +54,11 @@ def summarize(params: Params, masks: Masks) -> list[Row]:
     return rows
 
 
-def collapsed(
-    params: Params, masks: Masks, *, prunable: Prunable = is_kernel
-) -> list[str]:
+def collapsed(params: Params, masks: Masks, *, prunable: Prunable = is_kernel) -> list[str]:
     """Names of the prunable leaves that have lost all their weights.
 
     The paper's layer-collapse. In a network with shortcuts an empty leaf need not cut the
-    network: `log_flow` of the masked parameters, finite or not, says whether a path is left.
+    network: `log_flow` of the masked parameters is finite where a path is left.
 
     Args:
       params: a pytree of arrays.

@@ -14,7 +14,6 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.extend import core
 from jaxtyping import Array, Float, PyTree
 
@@ -269,8 +268,7 @@ def _apply_rule(
 
 # Code that stands between the user's model and the primitive.
 _LIBRARIES = tuple(
-    os.path.dirname(os.path.abspath(module.__file__)) + os.sep
-    for module in (jax, flax)
+    os.path.dirname(os.path.abspath(module.__file__)) + os.sep for module in (jax, flax)
 )
 
 

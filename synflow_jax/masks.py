@@ -65,9 +65,9 @@ def count(masks: Masks) -> Integer[Array, ""]:
     return number if large else number.astype(jnp.int32)
 
 
-# XLA's reductions run on one CPU core, elementwise code on all and in wide registers: there
-# a leaf is counted in this many slices, added element by element in int8 before the sum.
-_SLICES = 16
+# XLA reduces an array to one number on one CPU core and without wide registers; a sum of a
+# few long rows, in the narrowest integers, it treats like elementwise code.
+_ROWS = 16
 
 
 def count_where(holds: Callable[..., Array], *leaves: Array) -> Integer[Array, ""]:
@@ -83,14 +83,14 @@ def count_where(holds: Callable[..., Array], *leaves: Array) -> Integer[Array, "
       >>> int(count_where(lambda x: x > 1, jnp.arange(4)))
       2
     """
-    width = leaves[0].size // _SLICES
-    if jax.default_backend() != "cpu" or width == 0:
+    width = leaves[0].size // _ROWS
+    if jax.default_backend() != "cpu" or width < _ROWS:
         return jnp.sum(holds(*leaves), dtype=jnp.uint32)
     flat = [leaf.reshape(-1) for leaf in leaves]
-    tables = [x[: width * _SLICES].reshape(_SLICES, width) for x in flat]
-    partial = sum((holds(*rows).astype(jnp.int8) for rows in zip(*tables)), jnp.int8(0))
-    rest = holds(*(x[width * _SLICES :] for x in flat))
-    return jnp.sum(partial, dtype=jnp.uint32) + jnp.sum(rest, dtype=jnp.uint32)
+    rows = holds(*(x[: width * _ROWS].reshape(_ROWS, width) for x in flat))
+    rest = holds(*(x[width * _ROWS :] for x in flat))
+    columns = jnp.sum(rows, axis=0, dtype=jnp.int8)
+    return jnp.sum(columns, dtype=jnp.uint32) + jnp.sum(rest, dtype=jnp.uint32)
 
 
 def save_masks(path: str | os.PathLike, masks: Masks) -> None:
@@ -122,7 +122,7 @@ def save_masks(path: str | os.PathLike, masks: Masks) -> None:
         "structure": json.dumps(_described(numbered)),
     }
     packed = {name: np.packbits(leaf) for name, leaf in zip(names, leaves)}
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).absolute()
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         partial.write_bytes(safetensors.numpy.save(packed, metadata))

@@ -22,8 +22,9 @@ def freeze_pruned(masks: Masks) -> optax.GradientTransformation:
     zero (`apply_masks`) then stays exactly zero. (`optax.masked` cannot do this: its mask
     switches whole leaves and must be known while tracing.)
 
-    The masks ride in the state, not in a closure: they are then an argument of the compiled
-    step rather than a constant baked into it, and they can be vmapped over and checkpointed.
+    The masks ride in the state, not in a closure: they are then an argument of the
+    compiled step rather than a constant baked into it, and they can be vmapped over and
+    checkpointed.
 
     Args:
       masks: boolean leaves shaped like the parameters; True = trained.

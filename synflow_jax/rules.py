@@ -122,9 +122,7 @@ def _conv_of_patches(image: Array, kernel: Array, params: dict[str, Any]) -> Arr
     return product.transpose(tuple(map(numbers.out_spec.index, range(product.ndim))))
 
 
-def _window_slices(
-    x: Array, window, strides, padding, dilation, fill=0.0
-) -> list[Array]:
+def _window_slices(x: Array, window, strides, padding, dilation, fill=0.0) -> list[Array]:
     """For each place in the window, the entries that stand there, over all windows."""
     x = lax.pad(x, jnp.asarray(fill, x.dtype), [(low, high, 0) for low, high in padding])
     reach = [(w - 1) * d for w, d in zip(window, dilation)]

@@ -6,7 +6,6 @@ exponent that no network is deep enough to exhaust.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int

@@ -39,7 +39,7 @@ class _Bracket(NamedTuple):
 
 
 def keep_top(
-    scores: Scores, k: int | Integer[Leaf, ""], masks: Masks | None = None
+    scores: Scores, k: int | np.integer | Integer[Leaf, ""], masks: Masks | None = None
 ) -> Masks:
     """Keeps the ``k`` highest scores, counted over the whole tree.
 
@@ -97,7 +97,9 @@ def keep_top(
 
 
 def keep_top_per_layer(
-    scores: Scores, ks: PyTree[int | Integer[Leaf, ""]], masks: Masks | None = None
+    scores: Scores,
+    ks: PyTree[int | np.integer | Integer[Leaf, ""]],
+    masks: Masks | None = None,
 ) -> Masks:
     """Keeps the highest scores of every leaf, each leaf with a count of its own.
 

@@ -48,6 +48,17 @@ CONVNET_INPUT = (8, 8, 2)
 
 def draw(shapes, seed=0):
     rng = np.random.default_rng(seed)
-    return {
-        n: jnp.asarray(rng.standard_normal(s), jnp.float32) for n, s in shapes.items()
-    }
+    return {n: jnp.asarray(rng.standard_normal(s), jnp.float32) for n, s in shapes.items()}
+
+
+def element(batch, i):
+    """The i-th tree of a batch of trees."""
+    return jax.tree.map(lambda x: x[i], batch)
+
+
+def assert_equal(got, want):
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def assert_close(got, want, rtol=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), got, want)

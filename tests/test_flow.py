@@ -26,11 +26,7 @@ def value(pair):
 
 
 def matrices(*shapes):
-    return st.tuples(
-        *(
-            hnp.arrays(np.float32, s, elements=small) for s in shapes
-        )
-    )
+    return st.tuples(*(hnp.arrays(np.float32, s, elements=small) for s in shapes))
 
 
 mlp_weights = matrices(*zip(nets.WIDTHS, nets.WIDTHS[1:]))
@@ -91,7 +87,7 @@ RULE_CASES = {
         lambda w, x: x @ abs(w),
     ),
     "half precision inside": (
-        lambda w, x: (x.astype(jnp.bfloat16) @ jnp.round(w * 2).astype(jnp.bfloat16)),
+        lambda w, x: x.astype(jnp.bfloat16) @ jnp.round(w * 2).astype(jnp.bfloat16),
         lambda w, x: x @ abs(jnp.round(w * 2)),
     ),
 }
@@ -163,14 +159,14 @@ def test_convolutions_of_every_layout_take_the_kernels_size(name):
 )
 def test_pooling_of_the_flow(window, strides, padding, dilation):
     x = jnp.asarray(np.random.default_rng(0).random((2, 7, 6, 3)), jnp.float32)
-    for init, operation in ((-jnp.inf, lax.max), (0.0, lax.add)):
-
-        def pool(_, x):
-            return lax.reduce_window(
-                x, init, operation, window, strides, padding, window_dilation=dilation
-            )
-
-        np.testing.assert_allclose(value(sj.flow(pool)(jnp.zeros(()), x)), pool(None, x), rtol=1e-3)
+    shape = (window, strides, padding)
+    pools = [
+        lambda x: lax.reduce_window(x, -jnp.inf, lax.max, *shape, window_dilation=dilation),
+        lambda x: lax.reduce_window(x, 0.0, lax.add, *shape, window_dilation=dilation),
+    ]
+    for pool in pools:
+        got = value(sj.flow(lambda _, x, pool=pool: pool(x))(jnp.zeros(()), x))
+        np.testing.assert_allclose(got, pool(x), rtol=1e-3)
 
 
 def test_max_pooling_passes_the_first_of_equals_whatever_the_rounding():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
+from synflow_jax.models import MLP
 from tests import nets
 from tests.test_flow import mlp_weights
 
@@ -78,10 +79,7 @@ def test_rescaling_a_neuron_changes_no_score(seed, factor, unit):
         "1": params["1"].at[unit].divide(factor),
     }
     masks = sj.all_kept(params)
-    before, after = score(params, masks), score(rescaled, masks)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), before, after
-    )
+    nets.assert_close(score(params, masks), score(rescaled, masks))
 
 
 @hypothesis.given(seeds, st.floats(1e-6, 1e6), st.sampled_from(sorted(SHAPES)))
@@ -89,11 +87,7 @@ def test_rescaling_a_layer_changes_no_share(seed, factor, layer):
     params = nets.draw(SHAPES, seed)
     rescaled = params | {layer: params[layer] * factor}
     masks = sj.all_kept(params)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
-        score(params, masks),
-        score(rescaled, masks),
-    )
+    nets.assert_close(score(params, masks), score(rescaled, masks))
 
 
 @hypothesis.given(seeds, st.permutations(range(WIDTHS[1])))
@@ -142,9 +136,7 @@ def _power_of_two_network(seed):
     rng = np.random.default_rng(seed)
     sizes = {"0": (6, 8), "1": (8, 8), "2": (8, 8), "3": (8, 4)}
     return {
-        n: jnp.asarray(
-            rng.choice([-1, 1], s) * 2.0 ** rng.integers(-2, 3, s), jnp.float32
-        )
+        n: jnp.asarray(rng.choice([-1, 1], s) * 2.0 ** rng.integers(-2, 3, s), jnp.float32)
         for n, s in sizes.items()
     }
 
@@ -161,8 +153,6 @@ def test_scores_of_powers_of_two_are_exact(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_survival_at_the_largest_compression(seed):
     """N / L by 100 exponential rounds: one weight a layer, on one path (T7)."""
-    from synflow_jax.models import MLP
-
     module = MLP(width=0.3)
     variables = module.init(jax.random.key(seed), jnp.ones((1, 28, 28, 1)))
     network, params = sj.from_linen(module, variables)

@@ -14,6 +14,7 @@ import safetensors.numpy
 
 import synflow_jax as sj
 from synflow_jax.masks import count_where
+from tests import nets
 
 
 def test_a_pruned_nan_becomes_zero_and_dtypes_stay():
@@ -65,7 +66,7 @@ def test_masks_come_back_from_a_file(tmp_path_factory, tree):
     sj.save_masks(path, jax.tree.map(jnp.asarray, tree))
     got = sj.load_masks(path)
     assert jax.tree.structure(got) == jax.tree.structure(tree)
-    jax.tree.map(np.testing.assert_array_equal, got, tree)
+    nets.assert_equal(got, tree)
 
 
 def test_other_containers_come_back_flat_or_like_the_parameters(tmp_path):
@@ -79,7 +80,7 @@ def test_other_containers_come_back_flat_or_like_the_parameters(tmp_path):
     assert list(flat) == ["0/kernel", "1/kernel"]
     got = sj.load_masks(tmp_path / "m", like=masks)
     assert isinstance(got[0], Layer)
-    jax.tree.map(np.testing.assert_array_equal, got, masks)
+    nets.assert_equal(got, masks)
 
 
 def test_a_file_holds_one_bit_an_entry_and_no_pickle(tmp_path):

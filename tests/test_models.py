@@ -1,5 +1,7 @@
 """The networks of the paper: sizes to the weight, and a flow through each."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,50 +99,84 @@ SMALL = {
     "mlp": (MLP(width=0.1), (28, 28, 1), 6),
     "conv": (ConvNet(width=0.1), (8, 8, 3), 3),
     "vgg16": (VGG(16, 10, width=0.05), (32, 32, 3), 14),
-    "vgg11_tiny": (VGG(11, 10, "tiny_imagenet", width=0.05), (64, 64, 3), 11),
-    "vgg11_imagenet": (VGG(11, 10, "imagenet", norm=False, width=0.02), (64, 64, 3), 11),
-    "resnet20": (CifarResNet(20, 10, width=0.25), (32, 32, 3), 22),
-    "resnet18": (ResNet(18, 10, width=0.1), (32, 32, 3), 21),
-    "resnet50": (ResNet(50, 10, "imagenet", width=0.1), (64, 64, 3), 54),
+    "vgg11_tiny": (VGG(11, 10, "tiny_imagenet", width=0.05), (32, 32, 3), 11),
+    "vgg11_imagenet": (VGG(11, 10, "imagenet", norm=False, width=0.02), (32, 32, 3), 11),
+    "resnet14": (CifarResNet(14, 10, width=0.25), (16, 16, 3), 16),
+    "resnet18": (ResNet(18, 10, width=0.1), (8, 8, 3), 21),
+    "resnet50": (ResNet(50, 10, "imagenet", width=0.1), (32, 32, 3), 54),
 }
 
 
+def variables_of(module, shape):
+    """Variables without compiling an initialiser: small normal draws, variances one."""
+    images = jnp.ones((1, *shape))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype)  # noqa: E731
+    drawn = jax.tree.map(draw, shapes)
+    return drawn | {"batch_stats": jax.tree.map(jnp.abs, drawn.get("batch_stats", {}))}
+
+
 @pytest.mark.parametrize("name", SMALL)
-def test_every_form_has_a_flow_and_can_be_trained(name):
+def test_every_form_can_be_trained_and_has_a_flow(name):
     module, shape, layers = SMALL[name]
-    x = jax.random.normal(jax.random.key(1), (4, *shape))
-    variables = jax.jit(module.init)(jax.random.key(0), x)
+    x = jnp.ones((4, *shape))
+    variables = variables_of(module, shape)
     apply_fn, params = sj.from_linen(module, variables)
     assert jax.eval_shape(apply_fn, params, x).shape == (4, 10)
-    scores = jax.jit(sj.synflow(apply_fn, shape))(params, sj.all_kept(params))
-    named = zip(sj.leaf_names(scores), jax.tree.leaves(scores))
-    totals = [float(score.sum()) for path, score in named if path.endswith("kernel")]
-    assert len(totals) == layers
-    # Stem and classifier are cuts of every network; in a chain every layer is.
-    np.testing.assert_allclose([totals[0], totals[-1]], 1, rtol=1e-5)
-    if "resnet" not in name:
-        np.testing.assert_allclose(totals, 1, rtol=1e-5)
+    out, new = jax.eval_shape(
+        lambda v: module.apply(
+            v, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(2)}
+        ),
+        variables,
+    )
+    assert out.shape == (4, 10)
+    assert jax.tree.structure(new.get("batch_stats", {})) == jax.tree.structure(
+        variables["batch_stats"]
+    )
+    assert len([n for n in sj.leaf_names(params) if n.endswith("kernel")]) == layers
+    assert np.isfinite(jax.jit(lambda p: sj.log_flow(apply_fn, p, shape))(params))
 
-    mutable = [k for k in variables if k != "params"]
-    rngs = {"dropout": jax.random.key(2)}
-    out, new = jax.jit(
-        lambda v: module.apply(v, x, train=True, mutable=mutable, rngs=rngs)
-    )(variables)
-    assert np.isfinite(out).all() and set(new) == set(mutable)
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "vgg16", "vgg11_tiny"])
+def test_every_layer_of_a_chain_is_a_cut(name):
+    module, shape, layers = SMALL[name]
+    apply_fn, params = sj.from_linen(module, variables_of(module, shape))
+    scores = jax.jit(sj.synflow(apply_fn, shape))(params, sj.all_kept(params))
+    np.testing.assert_allclose(kernel_totals(scores), [1] * layers, rtol=1e-5)
+
+
+def test_stem_and_classifier_are_cuts_and_so_are_branch_and_shortcut_together():
+    module, shape, _ = SMALL["resnet14"]
+    apply_fn, params = sj.from_linen(module, variables_of(module, shape))
+    scores = jax.jit(sj.synflow(apply_fn, shape))(params, sj.all_kept(params))
+    totals = kernel_totals(scores)
+    np.testing.assert_allclose([totals[0], totals[-1]], 1, rtol=1e-5)
+    block = scores["group2_block1"]
+    for branch in ("conv1", "conv2"):
+        cut = block[branch]["kernel"].sum() + block["shortcut"]["kernel"].sum()
+        np.testing.assert_allclose(cut, 1, rtol=1e-5)
+
+
+def kernel_totals(scores):
+    named = zip(sj.leaf_names(scores), jax.tree.leaves(scores))
+    return [float(score.sum()) for path, score in named if path.endswith("kernel")]
 
 
 def test_initialisations_are_those_of_the_reference():
     """He by fan-in for the CIFAR forms, by fan-out for the others, PyTorch's for dense."""
     key = jax.random.key(0)
-    lottery = VGG(16, 100).init(key, jnp.ones((1, 32, 32, 3)))["params"]
-    np.testing.assert_allclose(lottery["conv04"]["kernel"].std(), (2 / 1152) ** 0.5, rtol=0.02)
-    np.testing.assert_allclose(lottery["linear"]["kernel"].std(), (2 / 512) ** 0.5, rtol=0.02)
-    resnet = ResNet(18, 100).init(key, jnp.ones((1, 8, 8, 3)))["params"]
-    np.testing.assert_allclose(resnet["conv"]["kernel"].std(), (2 / 576) ** 0.5, rtol=0.05)
+    init = lambda module, *shape: jax.jit(module.init)(key, jnp.ones((1, *shape)))["params"]  # noqa: E731
+    vgg = init(VGG(11, 100, width=0.5), 32, 32, 3)
+    std = lambda *path: float(functools.reduce(dict.get, path).std())  # noqa: E731
+    np.testing.assert_allclose(std(vgg, "conv04", "kernel"), (2 / 1152) ** 0.5, rtol=0.02)
+    np.testing.assert_allclose(std(vgg, "linear", "kernel"), (2 / 256) ** 0.5, rtol=0.02)
+    resnet = init(ResNet(18, 100, width=0.5), 8, 8, 3)
+    np.testing.assert_allclose(std(resnet, "conv", "kernel"), (2 / 288) ** 0.5, rtol=0.05)
     dense = resnet["linear"]
     for leaf in dense.values():
-        assert float(abs(leaf).max()) <= 512**-0.5 and float(leaf.std()) > 0.5 * 512**-0.5
-    mlp = MLP().init(key, jnp.ones((1, 28, 28, 1)))["params"]["linear2"]
+        assert float(abs(leaf).max()) <= 256**-0.5 and float(leaf.std()) > 0.5 * 256**-0.5
+    mlp = init(MLP(), 28, 28, 1)["linear2"]
     np.testing.assert_allclose(abs(mlp["bias"]).max(), 0.1, rtol=0.1)
 
 

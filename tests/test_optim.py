@@ -73,7 +73,7 @@ def test_masks_are_arguments_of_the_compiled_step():
         return sj.freeze_pruned(MASKS).update(updates, state)
 
     for fill in (True, False):
-        masks = jax.tree.map(lambda m: jnp.full(m.shape, fill), MASKS)
+        masks = jax.tree.map(lambda m, fill=fill: jnp.full(m.shape, fill), MASKS)
         state = sj.freeze_pruned(masks).init(PARAMS)
         updates, _ = update(PARAMS, state)
         assert bool((updates["w"] != 0).all()) is fill

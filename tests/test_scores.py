@@ -69,8 +69,8 @@ def test_scores_are_the_same_under_jit_and_when_repeated(name):
     params, masks = example()
     score = CRITERIA[name]()
     once, jitted = score(params, masks), jax.jit(score)(params, masks)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), once, jitted)
-    jax.tree.map(np.testing.assert_array_equal, once, CRITERIA[name]()(params, masks))
+    nets.assert_close(once, jitted)
+    nets.assert_equal(once, CRITERIA[name]()(params, masks))
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -80,8 +80,7 @@ def test_scores_can_be_mapped_over_parameters(name):
     score = CRITERIA[name]()
     got = jax.vmap(score, in_axes=(0, None))(batch, masks)
     for i in range(3):
-        one = score(jax.tree.map(lambda p: p[i], batch), masks)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[i], b, rtol=1e-5), got, one)
+        nets.assert_close(nets.element(got, i), score(nets.element(batch, i), masks))
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -112,11 +111,7 @@ def test_synflow_of_half_precision_weights_is_that_of_the_same_weights_in_float3
     half, masks = example(jnp.bfloat16)
     full = jax.tree.map(lambda p: p.astype(jnp.float32), half)
     score = sj.synflow(apply_fn, (3,))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
-        score(half, masks),
-        score(full, masks),
-    )
+    nets.assert_close(score(half, masks), score(full, masks), rtol=1e-6)
 
 
 def test_synflow_without_a_path_scores_zero():
@@ -164,7 +159,9 @@ def test_random_scores_are_uniform_and_depend_on_the_key():
     masks = sj.all_kept(params)
     first = np.asarray(sj.random(jax.random.key(0))(params, masks)["w"])
     second = np.asarray(sj.random(jax.random.key(1))(params, masks)["w"])
-    np.testing.assert_allclose(np.quantile(first, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.02)
+    np.testing.assert_allclose(
+        np.quantile(first, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.02
+    )
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.05
 
 

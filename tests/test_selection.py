@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
+from tests import nets
 
 # A few fixed trees: values are drawn freely, shapes are not, so that the suite compiles
 # each shape once instead of once per example.
@@ -64,7 +65,7 @@ def test_keep_top_agrees_with_sorting(elements):
             on_device = eligible and jax.tree.map(jnp.asarray, eligible)
             got = keep(device, jnp.int32(k), on_device)
             want = keep_top_by_sorting(scores, k, eligible)
-            jax.tree.map(np.testing.assert_array_equal, got, want)
+            nets.assert_equal(got, want)
 
     check()
 
@@ -120,8 +121,8 @@ def test_vmap_selects_in_each_tree_of_a_batch():
     ks = jnp.array([0, 7, 30, 40])
     got = jax.vmap(sj.keep_top)(scores, ks)
     for i, k in enumerate(ks):
-        one = sj.keep_top(jax.tree.map(lambda x: x[i], scores), k)
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[i], b), got, one)
+        one = sj.keep_top(nets.element(scores, i), k)
+        nets.assert_equal(nets.element(got, i), one)
 
 
 def test_half_precision_scores_are_ranked():

@@ -52,9 +52,7 @@ class _Block(nn.Module):
             layers = [(3, self.stride, self.channels), (3, 1, self.out_channels)]
         y = x
         for i, (size, stride, channels) in enumerate(layers, 1):
-            y = conv(
-                channels, (size, size), stride, padding=size // 2, name=f"conv{i}"
-            )(y)
+            y = conv(channels, (size, size), stride, padding=size // 2, name=f"conv{i}")(y)
             y = batch_norm(y, train, name=f"bn{i}")
             y = nn.relu(y) if i < len(layers) else y
         if self.stride != 1 or x.shape[-1] != self.out_channels:
@@ -100,9 +98,7 @@ class CifarResNet(nn.Module):
     width: float = 1.0
 
     @nn.compact
-    def __call__(
-        self, x: _Images, train: bool = False
-    ) -> Float[Array, "batch classes"]:
+    def __call__(self, x: _Images, train: bool = False) -> Float[Array, "batch classes"]:
         if self.depth < 8 or self.depth % 6 != 2:
             raise ValueError(f"`depth` is 6 n + 2 with n of at least 1; got {self.depth}.")
         channels = [scaled_width(c, self.width) for c in (16, 32, 64)]
@@ -141,9 +137,7 @@ class ResNet(nn.Module):
     inner_width: float = 1.0
 
     @nn.compact
-    def __call__(
-        self, x: _Images, train: bool = False
-    ) -> Float[Array, "batch classes"]:
+    def __call__(self, x: _Images, train: bool = False) -> Float[Array, "batch classes"]:
         blocks, bottleneck = _IMAGENET_BLOCKS[self.depth]
         channels = [scaled_width(c, self.width) for c in (64, 128, 256, 512)]
         size = 7 if self.stem == "imagenet" else 3

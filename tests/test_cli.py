@@ -1,0 +1,116 @@
+"""The command line, as typed."""
+
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import synflow_jax as sj
+from synflow_jax import cli
+
+MODULE = """
+import jax.numpy as jnp
+
+def small():
+    params = {"a": {"kernel": jnp.ones((4, 5))}, "b": {"kernel": jnp.ones((5, 2))}}
+    return lambda p, x: x @ p["a"]["kernel"] @ p["b"]["kernel"], params, (4,)
+
+def broken():
+    raise RuntimeError("no weights\\nhere")
+
+def wrong():
+    return 3
+
+def unknown():
+    apply_fn, params, shape = small()
+    return lambda p, x: jnp.sort(apply_fn(p, x)), params, shape
+
+def nan():
+    apply_fn, params, shape = small()
+    params["a"]["kernel"] = params["a"]["kernel"] * jnp.nan
+    return apply_fn, params, shape
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    name = f"user_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(folder, text):
+    module = next(folder.glob("user_*.py")).stem
+    return cli.main(text.replace("user:", f"{module}:").split())
+
+
+def test_prune_writes_masks_and_prints_a_row_for_each_layer(folder, capsys):
+    assert run(folder, "prune user:small --density 0.2 --out m --rounds 5") == 0
+    out = capsys.readouterr().out
+    assert "a/kernel" in out and "b/kernel" in out and "masks written to m" in out
+    masks = sj.load_masks(folder / "m")
+    assert int(sj.count(masks)) == 6
+    assert run(folder, "inspect m") == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[:7] == out.splitlines()[:7]
+
+
+@pytest.mark.parametrize("criterion", ["synflow", "magnitude", "random"])
+def test_prune_agrees_with_the_library(folder, criterion, capsys):
+    command = "prune mlp --density 0.01 --rounds 3 --schedule linear --out m --criterion "
+    assert run(folder, command + criterion) == 0
+    masks = sj.load_masks(folder / "m")
+    kept = sum(int(np.sum(layer["kernel"])) for layer in masks.values())
+    assert kept == sj.num_kept(119_400, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prune nothing --density 0.1 --out m", "no network 'nothing'"),
+        ("prune user:none --density 0.1 --out m", "AttributeError"),
+        ("prune nowhere:none --density 0.1 --out m", "No module named 'nowhere'"),
+        ("prune user:broken --density 0.1 --out m", "RuntimeError: no weights here"),
+        ("prune user:wrong --density 0.1 --out m", "must return (apply_fn, params"),
+        ("prune user:unknown --density 0.1 --out m", "primitive `sort`"),
+        ("prune user:nan --density 0.1 --out m", "a/kernel"),
+        ("prune user:small --density 0 --out m", "--density"),
+        ("prune user:small --density 1.01 --out m", "--density"),
+        ("prune user:small --density nan --out m", "--density"),
+        ("prune user:small --density 0.1 --rounds 0 --out m", "--rounds"),
+        ("prune user:small --density 0.1 --out none/m", "--out"),
+        ("prune user:small --density 0.1 --out .", "--out"),
+        ("inspect none", "no masks file"),
+        ("inspect truncated", "not a masks file"),
+        ("inspect foreign", "not a masks file"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(folder, capsys, text, message):
+    sj.save_masks(folder / "whole", {"w": jnp.ones((30, 30), bool)})
+    (folder / "truncated").write_bytes((folder / "whole").read_bytes()[:-3])
+    (folder / "foreign").write_text("hello")
+    assert run(folder, text) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("synflow: ") and err.count("\n") == 1
+    assert message in err
+    assert not (folder / "m").exists()
+
+
+@pytest.mark.parametrize("text", ["", "prune", "prune mlp --density x --out m", "other"])
+def test_a_wrong_command_line_exits_with_code_2(text):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(text.split())
+    assert exit_.value.code == 2
+
+
+def test_the_installed_command_prints_its_help():
+    run = subprocess.run(
+        [sys.executable, "-m", "synflow_jax.cli", "prune", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--density" in run.stdout and run.stderr == ""

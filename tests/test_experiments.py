@@ -1,0 +1,515 @@
+"""The demonstration, run in its smoke form through its real entry point, and its parts."""
+
+import json
+import shutil
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow_datasets as tfds
+from jax.experimental.compilation_cache import compilation_cache
+
+import synflow_jax as sj
+from experiments import data, demo, figures, report, runs, sweep, train
+from experiments.networks import SmallConvNet
+
+METHODS = ["synflow", "magnitude", "random"]
+PNG = b"\x89PNG\r\n"
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optax's updates mix dtypes."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def nothing_prepared(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SHARED", tmp_path / "shared")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """A second run in this file compiles nothing that the first has compiled."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for settings in (options, before):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if settings is options:
+            yield
+
+
+# --- the whole run ------------------------------------------------------------------------
+
+
+def run_smoke(folder):
+    with jax.numpy_dtype_promotion("standard"):
+        demo.main(["--smoke", "--seed", "3", "--out", str(folder)])
+
+
+@pytest.fixture(scope="module")
+def smoke(compiled_once, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smoke")
+    (folder / "notes.txt").write_text("mine")
+    run_smoke(folder)
+    return folder
+
+
+def rows_of(folder, kind):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    # Infinity and NaN are not JSON, though Python reads them.
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    return [row for row in rows if row["kind"] == kind]
+
+
+def test_the_smoke_run_writes_its_files_and_leaves_others_alone(smoke):
+    assert {path.name for path in smoke.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "layers.png",
+        "accuracy.png",
+        "report.html",
+        "notes.txt",
+    }
+    for name in ("layers.png", "accuracy.png"):
+        assert (smoke / name).read_bytes().startswith(PNG)
+
+
+def test_the_record_says_how_to_repeat_the_run(smoke):
+    record = json.loads((smoke / "config.json").read_text())
+    assert record["command"].startswith("python -m experiments.demo --smoke --seed 3")
+    assert record["config"]["seed"] == 3
+    assert record["config"]["training"]["batch"] == 64
+    assert record["versions"]["jax"] == jax.__version__
+    assert {"device", "cores", "commit", "started"} <= set(record)
+
+
+def test_every_mask_of_the_smoke_run_keeps_exactly_its_count(smoke):
+    rows = rows_of(smoke, "mask")
+    for row in rows:
+        kept = [kept for _, kept, _ in row["layers"]]
+        assert row["kept"] == row["k"] == sum(kept)
+        assert row["k"] == sj.num_kept(row["size"], 10 ** -row["compression"])
+        assert row["size"] == sum(size for _, _, size in row["layers"])
+        assert row["collapsed"] == [name for name, kept, _ in row["layers"] if not kept]
+        if row["collapsed"]:
+            assert row["log10_flow"] is None
+    first = [row for row in rows if row["part"] == "initialisation"]
+    assert [(row["label"], row["method"]) for row in first] == [
+        *[(label, method) for label in ("10^1", "10^3") for method in METHODS],
+        ("N/L", "synflow"),
+    ]
+    assert first[-1]["k"] == len(first[-1]["layers"]) == 6
+    assert first[0]["log10_flow"] < first[0]["log10_flow_before"]
+
+
+def test_every_network_of_the_smoke_run_is_trained_and_keeps_its_zeros(smoke):
+    trained = rows_of(smoke, "trained")
+    labels = [("10^0", "dense")]
+    labels += [(label, method) for label in ("10^1", "10^2") for method in METHODS]
+    assert [(row["label"], row["method"]) for row in trained] == labels
+    for row in trained:
+        assert (row["nonzero_kept"], row["nonzero_pruned"]) == (row["k"], 0)
+        assert 0 <= row["accuracy"] <= 1
+    masks = [row for row in rows_of(smoke, "mask") if row["part"] == "training"]
+    assert [row["k"] for row in trained[1:]] == [row["k"] for row in masks]
+    assert trained[0]["accuracy"] > 0.2  # ten classes: it has learned something
+    assert len(rows_of(smoke, "epoch")) == len(trained)  # one epoch each
+    (about,) = rows_of(smoke, "data")
+    assert about["data"] == "digits"
+
+
+def test_the_report_stands_alone_and_names_everything(smoke):
+    text = (smoke / "report.html").read_text()
+    for word in ("SynFlow", "Magnitude", "Random", "digits", "smoke form", "N/L", "mlp"):
+        assert word in text
+    assert "<script" not in text and "http" not in text
+    assert text.count("data:image/png;base64,") == 2
+    dense = rows_of(smoke, "trained")[0]
+    assert f"{100 * dense['accuracy']:.1f}&nbsp;%" in text
+
+
+def test_the_report_and_the_figures_need_only_the_folder(smoke, tmp_path):
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(smoke / name, tmp_path)
+    _, rows = runs.read(tmp_path)
+    for name, figure in demo.FIGURES.items():
+        figure(rows, tmp_path / name)
+    assert report.write(tmp_path).read_text() == (smoke / "report.html").read_text()
+
+
+def test_the_same_seed_measures_the_same(smoke, tmp_path):
+    run_smoke(tmp_path)
+    _, one = runs.read(smoke)
+    _, two = runs.read(tmp_path)
+    for row in one + two:
+        row.pop("seconds", None)
+    assert one == two
+
+
+def test_smoke_goes_to_its_own_folder_unless_told():
+    assert str(demo.smoke(demo.Config()).out) == "results/smoke"
+    assert demo.smoke(demo.Config(out="elsewhere")).out == "elsewhere"
+
+
+def test_missing_images_end_the_run_with_one_line_and_no_folder(tmp_path, capsys):
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as end:
+        demo.main(["--data-dir", str(tmp_path), "--out", str(out)])
+    message = str(end.value)
+    assert message.startswith("error:") and "cifar10" in message and "\n" not in message
+    assert not out.exists() and capsys.readouterr().out == ""
+
+
+# --- runs ---------------------------------------------------------------------------------
+
+
+def test_a_rerun_replaces_what_it_wrote_and_nothing_else(tmp_path):
+    for text in ("old", "new"):
+        runs.start(tmp_path, "demo", demo.Config(), text, ["report.html"])
+        (tmp_path / "report.html").write_text(text)
+        (tmp_path / f"{text}.txt").write_text(text)
+        runs.log(tmp_path, {"kind": text})
+    record, rows = runs.read(tmp_path)
+    assert record["command"] == "new" and rows == [{"kind": "new"}]
+    assert (tmp_path / "old.txt").exists()
+
+
+@pytest.mark.parametrize("config", ['{"experiment": "other"}', "[]", "text", None])
+def test_files_from_elsewhere_are_never_replaced(tmp_path, config):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    (tmp_path / "report.html").write_text("precious")
+    with pytest.raises(FileExistsError, match="not from an earlier demo"):
+        runs.start(tmp_path, "demo", demo.Config(), "", ["report.html"])
+    assert (tmp_path / "report.html").read_text() == "precious"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_json_lacks_is_refused(tmp_path, number):
+    with pytest.raises(ValueError):
+        runs.log(tmp_path, {"number": number})
+
+
+# --- data ---------------------------------------------------------------------------------
+
+
+def prepare(root, version="3.0.2", name="cifar10"):
+    """A data set such as tensorflow-datasets leaves behind: 20 images, 10 more to test."""
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """Noise."""
+
+        VERSION = tfds.core.Version(version)
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(32, 32, 3)),
+                "label": tfds.features.ClassLabel(num_classes=10),
+            }
+            features = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._examples(20), "test": self._examples(10)}
+
+        def _generate_examples(self, n):
+            return self._examples(n)
+
+        def _examples(self, n):
+            for i in range(n):
+                pixels = np.full((32, 32, 3), i, np.uint8)
+                yield i, {"image": PIL.Image.fromarray(pixels), "label": i % 10}
+
+    Builder.name = name
+    Builder(data_dir=root, file_format="array_record").download_and_prepare()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    root = tmp_path_factory.mktemp("prepared")
+    prepare(root)
+    return root
+
+
+def test_a_prepared_cifar10_is_read_without_tensorflow(prepared):
+    loaded = data.load("auto", prepared)
+    assert (loaded.name, loaded.num_classes) == ("cifar10", 10)
+    assert loaded.train_images.shape == (20, 32, 32, 3)
+    assert loaded.test_images.dtype == np.uint8 and loaded.test_labels.shape == (10,)
+    # Every image is of one colour, from which its label follows.
+    np.testing.assert_array_equal(loaded.train_images[:, 0, 0, 0] % 10, loaded.train_labels)
+    np.testing.assert_array_equal(np.sort(loaded.test_images[:, 5, 5, 2]), np.arange(10))
+
+
+def test_auto_takes_cifar10_then_its_part_then_digits(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    monkeypatch.setattr(data, "SHARED", tmp_path)
+    prepare(tmp_path, version="1.0.0", name="cifar10_20k")
+    assert data.load("auto").name == "cifar10"
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
+    assert data.load("auto").name == "cifar10_20k"
+    monkeypatch.setattr(data, "SHARED", tmp_path / "empty")
+    assert data.load("auto").name == "digits"
+
+
+def test_digits_are_split_the_same_way_every_time(nothing_prepared):
+    first, second = data.load("auto"), data.load("digits")
+    jax.tree.map(np.testing.assert_array_equal, first[1:], second[1:])
+    assert first.train_images.shape == (1437, 8, 8, 1)
+    assert first.train_images.dtype == np.uint8 and first.train_images.max() == 240
+    assert len(first.test_labels) == 360
+    assert set(first.test_labels.tolist()) == set(range(10))
+    images = np.concatenate([first.train_images, first.test_images]).reshape(1797, -1)
+    assert images.sum() == 15 * 561718  # all of them: the sum of scikit-learn's pixels
+
+
+def test_a_folder_without_the_data_set_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no cifar10") as error:
+        data.load("auto", tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_copy_in_another_format_or_unfinished_is_passed_over(prepared, tmp_path):
+    shutil.copytree(prepared / "cifar10" / "3.0.2", tmp_path / "cifar10" / "3.0.2")
+    shutil.copytree(
+        prepared / "cifar10" / "3.0.2", tmp_path / "cifar10" / "4.0.0.incompleteX"
+    )
+    assert data._prepared("cifar10", tmp_path).name == "3.0.2"
+    info = tmp_path / "cifar10" / "3.0.2" / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    assert data._prepared("cifar10", tmp_path) is None
+
+
+# --- training -----------------------------------------------------------------------------
+
+SETTINGS = train.Settings(images=128, batch=32)
+MODULE = SmallConvNet(num_classes=10, channels=(8, 8))
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A network and 128 digits, 40 more to test."""
+    digits = data.load("digits")
+    digits = digits._replace(
+        train_images=digits.train_images[:128],
+        train_labels=digits.train_labels[:128],
+        test_images=digits.test_images[:40],
+        test_labels=digits.test_labels[:40],
+    )
+    variables = jax.jit(MODULE.init)(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
+    return variables, train.on_device(digits)
+
+
+def masked(variables, density):
+    """Random masks of the kernels that keep roughly the density."""
+    draw = np.random.default_rng(0)
+
+    def mask(leaf):
+        return jnp.asarray((draw.random(leaf.shape) < density) | (leaf.ndim < 2))
+
+    return jax.tree.map(mask, variables["params"])
+
+
+def fit(small, masks, seed=0, settings=SETTINGS):
+    variables, splits = small
+    epochs, steps = [], []
+    state = train.train(
+        MODULE,
+        settings,
+        variables,
+        masks,
+        splits,
+        seed,
+        on_steps=steps.append,
+        on_epoch=epochs.append,
+    )
+    return state, epochs, sum(steps)
+
+
+def test_training_leaves_pruned_weights_exactly_zero(small):
+    variables, _ = small
+    masks = masked(variables, 0.3)
+    state, _, _ = fit(small, masks)
+    kept = sum(int(m.sum()) for m in jax.tree.leaves(masks) if m.ndim > 1)
+    assert 0 < kept < 0.5 * 728
+    assert train.num_nonzero(state.params, masks) == (kept, 0)
+    for before, after, mask in zip(
+        *map(jax.tree.leaves, (variables["params"], state.params, masks))
+    ):
+        assert not np.any(np.asarray(after)[~np.asarray(mask)])
+        assert np.any(np.asarray(before != after)[np.asarray(mask)])
+
+
+def test_num_nonzero_tells_kept_from_pruned_and_passes_over_the_rest():
+    params = {"a": {"kernel": jnp.array([[1.0, 2.0, 0.0]]), "bias": jnp.ones(3)}}
+    masks = {"a": {"kernel": jnp.array([[True, False, True]]), "bias": jnp.ones(3) > 0}}
+    assert train.num_nonzero(params, masks) == (1, 1)
+
+
+def test_training_is_a_function_of_the_seed(small):
+    masks = sj.all_kept(small[0]["params"])
+    (one, epochs, steps), (two, again, _) = fit(small, masks), fit(small, masks)
+    assert epochs == again and steps == 4
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+    _, others, _ = fit(small, masks, seed=1)
+    assert others[0].loss != epochs[0].loss
+
+
+def test_one_compilation_serves_every_mask(small):
+    variables, _ = small
+    fit(small, sj.all_kept(variables["params"]))
+    before = train.train_step._cache_size(), train.eval_step._cache_size()
+    for density in (0.5, 0.1):
+        fit(small, masked(variables, density))
+    assert (train.train_step._cache_size(), train.eval_step._cache_size()) == before
+
+
+def test_training_learns_and_moves_the_batch_statistics(small):
+    masks = sj.all_kept(small[0]["params"])
+    settings = train.Settings(images=15 * 128, batch=32)
+    state, epochs, steps = fit(small, masks, settings=settings)
+    assert [epoch.epoch for epoch in epochs] == list(range(1, 16)) and steps == 60
+    assert epochs[-1].loss < 0.5 * epochs[0].loss
+    assert epochs[-1].accuracy > 0.5
+    for before, after in zip(
+        jax.tree.leaves(small[0]["batch_stats"]), jax.tree.leaves(state.batch_stats)
+    ):
+        assert np.all(np.asarray(before) != np.asarray(after))
+
+
+def test_accuracy_counts_every_image_once():
+    class Constant(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            self.param("kernel", nn.initializers.ones, (1, 1))
+            return jnp.zeros((len(x), 3)).at[:, 1].set(1.0)
+
+    labels = jnp.arange(1101) % 3  # no multiple of the batch
+    images = jnp.zeros((1101, 2, 2, 1), jnp.uint8)
+    numbers = jnp.zeros((1, 1, 1, 1)), jnp.ones((1, 1, 1, 1))
+    split = train.Split(images, labels, *numbers)
+    state = train.State({"kernel": jnp.ones((1, 1))}, {}, None)
+    assert train.accuracy(Constant(), state, split) == 367 / 1101
+
+
+def test_the_order_is_a_permutation_of_its_own_for_each_seed_and_epoch():
+    orders = [train.order(seed, epoch, 50) for seed in (0, 1) for epoch in (1, 2)]
+    assert len({tuple(order.tolist()) for order in orders}) == 4
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(50))
+
+
+def test_the_length_is_whole_epochs_of_whole_batches():
+    assert train.length(train.Settings(images=40_000, batch=128), 20_000) == (2, 156)
+    assert train.length(train.Settings(images=1, batch=32), 32) == (1, 1)
+    assert train.length(train.Settings(images=40_000, batch=128), 50_000) == (1, 390)
+    with pytest.raises(ValueError, match="batch"):
+        train.length(SETTINGS, 31)
+
+
+def test_a_network_whose_zeros_moved_ends_the_run(small, tmp_path, monkeypatch):
+    variables, splits = small
+    masks = masked(variables, 0.5)
+    whole = train.start(SETTINGS, 1, variables, sj.all_kept(variables["params"]))
+
+    def forgetful(*args, on_epoch, **kwargs):
+        on_epoch(train.Epoch(1, 0.0, 0.0))
+        return whole
+
+    monkeypatch.setattr(train, "train", forgetful)
+    kept = sum(int(m.sum()) for m in jax.tree.leaves(masks) if m.ndim > 1)
+    row = {"method": "random", "label": "10^0.3", "compression": 0.3, "k": kept}
+    config = demo.Config(out=tmp_path, training=SETTINGS)
+    with pytest.raises(RuntimeError, match=f"{kept} kept and {728 - kept} pruned weights"):
+        demo._train(config, MODULE, variables, masks, splits, row)
+    assert rows_of(tmp_path, "trained")[0]["nonzero_pruned"] == 728 - kept
+
+
+# --- sweep --------------------------------------------------------------------------------
+
+
+def linear(params, x):
+    return x @ params["one"]["kernel"] @ params["two"]["kernel"]
+
+
+def test_a_sweep_reports_the_flow_and_the_layers():
+    params = {
+        "one": {"kernel": jnp.array([[2.0, 3.0], [5.0, 7.0]])},
+        "two": {"kernel": jnp.array([[0.1], [0.2]])},
+    }
+    targets = [sweep.Target("magnitude", 0.5, "a"), sweep.one_weight_a_layer(params)]
+    swept = sweep.sweep("net", linear, params, (2,), targets, 4, jax.random.key(0))
+    (magnitude, masks), (synflow, _) = swept
+    np.testing.assert_allclose(10 ** magnitude["log10_flow_before"], 2.7, rtol=1e-5)
+    assert magnitude["layers"] == [["one", 3, 4], ["two", 0, 2]]
+    assert magnitude["collapsed"] == ["two"] and magnitude["log10_flow"] is None
+    assert magnitude["rounds"] == 1 and magnitude["k"] == 3
+    np.testing.assert_array_equal(masks["one"]["kernel"], [[False, True], [True, True]])
+    # One weight a layer: the strongest path, 7 times 0.2.
+    assert synflow["label"] == "N/L" and synflow["kept"] == 2 and synflow["rounds"] == 4
+    np.testing.assert_allclose(10 ** synflow["log10_flow"], 1.4, rtol=1e-5)
+
+
+# --- figures and sentences ----------------------------------------------------------------
+
+
+def mask_row(method, compression, kept, flow):
+    return {
+        "part": "initialisation",
+        "method": method,
+        "label": f"10^{compression:g}",
+        "compression": compression,
+        "kept": sum(kept),
+        "layers": [[f"conv{i}", k, 100] for i, k in enumerate(kept, 1)],
+        "collapsed": [f"conv{i}" for i, k in enumerate(kept, 1) if not k],
+        "log10_flow": flow,
+    }
+
+
+def test_a_figure_of_one_panel_and_of_three_is_drawn(tmp_path):
+    rows = [mask_row("synflow", c, (3, 2, 0), None) for c in (1.0, 2.0, 5.0)]
+    figures.layers(rows[:1], tmp_path / "one.png")
+    figures.layers(rows, tmp_path / "three.png")
+    for name in ("one.png", "three.png"):
+        assert (tmp_path / name).read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize(
+    "rows, sentence",
+    [
+        (
+            [mask_row("random", 1.0, (5, 5), 1.0), mask_row("random", 2.0, (1, 1), -1.0)],
+            "left a path from input to output at every compression tried, up to "
+            "10<sup>2</sup> (2 weights), and emptied no layer.",
+        ),
+        (
+            [mask_row("random", 1.0, (5, 5), 1.0), mask_row("random", 2.0, (2, 0), None)],
+            "still left a path at 10<sup>1</sup> but cut the network at 10<sup>2</sup> "
+            "(2 weights kept): 1 of 2 layers lost all weights.",
+        ),
+        (
+            [mask_row("random", 1.0, (1, 1), None)],
+            "cut the network at 10<sup>1</sup> (2 weights kept): every layer has weights "
+            "left, but they do not join into a path.",
+        ),
+    ],
+)
+def test_the_report_says_how_far_a_method_went(rows, sentence):
+    assert report._how_far(rows, "random") == f"<b>Random</b> {sentence}"
+
+
+def test_the_report_names_stretches_of_emptied_layers():
+    row = mask_row("random", 1.0, (0, 0, 1, 0, 1, 0, 0, 0), None)
+    assert report._emptied(row)[0] == "6: conv1\u2013conv2, conv4, conv6\u2013conv8"
+    assert report._emptied(mask_row("random", 1.0, (1, 1), 0.0))[0] == "none"
