@@ -8,8 +8,8 @@ demo: .venv/installed
 	$(BIN)/python -m experiments.demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2
-	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -n 2 tests/x64
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+	JAX_ENABLE_X64=1 $(BIN)/python -m pytest tests/x64
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -50,9 +50,9 @@ def synflow(
     Example:
       >>> score = synflow(lambda params, x: x @ params["w"], input_shape=(2,))
       >>> params = {"w": jnp.array([[1.0, -2.0], [-3.0, 4.0]])}
-      >>> score(params, {"w": jnp.ones((2, 2), bool)})["w"].round(4)
-      Array([[0.1, 0.2],
-             [0.3, 0.4]], dtype=float32)
+      >>> (10 * score(params, {"w": jnp.ones((2, 2), bool)})["w"]).round()
+      Array([[1., 2.],
+             [3., 4.]], dtype=float32)
 
     References:
       Tanaka et al. 2020 (arXiv 2006.05467), equation for S_SF and Theorem 2.
