@@ -5,6 +5,7 @@ A value of the network is either plain, an array that does not depend on the inp
 rule is called for each equation with at least one operand that carries flow.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from synflow_jax.scaled import Scaled, aligned, normalised
+from synflow_jax.scaled import Scaled, aligned, normalised, power_of_two
 
 Value = Array | Scaled
 
@@ -196,9 +197,50 @@ def identity(equation: Equation, *operands: Value):
 # --- structure ----------------------------------------------------------------------------
 
 
-def structural(equation: Equation, flow: Scaled):
-    """Moves entries about and leaves their values alone."""
-    return [Scaled(out, flow.exponent) for out in equation.bind(flow.mantissa)]
+def structural(equation: Equation, flow: Value, *places: Value):
+    """Moves entries about and leaves their values alone; where to is a parameter value."""
+    if not isinstance(flow, Scaled):
+        raise ValueError("the flow must enter it as the array that is moved.")
+    _must_be_plain(places, "the places that it reads")
+    outs = equation.bind(flow.mantissa, *places)
+    return [Scaled(out, flow.exponent) for out in outs]
+
+
+def joining(equation: Equation, *operands: Value):
+    """Puts arrays side by side; parameter values between them carry no flow."""
+    flows = _as_flows(operands)
+    mantissas, exponent = aligned(flows)
+    (joined,) = equation.bind(*mantissas)
+    return [Scaled(joined, exponent)]
+
+
+def pad(equation: Equation, flow: Value, value: Value):
+    """Surrounds the flow with nothing, whatever the padding value: it is a shift."""
+    if not isinstance(flow, Scaled):
+        raise ValueError("the flow must enter it as the array that is padded.")
+    (padded,) = equation.bind(flow.mantissa, jnp.zeros((), flow.mantissa.dtype))
+    return [Scaled(padded, flow.exponent)]
+
+
+def select_n(equation: Equation, which: Value, *cases: Value):
+    """Takes entries of one case or another; a parameter value among them is no flow."""
+    _must_be_plain([which], "the condition")
+    mantissas, exponent = aligned(_as_flows(cases))
+    return [Scaled(lax.select_n(which, *mantissas), exponent)]
+
+
+def _as_flows(operands: Sequence[Value]) -> list[Scaled]:
+    """Parameter values among flows, as flows of nothing."""
+    (dtype,) = {x.mantissa.dtype for x in operands if isinstance(x, Scaled)}
+    return [
+        x if isinstance(x, Scaled) else normalised(jnp.zeros(jnp.shape(x), dtype))
+        for x in operands
+    ]
+
+
+def _must_be_plain(operands: Sequence[Value], what: str) -> None:
+    if any(isinstance(operand, Scaled) for operand in operands):
+        raise ValueError(f"{what} must not depend on the input.")
 
 
 def summing(equation: Equation, flow: Scaled):
@@ -233,15 +275,40 @@ def reduce_window_max(equation: Equation, flow: Scaled):
     return [Scaled(_first_largest(entries), flow.exponent)]
 
 
+def reduce_max(equation: Equation, flow: Scaled):
+    """Global max pooling: as max pooling, over whole axes."""
+    axes = equation.params["axes"]
+    if not axes:
+        return [flow]
+    ahead = jnp.moveaxis(flow.mantissa, axes, range(len(axes)))
+    rows = ahead.reshape(-1, *ahead.shape[len(axes) :])
+    fixed = lax.stop_gradient(rows)
+    first = jnp.argmax(fixed >= _nearly(fixed.max(axis=0, keepdims=True)), axis=0)
+    chosen = jnp.take_along_axis(rows, first[None], axis=0)[0]
+    return [Scaled(chosen, flow.exponent)]
+
+
+def maximum(equation: Equation, left: Value, right: Value):
+    """ReLU and its like: the flow passes. Of two flows the larger, the first if equal."""
+    if not (isinstance(left, Scaled) and isinstance(right, Scaled)):
+        return identity(equation, left, right)
+    entries, exponent = aligned([left, right])
+    entries = [jnp.broadcast_to(entry, equation.out_shapes[0]) for entry in entries]
+    return [Scaled(_first_largest(entries), exponent)]
+
+
 def _first_largest(entries: list[Array]) -> Array:
-    largest = lax.stop_gradient(entries[0])
-    for entry in entries[1:]:
-        largest = jnp.maximum(largest, lax.stop_gradient(entry))
-    threshold = largest - _TIE * jnp.abs(largest)
+    fixed = [lax.stop_gradient(entry) for entry in entries]
+    threshold = _nearly(functools.reduce(jnp.maximum, fixed))
     chosen = entries[-1]
-    for entry in entries[-2::-1]:
-        chosen = jnp.where(lax.stop_gradient(entry) >= threshold, entry, chosen)
+    for entry, value in zip(entries[-2::-1], fixed[-2::-1]):
+        chosen = jnp.where(value >= threshold, entry, chosen)
     return chosen
+
+
+def _nearly(largest: Array) -> Array:
+    """What counts as equal to the largest. Infinity stays what it is."""
+    return largest - jnp.where(jnp.isfinite(largest), _TIE * jnp.abs(largest), 0)
 
 
 # --- calls --------------------------------------------------------------------------------
@@ -257,8 +324,102 @@ def call(equation: Equation, *operands: Value):
     raise ValueError("its inner function could not be found.")
 
 
+def cond(equation: Equation, index: Value, *operands: Value):
+    """Goes inside every branch; one that returns a parameter value returns no flow."""
+    _must_be_plain([index], "the branch that it takes")
+    branches = equation.params["branches"]
+    shapes = [
+        jax.eval_shape(lambda *x, branch=branch: equation.inside(branch, *x), *operands)
+        for branch in branches
+    ]
+    carries = [any(isinstance(x, Scaled) for x in outs) for outs in zip(*shapes)]
+
+    def taken(branch):
+        def run(*operands):
+            outs = equation.inside(branch, *operands)
+            return _flowing(outs, carries, _dtype_of(operands))
+
+        return run
+
+    return lax.switch(index, [taken(branch) for branch in branches], *operands)
+
+
+def scan(equation: Equation, *operands: Value):
+    """Goes inside at every step; a carried value that meets the flow starts without any."""
+    params = equation.params
+    start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts, init, xs = operands[:start], operands[start:stop], operands[stop:]
+    dtype = _dtype_of(operands)
+
+    def step(carry, xs):
+        # Entries of one array share its exponent.
+        rows = [Scaled(*x) if isinstance(x, Scaled) else x for x in xs]
+        outs = equation.inside(params["jaxpr"], *consts, *carry, *rows)
+        return outs[: len(init)], outs[len(init) :]
+
+    def sliced(x):
+        if isinstance(x, Scaled):
+            exponents = jnp.broadcast_to(x.exponent, (params["length"],))
+            return Scaled(x.mantissa, exponents)
+        return x
+
+    xs = [sliced(x) for x in xs]
+    rows = jax.tree.map(lambda x: x[0], xs)
+    carries = [isinstance(x, Scaled) for x in init]
+    while True:  # until the kinds of the carried values settle
+        init = _flowing(init, carries, dtype)
+        outs, _ = jax.eval_shape(step, init, rows)
+        settled = [a or isinstance(x, Scaled) for a, x in zip(carries, outs)]
+        if settled == carries:
+            break
+        carries = settled
+
+    def typed_step(carry, xs):
+        outs, ys = step(carry, xs)
+        return _flowing(outs, carries, dtype), ys
+
+    carry, ys = lax.scan(
+        typed_step,
+        init,
+        xs,
+        length=params["length"],
+        reverse=params["reverse"],
+        unroll=params["unroll"],
+    )
+    return [*carry, *map(_on_one_exponent, ys)]
+
+
+def _flowing(values: Sequence[Value], carries: Sequence[bool], dtype) -> list[Value]:
+    """The values with those that are to carry flow made flows of nothing."""
+    return [
+        normalised(jnp.zeros(jnp.shape(x), dtype))
+        if carry and not isinstance(x, Scaled)
+        else x
+        for x, carry in zip(values, carries)
+    ]
+
+
+def _dtype_of(operands: Sequence[Value]):
+    return next(x.mantissa.dtype for x in operands if isinstance(x, Scaled))
+
+
+def _on_one_exponent(stacked: Value) -> Value:
+    """Steps of a scan, each with an exponent, as one array."""
+    if not isinstance(stacked, Scaled) or stacked.exponent.ndim == 0:
+        return stacked
+    if not stacked.exponent.size:
+        return normalised(stacked.mantissa)
+    top = stacked.exponent.max()
+    factors = power_of_two(stacked.exponent - top, stacked.mantissa.dtype)
+    shape = (-1,) + (1,) * (stacked.mantissa.ndim - 1)
+    return normalised(stacked.mantissa * factors.reshape(shape), top)
+
+
 # Functions of jax.nn and jax.numpy, by the name under which JAX compiles them.
-NONLINEARITIES = frozenset({"relu"})
+NONLINEARITIES = frozenset(
+    "celu clip elu hard_sigmoid hard_silu hard_tanh leaky_relu log_sigmoid mish relu relu6 "
+    "selu silu soft_sign softplus sparse_plus sparse_sigmoid squareplus".split()
+)
 
 RULES: dict[str, Rule] = {
     "dot_general": dot_general,
@@ -268,10 +429,14 @@ RULES: dict[str, Rule] = {
     "sub": subtract,
     "mul": multiply,
     "div": divide,
-    "max": identity,
+    "max": maximum,
+    "clamp": identity,
     "neg": identity,
     "convert_element_type": identity,
     "copy": identity,
+    "copy_p": identity,
+    "name": identity,
+    "reduce_precision": identity,
     "stop_gradient": identity,
     "reshape": structural,
     "transpose": structural,
@@ -280,13 +445,24 @@ RULES: dict[str, Rule] = {
     "expand_dims": structural,
     "rev": structural,
     "slice": structural,
+    "split": structural,
+    "dynamic_slice": structural,
+    "gather": structural,
+    "sharding_constraint": structural,
+    "concatenate": joining,
+    "pad": pad,
+    "select_n": select_n,
+    "cumsum": summing,
     "reduce_sum": summing,
     "reduce_window_sum": summing,
     "reduce_window_max": reduce_window_max,
+    "reduce_max": reduce_max,
     "jit": call,
     "pjit": call,
     "custom_jvp_call": call,
     "custom_vjp_call": call,
     "remat2": call,
+    "cond": cond,
+    "scan": scan,
     "checkpoint": call,
 }

@@ -53,7 +53,7 @@ def aligned(values: list[Scaled]) -> tuple[list[Array], Int[Array, ""]]:
     for value in values[1:]:
         top = jnp.maximum(top, value.exponent)
     mantissas = [
-        value.mantissa * _power_of_two(value.exponent - top, value.mantissa.dtype)
+        value.mantissa * power_of_two(value.exponent - top, value.mantissa.dtype)
         for value in values
     ]
     return mantissas, top
@@ -66,7 +66,7 @@ def log(value: Scaled) -> Float[Array, "..."]:
     return jnp.log(value.mantissa) + exponent * jnp.log(2.0).astype(exponent.dtype)
 
 
-def _power_of_two(exponent: Int[Array, ""], dtype) -> Float[Array, ""]:
+def power_of_two(exponent: Int[Array, "..."], dtype) -> Float[Array, "..."]:
     """Two to a whole power that is not positive; zero if too small for the type."""
     bias, digits, whole = _layout(dtype)
     biased = jnp.maximum(exponent + bias, 0).astype(whole)

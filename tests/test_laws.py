@@ -145,9 +145,43 @@ def _power_of_two_network(seed):
 def test_scores_of_powers_of_two_are_exact(seed):
     params = _power_of_two_network(seed)
     got = jax.jit(sj.synflow(apply_fn, (6,)))(params, sj.all_kept(params))
-    total, want = nets.flow_by_paths([np.float64(w) for w in params.values()])
+    total, want = _flow_of_matrices([np.float64(w) for w in params.values()])
     for g, w in zip(got.values(), want):
         np.testing.assert_array_equal(g, (np.float32(w) / np.float32(total)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_masks_of_powers_of_two_are_exact(seed):
+    """Algorithm 1 in double precision, by paths and a stable sort, bit for bit."""
+    params = _power_of_two_network(seed)
+    weights = [np.float64(w) for w in params.values()]
+    size, kept = sum(w.size for w in weights), [np.ones(w.shape, bool) for w in weights]
+    everything = lambda path, leaf: True  # noqa: E731
+    for k in sj.counts_per_round(params, 0.1, 20, prunable=everything):
+        alive = [np.where(m, w, 0) for m, w in zip(kept, weights)]
+        _, scores = _flow_of_matrices(alive)
+        ranked = np.concatenate([np.where(m, s, -1).ravel() for m, s in zip(kept, scores)])
+        flat = np.zeros(size, bool)
+        flat[np.argsort(-ranked, kind="stable")[:k]] = True
+        ends = np.cumsum([m.size for m in kept])
+        parts = np.split(flat, ends[:-1])
+        kept = [part.reshape(m.shape) for part, m in zip(parts, kept)]
+    score_fn = sj.synflow(apply_fn, (6,))
+    masks, _ = sj.prune(score_fn, params, 0.1, rounds=20, prunable=everything)
+    nets.assert_equal(list(masks.values()), kept)
+
+
+def _flow_of_matrices(weights):
+    """R and the scores of a chain of layers, as products of matrices."""
+    sizes = [abs(w) for w in weights]
+    ahead = [np.ones(len(sizes[0]))]
+    for w in sizes:
+        ahead.append(ahead[-1] @ w)
+    behind = [np.ones(sizes[-1].shape[1])]
+    for w in reversed(sizes):
+        behind.append(w @ behind[-1])
+    pairs = zip(ahead, sizes, reversed(behind[:-1]))
+    return ahead[-1].sum(), [a[:, None] * w * b[None, :] for a, w, b in pairs]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -18,6 +18,8 @@ import pytest
 import synflow_jax as sj
 from tests import reference
 
+ORACLE = reference.DATA.parents[2] / "shared" / "oracle"
+
 
 @pytest.fixture(autouse=True)
 def standard_promotion():
@@ -42,6 +44,21 @@ def test_one_shot_scores_times_r_are_the_references(case):
         want = stored[f"{case}/scores/{i}"] / total
         places = np.linspace(0, got.size - 1, len(want)).astype(int)
         np.testing.assert_allclose(np.ravel(got)[places], want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["fc_mnist", "conv_cifar10", "resnet20_c10"])
+def test_every_one_shot_score_is_the_references(case):
+    """All of them, where the reference's full outputs are at hand."""
+    path = ORACLE / f"{case}.npz"
+    if not path.is_file():
+        pytest.skip("the full outputs of the reference are not here")
+    score, params = compiled_score(case)
+    scores = reference.kernels_of(jax.jit(score)(params, sj.all_kept(params)))
+    total = reference.read(case)["R"]["f64"]
+    with np.load(path) as stored:
+        for i, got in enumerate(scores):
+            want = stored[f"synflow_f64/{i}"].reshape(got.shape) / total
+            np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 @pytest.mark.parametrize("case", ["fc_mnist", "conv_cifar10", "resnet20_c10"])
