@@ -7,11 +7,11 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
-import numpy as np
 import rich.console
+import rich.markup
 import rich.progress
 import rich.table
 import tyro
@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 
 from synflow_jax import scores
 from synflow_jax.analysis import Row, summarize
-from synflow_jax.flow import log_flow
+from synflow_jax.flow import FlowError, log_flow
 from synflow_jax.masks import apply_masks, load_masks, save_masks
 from synflow_jax.models import NETWORKS, build
 from synflow_jax.pruning import prune
@@ -99,6 +99,8 @@ def _prune(command: Prune) -> None:
         )
     if command.rounds < 1:
         raise CommandError(f"--rounds is at least 1; got {command.rounds}.")
+    if command.out.is_dir():
+        raise CommandError(f"--out: {command.out} is a folder; name a file in it.")
     if not command.out.absolute().parent.is_dir():
         raise CommandError(f"--out: there is no folder {command.out.absolute().parent}.")
     console = rich.console.Console(stderr=True)
@@ -121,7 +123,7 @@ def _prune(command: Prune) -> None:
             f"compiling, then {command.rounds} rounds", total=command.rounds
         )
         try:
-            flow_of = jax.jit(lambda params: log_flow(apply_fn, params, input_shape))
+            flow_of = _flow_of(apply_fn, input_shape)
             before = flow_of(params)
             masks, _ = prune(
                 criterion(),
@@ -133,14 +135,16 @@ def _prune(command: Prune) -> None:
                 on_round=lambda info: progress.update(pruning, advance=1),
             )
             after = flow_of(apply_masks(params, masks))
-        except (ValueError, TypeError, FloatingPointError) as error:
-            raise CommandError(f"{command.target} cannot be pruned: {error}") from error
+        except Exception as error:  # the user's model may raise anything
+            raise CommandError(
+                f"{command.target} cannot be pruned: {type(error).__name__}: {error}"
+            ) from error
     try:
         save_masks(command.out, masks)
     except OSError as error:
         raise CommandError(f"--out: {error}.") from error
     _print_table(masks)
-    print(f"log10 R, the total flow: {_log10(before)} before, {_log10(after)} after")
+    print(f"log10 R, the total flow: {before} before, {after} after")
     print(f"masks written to {command.out}")
 
 
@@ -150,6 +154,20 @@ def _inspect(command: Inspect) -> None:
     except (FileNotFoundError, ValueError) as error:
         raise CommandError(str(error)) from error
     _print_table(masks)
+
+
+def _flow_of(apply_fn: Callable[..., PyTree], input_shape: PyTree) -> Callable:
+    """log10 of R in words; a criterion other than synflow can do without."""
+    compiled = jax.jit(lambda params: log_flow(apply_fn, params, input_shape))
+
+    def flow_of(params: PyTree) -> str:
+        try:
+            value = float(compiled(params)) / math.log(10)
+        except FlowError:
+            return "unknown"
+        return "no path is left" if value == -math.inf else f"{value:.2f}"
+
+    return flow_of
 
 
 def _load(target: str, seed: int) -> tuple[Callable[..., PyTree], PyTree, PyTree]:
@@ -165,10 +183,8 @@ def _load(target: str, seed: int) -> tuple[Callable[..., PyTree], PyTree, PyTree
     sys.path.insert(0, os.getcwd())  # as `python -m` does
     try:
         made = getattr(importlib.import_module(module_name), function_name)()
-    except Exception as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise CommandError(f"{target}: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(os.getcwd())
     if not isinstance(made, tuple) or len(made) != 3 or not callable(made[0]):
         raise CommandError(
             f"{target} must return (apply_fn, params, input_shape); it returned "
@@ -207,12 +223,7 @@ def _is_layer(row: Row) -> bool:
 def _add(table: rich.table.Table, row: Row, style: str | None) -> None:
     shape = "x".join(map(str, row.shape))
     numbers = (f"{row.size:,}", f"{row.kept:,}", f"{row.density:.3g}")
-    table.add_row(row.name, shape, *numbers, style=style)
-
-
-def _log10(natural: Any) -> str:
-    value = float(np.asarray(natural)) / math.log(10)
-    return "no path is left" if value == -math.inf else f"{value:.2f}"
+    table.add_row(rich.markup.escape(row.name), shape, *numbers, style=style)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,10 @@ def flow(
 
     Returns:
       ``f(params, *args) -> (mantissa, exponent)``, two trees like ``y``, the flow being
-      ``mantissa * 2**exponent``: mantissas in float32 (float64 if a parameter is), their
-      largest entry in [1, 2), and one int32 exponent for each array, so nothing overflows.
-      ``f`` can be differentiated; exponents are constants under differentiation.
+      ``mantissa * 2**exponent``: mantissas in float32 (float64 if a parameter is) of a
+      size near 1, and one int32 exponent for each array, so nothing overflows. Within one
+      array, an entry more than 2**100 times smaller than the largest counts as zero. ``f``
+      can be differentiated; exponents are constants under differentiation.
 
     Raises:
       FlowError: while tracing, a ValueError, if the network uses a primitive that has no
@@ -65,7 +66,7 @@ def flow(
     """
 
     def transformed(params: Params, *args: PyTree) -> tuple[PyTree, PyTree]:
-        params = widened(params)
+        params, args = jax.tree.map(jnp.asarray, (widened(params), args))
         dtype = scoring_dtype(*jax.tree.leaves(params))
         for path, leaf in jax.tree_util.tree_leaves_with_path(args):
             if not is_floating(leaf):
@@ -267,7 +268,7 @@ def _apply_rule(
 
 
 # Code that stands between the user's model and the primitive.
-_LIBRARIES = tuple(
+_JAX, _FLAX = (
     os.path.dirname(os.path.abspath(module.__file__)) + os.sep for module in (jax, flax)
 )
 
@@ -277,9 +278,11 @@ def _user_line(eqn: core.JaxprEqn) -> str | None:
     traceback = eqn.source_info.traceback
     frames = traceback.frames if traceback else []
     # The interpreter traces the model, so its own frames end the search.
-    frames = itertools.takewhile(lambda f: f.file_name != __file__, frames)
-    for frame in frames:
-        if not frame.file_name.startswith(_LIBRARIES):
-            function = frame.function_name.rsplit("<locals>.", 1)[-1]
-            return f"{frame.file_name}:{frame.line_num} ({function})"
+    frames = list(itertools.takewhile(lambda f: f.file_name != __file__, frames))
+    # A model made of layers alone has no line of its own: then the layer's.
+    for libraries in ((_JAX, _FLAX), (_JAX,)):
+        for frame in frames:
+            if not frame.file_name.startswith(libraries):
+                function = frame.function_name.rsplit("<locals>.", 1)[-1]
+                return f"{frame.file_name}:{frame.line_num} ({function})"
     return None

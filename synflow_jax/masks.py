@@ -1,6 +1,7 @@
 """What a mask is: boolean leaves that mirror the parameters, True = kept."""
 
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable
@@ -107,13 +108,11 @@ def save_masks(path: str | os.PathLike, masks: Masks) -> None:
     Raises:
       ValueError: if a leaf is not boolean.
     """
-    names = leaf_names(masks)
+    names = _tensor_names(masks)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(masks)]
     for name, leaf in zip(names, leaves):
         if leaf.dtype != np.bool_:
             raise ValueError(f"`masks` leaf `{name}` has dtype {leaf.dtype}, not bool.")
-    if len(set(names)) < len(names):  # {"a/b": m, "a": {"b": m}}
-        names = [f"{i}:{name}" for i, name in enumerate(names)]
     numbered = jax.tree.unflatten(jax.tree.structure(masks), range(len(leaves)))
     metadata = {
         "format": _FORMAT,
@@ -136,9 +135,9 @@ def load_masks(path: str | os.PathLike, like: PyTree | None = None) -> Masks:
 
     Args:
       path: the file.
-      like: parameters (or masks) whose containers to use. Needed only for containers
-        other than dicts, lists and tuples, which otherwise come back as a flat dict of
-        leaf names.
+      like: parameters (or masks) with the same leaf names, whose containers to use.
+        Needed only for containers other than dicts with string keys, lists and tuples,
+        which otherwise come back as a flat dict of leaf names.
 
     Returns:
       Boolean leaves.
@@ -162,28 +161,51 @@ def load_masks(path: str | os.PathLike, like: PyTree | None = None) -> Masks:
                 _unpacked(file.get_tensor(name), shape)
                 for name, shape in zip(names, shapes, strict=True)
             ]
-    except (safetensors.SafetensorError, ValueError, KeyError, OSError) as error:
+            numbered = dict(zip(names, range(len(names))))
+            if structure is not None:
+                numbered = _rebuilt(structure)
+            if sorted(jax.tree.leaves(numbered)) != list(range(len(names))):
+                raise ValueError("its structure does not hold each leaf once")
+    except (
+        *(safetensors.SafetensorError, ValueError, OSError),
+        *(KeyError, IndexError, TypeError, RecursionError),
+    ) as error:
         raise ValueError(
             f"{os.fspath(path)!r} is not a masks file written by save_masks, or it is "
             f"damaged: {error}"
         ) from error
     if like is None:
-        if structure is None:
-            return dict(zip(names, leaves))
-        return _rebuilt(structure, leaves)
+        return jax.tree.map(lambda number: leaves[number], numbered)
     treedef = jax.tree.structure(like)
     if treedef.num_leaves != len(leaves):
         raise ValueError(
             f"`like` has {treedef.num_leaves} leaves, but {os.fspath(path)!r} holds "
             f"{len(leaves)}."
         )
+    if _tensor_names(like) != names:
+        raise ValueError(
+            f"`like` has the leaves {', '.join(_tensor_names(like))}, but "
+            f"{os.fspath(path)!r} holds {', '.join(names)}."
+        )
     masks = jax.tree.unflatten(treedef, leaves)
     check_like(masks, like, name="masks")
     return masks
 
 
+def _tensor_names(tree: PyTree) -> list[str]:
+    """The leaves' names, numbered where they would not do as names in a file."""
+    names = leaf_names(tree)
+    if len(set(names)) < len(names) or "__metadata__" in names:  # {"a/b": m, "a": {"b": m}}
+        names = [f"{i}:{name}" for i, name in enumerate(names)]
+    return names
+
+
 def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> Array:
-    size = int(np.prod(shape, dtype=np.int64))
+    if any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"a leaf has the shape {shape}")
+    size = math.prod(shape)
+    if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
+        raise ValueError(f"a leaf of shape {shape} has {bits.shape} bytes of {bits.dtype}")
     return jnp.asarray(np.unpackbits(bits, count=size).astype(bool).reshape(shape))
 
 
@@ -205,10 +227,11 @@ def _described(tree: PyTree) -> list | int | None:
     return [type(tree).__name__, parts]
 
 
-def _rebuilt(described: list | int, leaves: list[Array]) -> PyTree:
+def _rebuilt(described: list | int) -> PyTree:
+    """What `_described` was given."""
     if isinstance(described, int):
-        return leaves[described]
+        return described
     kind, parts = described
     if kind == "dict":
-        return {key: _rebuilt(value, leaves) for key, value in parts}
-    return {"list": list, "tuple": tuple}[kind](_rebuilt(part, leaves) for part in parts)
+        return {key: _rebuilt(value) for key, value in parts}
+    return {"list": list, "tuple": tuple}[kind](_rebuilt(part) for part in parts)

@@ -44,7 +44,8 @@ def freeze_pruned(masks: Masks) -> optax.GradientTransformation:
 
     def init(params: Params) -> FreezePrunedState:
         check_masks(masks, params)
-        return FreezePrunedState(masks)
+        # Copies: a training step may donate its state.
+        return FreezePrunedState(jax.tree.map(jnp.array, masks))
 
     def update(updates, state, params=None):
         del params

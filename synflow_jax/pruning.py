@@ -168,7 +168,7 @@ def prune(
         _check_finite(info, params, first=1)
         return masks, info
     infos = []
-    for i in range(rounds):
+    for i in range(len(counts)):
         masks, info = run(params, masks, counts[i : i + 1])
         _check_finite(info, params, first=i + 1)
         infos.append(info)
@@ -202,6 +202,9 @@ def counts_per_round(
       array([10,  1], dtype=uint32)
     """
     _check_scope(scope)
+    if rounds != int(rounds) or rounds < 1:
+        raise ValueError(f"`rounds` is a whole number of at least 1; got {rounds}.")
+    rounds = int(rounds)
     chosen = prunable_leaves(params, prunable)
     sizes = [leaf.size for leaf, yes in zip(jax.tree.leaves(params), chosen) if yes]
     densities = schedule(density, rounds)
@@ -240,6 +243,11 @@ def _one_round(
     alive = [mask for mask, yes in zip(leaves, chosen) if yes]
     if scope == "global":
         kept = keep_top(scores, k, alive)
+    elif jnp.shape(k) != (len(scores),):
+        raise ValueError(
+            f'`k` has shape {jnp.shape(k)}, but for scope "layer" it needs one count for '
+            f"each of the {len(scores)} prunable leaves."
+        )
     else:
         kept = keep_top_per_layer(scores, list(k), alive)
     size = sum(score.size for score in scores)

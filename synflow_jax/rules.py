@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array
 
 from synflow_jax.scaled import Scaled, aligned, normalised, power_of_two
+from synflow_jax.windows import conv_of_patches, window_slices
 
 Value = Array | Scaled
 
@@ -81,7 +81,7 @@ def conv_general_dilated(equation: Equation, image: Value, kernel: Value):
         )
     weights = _size(kernel, image)
     if jax.default_backend() == "cpu" and _is_small(equation):
-        product = _conv_of_patches(image.mantissa, weights, equation.params)
+        product = conv_of_patches(image.mantissa, weights, equation.params)
     else:
         settings = dict(equation.params)
         settings |= dict(precision=lax.Precision.HIGHEST, preferred_element_type=None)
@@ -95,44 +95,9 @@ def _is_small(equation: Equation) -> bool:
     params = equation.params
     numbers = params["dimension_numbers"]
     shape = equation.out_shapes[0]
-    positions = math.prod(shape) // shape[numbers.out_spec[1]]
+    positions = math.prod(shape) // max(1, shape[numbers.out_spec[1]])
     plain = params["feature_group_count"] == params["batch_group_count"] == 1
     return plain and set(params["lhs_dilation"]) == {1} and positions <= 1024
-
-
-def _conv_of_patches(image: Array, kernel: Array, params: dict[str, Any]) -> Array:
-    """The convolution as one product of the image's patches with the kernel's matrix."""
-    numbers = params["dimension_numbers"]
-    image = image.transpose(numbers.lhs_spec)  # batch, channels, space
-    image = jnp.moveaxis(image, 1, -1)
-    kernel = kernel.transpose(*numbers.rhs_spec[2:], *numbers.rhs_spec[1::-1])
-    window = kernel.shape[:-2]
-    patches = jnp.concatenate(
-        _window_slices(
-            image,
-            (1, *window, 1),
-            (1, *params["window_strides"], 1),
-            ((0, 0), *params["padding"], (0, 0)),
-            (1, *params["rhs_dilation"], 1),
-        ),
-        axis=-1,
-    )
-    matrix = kernel.reshape(-1, kernel.shape[-1])
-    product = jnp.matmul(patches, matrix, precision=lax.Precision.HIGHEST)
-    product = jnp.moveaxis(product, -1, 1)
-    return product.transpose(tuple(map(numbers.out_spec.index, range(product.ndim))))
-
-
-def _window_slices(x: Array, window, strides, padding, dilation, fill=0.0) -> list[Array]:
-    """For each place in the window, the entries that stand there, over all windows."""
-    x = lax.pad(x, jnp.asarray(fill, x.dtype), [(low, high, 0) for low, high in padding])
-    reach = [(w - 1) * d for w, d in zip(window, dilation)]
-    slices = []
-    for place in np.ndindex(*window):
-        start = [p * d for p, d in zip(place, dilation)]
-        stop = [s + n - r for s, n, r in zip(start, x.shape, reach)]
-        slices.append(lax.slice(x, start, stop, strides))
-    return slices
 
 
 # --- arithmetic ---------------------------------------------------------------------------
@@ -154,8 +119,10 @@ def add(equation: Equation, left: Value, right: Value):
 
 
 def subtract(equation: Equation, left: Value, right: Value):
-    """Centring: the first operand. A parameter (a running mean) is dropped."""
-    return _stretched(equation, left if isinstance(left, Scaled) else right)
+    """Centring: the first operand. A parameter (a running mean) is as a bias."""
+    if isinstance(left, Scaled) and isinstance(right, Scaled):
+        return _stretched(equation, left)
+    return add(equation, left, right)
 
 
 def multiply(equation: Equation, left: Value, right: Value):
@@ -206,6 +173,11 @@ def structural(equation: Equation, flow: Value, *places: Value):
     return [Scaled(out, flow.exponent) for out in outs]
 
 
+def taking(equation: Equation, flow: Value, *places: Value):
+    """Moves entries about and leaves some behind, the largest perhaps."""
+    return [normalised(*out) for out in structural(equation, flow, *places)]
+
+
 def joining(equation: Equation, *operands: Value):
     """Puts arrays side by side; parameter values between them carry no flow."""
     flows = _as_flows(operands)
@@ -226,7 +198,7 @@ def select_n(equation: Equation, which: Value, *cases: Value):
     """Takes entries of one case or another; a parameter value among them is no flow."""
     _must_be_plain([which], "the condition")
     mantissas, exponent = aligned(_as_flows(cases))
-    return [Scaled(lax.select_n(which, *mantissas), exponent)]
+    return [normalised(lax.select_n(which, *mantissas), exponent)]
 
 
 def _as_flows(operands: Sequence[Value]) -> list[Scaled]:
@@ -264,7 +236,7 @@ def reduce_window_max(equation: Equation, flow: Scaled):
     params = equation.params
     if set(params["base_dilation"]) != {1}:
         raise ValueError("max pooling with a base dilation has no rule.")
-    entries = _window_slices(
+    entries = window_slices(
         flow.mantissa,
         params["window_dimensions"],
         params["window_strides"],
@@ -272,7 +244,7 @@ def reduce_window_max(equation: Equation, flow: Scaled):
         params["window_dilation"],
         fill=-jnp.inf,
     )
-    return [Scaled(_first_largest(entries), flow.exponent)]
+    return [normalised(_first_largest(entries), flow.exponent)]
 
 
 def reduce_max(equation: Equation, flow: Scaled):
@@ -285,7 +257,7 @@ def reduce_max(equation: Equation, flow: Scaled):
     fixed = lax.stop_gradient(rows)
     first = jnp.argmax(fixed >= _nearly(fixed.max(axis=0, keepdims=True)), axis=0)
     chosen = jnp.take_along_axis(rows, first[None], axis=0)[0]
-    return [Scaled(chosen, flow.exponent)]
+    return [normalised(chosen, flow.exponent)]
 
 
 def maximum(equation: Equation, left: Value, right: Value):
@@ -303,7 +275,7 @@ def _first_largest(entries: list[Array]) -> Array:
     chosen = entries[-1]
     for entry, value in zip(entries[-2::-1], fixed[-2::-1]):
         chosen = jnp.where(value >= threshold, entry, chosen)
-    return chosen
+    return jnp.where(jnp.isnan(threshold), threshold, chosen)  # to be reported
 
 
 def _nearly(largest: Array) -> Array:
@@ -316,12 +288,26 @@ def _nearly(largest: Array) -> Array:
 
 def call(equation: Equation, *operands: Value):
     """A jitted or custom-derivative function: go inside, unless its name says enough."""
-    if equation.params.get("name") in NONLINEARITIES:
+    if equation.params.get("name") in NONLINEARITIES and _is_elementwise(
+        equation, operands
+    ):
         return identity(equation, *operands)
     for name in ("jaxpr", "call_jaxpr"):
         if name in equation.params:
             return equation.inside(equation.params[name], *operands)
     raise ValueError("its inner function could not be found.")
+
+
+def _is_elementwise(equation: Equation, operands: Sequence[Value]) -> bool:
+    """Whether a call looks like jax.nn's function of that name, and not a user's own."""
+    flows = [operand for operand in operands if isinstance(operand, Scaled)]
+    scalars = [x for x in operands if not isinstance(x, Scaled) and x.ndim == 0]
+    return (
+        len(flows) == 1
+        and len(scalars) == len(operands) - 1
+        and equation.out_shapes == [flows[0].mantissa.shape]
+        and not len(getattr(equation.params.get("jaxpr"), "consts", ()))
+    )
 
 
 def cond(equation: Equation, index: Value, *operands: Value):
@@ -442,12 +428,11 @@ RULES: dict[str, Rule] = {
     "transpose": structural,
     "squeeze": structural,
     "broadcast_in_dim": structural,
-    "expand_dims": structural,
     "rev": structural,
-    "slice": structural,
-    "split": structural,
-    "dynamic_slice": structural,
-    "gather": structural,
+    "slice": taking,
+    "split": taking,
+    "dynamic_slice": taking,
+    "gather": taking,
     "sharding_constraint": structural,
     "concatenate": joining,
     "pad": pad,
@@ -458,7 +443,6 @@ RULES: dict[str, Rule] = {
     "reduce_window_max": reduce_window_max,
     "reduce_max": reduce_max,
     "jit": call,
-    "pjit": call,
     "custom_jvp_call": call,
     "custom_vjp_call": call,
     "remat2": call,

@@ -62,7 +62,6 @@ def aligned(values: list[Scaled]) -> tuple[list[Array], Int[Array, ""]]:
 def log(value: Scaled) -> Float[Array, "..."]:
     """Natural logarithm of every entry; minus infinity for zero."""
     exponent = value.exponent.astype(value.mantissa.dtype)
-    exponent = jnp.where(value.exponent <= _ZERO // 2, 0, exponent)
     return jnp.log(value.mantissa) + exponent * jnp.log(2.0).astype(exponent.dtype)
 
 

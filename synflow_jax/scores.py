@@ -41,7 +41,9 @@ def synflow(
       ``score(params, masks) -> scores``: leaves shaped like ``params``, float32 (float64
       for float64 parameters) whatever the precision of the parameters, non-negative, and
       finite at any depth. A pruned weight scores 0, and so does everything when no path is
-      left. Parameters that hold no floating numbers score 0.
+      left. Parameters that hold no floating numbers score 0. Where the network computes
+      its weights from parameters (weight standardisation, say) the score is the size of
+      the parameter times its gradient, and the sums are no longer 1.
 
     Raises:
       ValueError: while tracing, if ``masks`` does not mirror ``params`` or the network has
@@ -88,7 +90,7 @@ def synflow(
 
 def _share(weight: Array, gradient: Array) -> Array:
     """The weight times its gradient; zero for a zero weight, whatever its gradient."""
-    return jnp.where(weight == 0, jnp.zeros_like(weight), weight * gradient)
+    return jnp.where(weight == 0, jnp.zeros_like(weight), jnp.abs(weight * gradient))
 
 
 def magnitude() -> ScoreFn:
@@ -106,12 +108,11 @@ def magnitude() -> ScoreFn:
       Han et al., "Learning both Weights and Connections for Efficient Neural Networks",
       NeurIPS 2015; at initialisation it is a baseline of Tanaka et al. 2020.
     """
+    return _sizes
 
-    def score(params: Params, masks: Masks) -> Scores:
-        alive = apply_masks(widened(params), masks)
-        return jax.tree.map(lambda p: _as_scores(jnp.abs(p)), alive)
 
-    return score
+def _sizes(params: Params, masks: Masks) -> Scores:
+    return jax.tree.map(_size, apply_masks(widened(params), masks))
 
 
 def random(key: Key[Array, ""]) -> ScoreFn:
@@ -150,5 +151,5 @@ def random(key: Key[Array, ""]) -> ScoreFn:
     return score
 
 
-def _as_scores(leaf: Array) -> Array:
-    return leaf if is_floating(leaf) else jnp.zeros(leaf.shape, jnp.float32)
+def _size(leaf: Array) -> Array:
+    return jnp.abs(leaf) if is_floating(leaf) else jnp.zeros(leaf.shape, jnp.float32)

@@ -72,16 +72,15 @@ def keep_top(
     """
     leaves, treedef = jax.tree.flatten(scores)
     size = _checked_size(scores)
-    if isinstance(k, (int, np.integer)) and not 0 <= k <= size:
-        raise ValueError(f"`k` must lie between 0 and the {size} scores; got {k}.")
+    _check_count(k, size)
     eligible = [None] * len(leaves)
     if masks is not None:
         check_masks(masks, scores)
         eligible = jax.tree.leaves(masks)
     if size == 0:
         return jax.tree.map(lambda s: jnp.zeros(s.shape, bool), scores)
-    dtype = scoring_dtype(*leaves)
-    keys = [_keys(s.astype(dtype), m) for s, m in zip(leaves, eligible)]
+    dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves))
+    keys = [_keys(jnp.asarray(s, dtype), m) for s, m in zip(leaves, eligible)]
     k = jnp.clip(jnp.asarray(k), 0).astype(jnp.uint32)
     bracket = _search(keys, k, size)
     # Where k keys reach `low` there is no tie to break, and only a comparison is left.
@@ -128,6 +127,13 @@ def keep_top_per_layer(
         return jax.tree.map(keep_top, scores, ks)
     check_masks(masks, scores)
     return jax.tree.map(keep_top, scores, ks, masks)
+
+
+def _check_count(k: int | np.integer | Leaf, size: int) -> None:
+    if not jnp.issubdtype(jnp.result_type(k), jnp.integer):
+        raise ValueError(f"`k` is a whole number; got {k!r}.")
+    if not isinstance(k, jax.core.Tracer) and not 0 <= int(k) <= size:
+        raise ValueError(f"`k` must lie between 0 and the {size} scores; got {k}.")
 
 
 def _checked_size(scores: PyTree) -> int:

@@ -52,7 +52,8 @@ def is_kernel(path: str, leaf: Leaf) -> bool:
       >>> is_kernel("BatchNorm_0/scale", jnp.ones(3))
       False
     """
-    named = path.rsplit("/", 1)[-1] in ("kernel", "weight")
+    # Flax keeps the value of a partitioned parameter in a box, under its name.
+    named = path.removesuffix("/value").rsplit("/", 1)[-1] in ("kernel", "weight")
     return named and leaf.ndim >= 2 and is_floating(leaf)
 
 
@@ -128,11 +129,16 @@ def scoring_dtype(*leaves: Leaf) -> jnp.dtype:
 
 def widened(params: PyTree) -> PyTree:
     """The parameters with every floating leaf in float32 or better, for scoring."""
-    return jax.tree.map(
-        lambda leaf: leaf.astype(scoring_dtype(leaf)) if is_floating(leaf) else leaf, params
-    )
+
+    def widen(leaf):
+        if not is_floating(leaf):
+            return leaf
+        leaf = jnp.asarray(leaf)  # float64 of numpy is float32 unless JAX has it enabled
+        return leaf.astype(scoring_dtype(leaf))
+
+    return jax.tree.map(widen, params)
 
 
 def is_floating(leaf: Leaf) -> bool:
     """Whether a leaf holds floating numbers."""
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,9 +57,8 @@ def element(batch, i):
     return jax.tree.map(lambda x: x[i], batch)
 
 
-def assert_equal(got, want):
-    jax.tree.map(np.testing.assert_array_equal, got, want)
+assert_equal = chex.assert_trees_all_equal
 
 
 def assert_close(got, want, rtol=1e-5):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), got, want)
+    chex.assert_trees_all_close(got, want, rtol=rtol)

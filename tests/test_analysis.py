@@ -30,6 +30,8 @@ def test_a_row_for_every_leaf():
 def test_collapsed_names_prunable_leaves_with_nothing_left():
     assert sj.collapsed(PARAMS, MASKS) == ["b/kernel"]
     assert sj.collapsed(PARAMS, sj.all_kept(PARAMS)) == []
+    empty = {"kernel": jnp.ones((0, 3))}
+    assert sj.collapsed(empty, sj.all_kept(empty)) == []
     only_a = lambda path, leaf: path == "a/kernel"  # noqa: E731
     assert sj.collapsed(PARAMS, MASKS, prunable=only_a) == []
 

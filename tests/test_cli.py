@@ -23,6 +23,13 @@ def broken():
 def wrong():
     return 3
 
+def lookup():
+    _, params, shape = small()
+    return lambda p, x: x @ p["nope"], params, shape
+
+def leaves():
+    raise SystemExit(3)
+
 def unknown():
     apply_fn, params, shape = small()
     return lambda p, x: jnp.sort(apply_fn(p, x)), params, shape
@@ -67,6 +74,13 @@ def test_prune_agrees_with_the_library(folder, criterion, capsys):
     assert kept == sj.num_kept(119_400, 0.01)
 
 
+def test_criteria_other_than_synflow_need_no_flow(folder, capsys):
+    assert (
+        run(folder, "prune user:unknown --density 0.2 --out m --criterion magnitude") == 0
+    )
+    assert "unknown before, unknown after" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -82,7 +96,9 @@ def test_prune_agrees_with_the_library(folder, criterion, capsys):
         ("prune user:small --density nan --out m", "--density"),
         ("prune user:small --density 0.1 --rounds 0 --out m", "--rounds"),
         ("prune user:small --density 0.1 --out none/m", "--out"),
-        ("prune user:small --density 0.1 --out .", "--out"),
+        ("prune user:small --density 0.1 --out .", "--out: . is a folder"),
+        ("prune user:lookup --density 0.1 --out m", "KeyError: 'nope'"),
+        ("prune user:leaves --density 0.1 --out m", "SystemExit: 3"),
         ("inspect none", "no masks file"),
         ("inspect truncated", "not a masks file"),
         ("inspect foreign", "not a masks file"),

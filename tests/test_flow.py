@@ -74,6 +74,14 @@ RULE_CASES = {
         lambda w, x: (x @ w) * (x @ w.T),
         lambda w, x: (x @ abs(w)) * (x @ abs(w).T),
     ),
+    "large product of flows": (
+        lambda w, x: (50 * x @ w) * (x @ w.T * 70),
+        lambda w, x: (50 * x @ abs(w)) * (x @ abs(w).T * 70),
+    ),
+    "contraction of flows": (
+        lambda w, x: (50 * x @ w) @ (x @ w.T * 70).T,
+        lambda w, x: (50 * x @ abs(w)) @ (x @ abs(w).T * 70).T,
+    ),
     "difference of flows": (lambda w, x: x @ w - x, lambda w, x: x @ abs(w)),
     "quotient of flows": (lambda w, x: (x @ w) / (1 + x), lambda w, x: x @ abs(w)),
     "jit": (lambda w, x: jax.jit(lambda y: y @ w)(x), lambda w, x: x @ abs(w)),
@@ -309,13 +317,82 @@ def test_a_zero_branch_leaves_the_other_alone():
     np.testing.assert_allclose(got, np.log(4e-30), rtol=1e-5)
 
 
+def test_a_branch_that_dies_late_leaves_the_other_alone():
+    """The zeros of a dead branch carry no size, however large the branch was before."""
+
+    def network(p, x):
+        return x @ p["a"] @ p["a"] @ p["zero"] + x @ p["w"]
+
+    params = {"a": jnp.full((2, 2), 1e30), "zero": jnp.zeros((2, 1)), "w": jnp.ones((2, 1))}
+    np.testing.assert_allclose(sj.log_flow(network, params, (2,)), np.log(2), rtol=1e-5)
+
+
+TAKES = {
+    "slice": lambda x: x[:, :1],
+    "dynamic slice": lambda x: lax.dynamic_slice(x, (0, 0), (1, 1)),
+    "gather": lambda x: x[:, jnp.array([0])],
+    "where": lambda x: jnp.where(jnp.array([[True, False]]), x, 0.0)[:, :1],
+    "split": lambda x: jnp.split(x, 2, axis=1)[0],
+}
+
+
+@pytest.mark.parametrize("name", TAKES)
+def test_zeros_taken_from_a_large_array_leave_another_branch_alone(name):
+    def network(p, x):
+        return TAKES[name](x @ p["a"] @ p["b"]) + x @ p["w"]
+
+    params = {"a": jnp.eye(2) * 1e23, "b": jnp.diag(jnp.array([0.0, 1e23]))}
+    params["w"] = jnp.ones((2, 1))
+    np.testing.assert_allclose(sj.log_flow(network, params, (2,)), np.log(2), rtol=1e-5)
+
+
+def test_a_nan_passes_max_pooling_to_be_reported():
+    pool = sj.flow(lambda _, x: nn.max_pool(x, (1, 2), (1, 2)))
+    for pair in ([jnp.nan, 1.0], [1.0, jnp.nan]):
+        x = jnp.array(pair).reshape(1, 1, 2, 1)
+        assert jnp.isnan(pool(jnp.zeros(()), x)[0]).all()
+
+
+def test_a_users_function_named_like_an_activation_is_looked_into():
+    @jax.jit
+    def silu(w, x):
+        return x @ w
+
+    @jax.jit
+    def elu(x):
+        return x @ W
+
+    for network in (lambda w, x: silu(w, x), lambda w, x: elu(x)):
+        got = value(sj.flow(network)(W, X))
+        np.testing.assert_allclose(got, X @ abs(W), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["relu", "relu6", "elu", "silu", "leaky_relu", "softplus"])
+def test_activations_of_jax_nn_are_removed(name):
+    activation = getattr(jax.nn, name)
+    got = value(sj.flow(lambda w, x: activation(x @ w))(W, X))
+    np.testing.assert_allclose(got, X @ abs(W), rtol=1e-5)
+
+
+def test_parameters_of_numpy_in_double_precision_are_taken_as_jax_takes_them():
+    got = sj.flow(lambda w, x: x @ w)(np.eye(2), np.ones((1, 2)))
+    np.testing.assert_array_equal(value(got), np.ones((1, 2)))
+
+
 def test_biases_join_when_asked():
     def network(params, x):
-        return x @ params["w"] + params["b"]
+        return x @ params["w"] + params["b"] - params["mean"]
 
-    params = {"w": W, "b": B}
+    params = {"w": W, "b": B, "mean": 3 * B}
     got = value(sj.flow(network, biases=True)(params, X))
-    np.testing.assert_allclose(got, X @ abs(W) + abs(B), rtol=1e-5)
+    np.testing.assert_allclose(got, X @ abs(W) + 4 * abs(B), rtol=1e-5)
+
+
+def test_a_model_of_layers_alone_is_named_by_its_layer():
+    model = nn.Sequential([nn.Dense(3), jnp.sort])
+    variables = model.init(jax.random.key(0), jnp.ones((1, 2)))
+    with pytest.raises(sj.FlowError, match=r"flax.linen.*\.py:\d+ \(Sequential"):
+        sj.log_flow(model.apply, variables, (2,))
 
 
 def test_it_can_be_jitted_mapped_and_differentiated():

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
 import synflow_jax as sj
@@ -120,7 +121,62 @@ def test_truncated_and_foreign_files_are_refused(tmp_path):
             sj.load_masks(path)
 
 
+DAMAGE = {
+    "shapes": ["[[3]]", "[[-1, 4]]", "[3]", "null", "[[2.0, 4]]", "[[200, 4]]", "[[1]]"],
+    "structure": ["5", "true", "-1", '["set", [0]]', "[1, 2]", '["list", []]', "nonsense"],
+    "names": ["null", "[1]", '["other"]', '["w", "w"]'],
+}
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"), [(entry, text) for entry in DAMAGE for text in DAMAGE[entry]]
+)
+def test_damaged_metadata_is_refused(tmp_path, entry, text):
+    path = tmp_path / "m"
+    sj.save_masks(path, {"w": jnp.ones((2, 5), bool)})
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata, bits = file.metadata(), {"w": file.get_tensor("w")}
+    safetensors.numpy.save_file(bits, path, metadata | {entry: text})
+    with pytest.raises(ValueError, match="not a masks file"):
+        sj.load_masks(path)
+
+
+def test_bits_of_another_type_are_refused(tmp_path):
+    path = tmp_path / "m"
+    sj.save_masks(path, {"w": jnp.ones((2, 4), bool)})
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    for bits in (np.ones(1, np.float32), np.ones((1, 1), np.uint8), np.ones(2, np.uint8)):
+        safetensors.numpy.save_file({"w": bits}, path, metadata)
+        with pytest.raises(ValueError, match="not a masks file"):
+            sj.load_masks(path)
+
+
+def test_odd_names_come_back(tmp_path):
+    masks = {"__metadata__": jnp.array([True]), "a/b": jnp.array([False])}
+    masks["a"] = {"b": jnp.array([True, False])}
+    sj.save_masks(tmp_path / "m", masks)
+    nets.assert_equal(sj.load_masks(tmp_path / "m"), masks)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "m"
+    sj.save_masks(path, {"w": jnp.array([True])})
+
+    def fail(self, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("pathlib.Path.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        sj.save_masks(path, {"w": jnp.array([False])})
+    assert bool(sj.load_masks(path)["w"][0]) is True
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
 def test_masks_of_another_network_are_refused(tmp_path):
+    sj.save_masks(tmp_path / "m", {"a": jnp.ones((2, 3), bool)})
+    with pytest.raises(ValueError, match="`like` has the leaves w, .* holds a"):
+        sj.load_masks(tmp_path / "m", like={"w": jnp.ones((2, 3))})
     sj.save_masks(tmp_path / "m", {"w": jnp.ones((2, 3), bool)})
     with pytest.raises(ValueError, match="`like` has 2 leaves"):
         sj.load_masks(tmp_path / "m", like={"a": jnp.ones(2), "b": jnp.ones(3)})

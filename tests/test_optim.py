@@ -80,6 +80,13 @@ def test_masks_are_arguments_of_the_compiled_step():
     assert traces == 1
 
 
+def test_a_step_that_donates_its_state_leaves_the_masks_alone():
+    freeze = sj.freeze_pruned(MASKS)
+    step = jax.jit(freeze.update, donate_argnums=1)
+    step(PARAMS, freeze.init(PARAMS))
+    assert int(sj.count(MASKS)) == 6
+
+
 def test_masks_that_do_not_fit_are_refused_at_init(no_typecheck):
     with pytest.raises(ValueError, match=r"masks\['b'\]"):
         sj.freeze_pruned({"w": MASKS["w"], "b": jnp.ones(2, bool)}).init(PARAMS)

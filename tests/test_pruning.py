@@ -169,6 +169,31 @@ def test_a_nan_is_an_error_that_names_the_leaf_and_the_round():
         sj.prune(SYNFLOW, params, 0.1, on_round=lambda info: None)
 
 
+def test_a_nan_that_comes_late_is_told_with_its_round():
+    def late(params, masks):
+        few = sum(m.sum() for m in jax.tree.leaves(masks)) < SIZE
+        return jax.tree.map(lambda p: jnp.where(few, jnp.nan, jnp.abs(p)), params)
+
+    for on_round in (None, lambda info: None):
+        with pytest.raises(FloatingPointError, match="round 2, .*criterion made them"):
+            sj.prune(late, params_of(), 0.1, rounds=5, on_round=on_round)
+
+
+def test_what_is_pruned_may_score_anything():
+    def careless(params, masks):
+        return jax.tree.map(lambda p, m: jnp.where(m, jnp.abs(p), jnp.nan), params, masks)
+
+    masks, info = sj.prune(careless, params_of(), 0.1, rounds=5)
+    assert not np.asarray(info.nonfinite).any()
+    nets.assert_equal(masks, sj.prune(sj.magnitude(), params_of(), 0.1, rounds=5)[0])
+
+
+def test_one_count_for_each_layer_is_wanted():
+    pruner = sj.iterative(SYNFLOW, scope="layer")
+    with pytest.raises(ValueError, match="one count for each of the 3 prunable"):
+        pruner.step(pruner.init(params_of()), params_of(), 3)
+
+
 def test_under_vmap_nonfinite_scores_are_counted():
     batch = jax.tree.map(lambda *xs: jnp.stack(xs), *map(params_of, range(2)))
     batch["c"]["kernel"] = batch["c"]["kernel"].at[1, 0, 0].set(jnp.inf)
@@ -186,6 +211,7 @@ def test_under_vmap_nonfinite_scores_are_counted():
         (dict(rounds=2.5), "`rounds`"),
         (dict(scope="local"), "`scope`.*'local'"),
         (dict(prunable=lambda path, leaf: False), "`prunable` chose no leaf"),
+        (dict(rounds=0, schedule=lambda d, n: np.ones(n)), "`rounds`"),
         (dict(schedule=lambda d, n: np.ones(3)), "`schedule`"),
         (dict(schedule=lambda d, n: 2 * np.ones(n)), "`density`.*2.0"),
         (dict(score_fn=lambda p, m: kernels(p)), "`scores`"),

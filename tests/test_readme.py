@@ -35,7 +35,7 @@ def test_python_blocks_run_in_order(capsys):
             if language == "python":
                 exec(compile(text, "README.md", "exec"), namespace)
     printed = capsys.readouterr().out
-    assert "params/Dense_0/kernel" in printed and "of 2560" in printed
+    assert "params/layers_3/kernel" in printed and "of 10240" in printed
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("make")])

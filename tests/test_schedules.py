@@ -29,6 +29,11 @@ def test_a_density_made_from_a_count_gives_the_count(size, data):
     assert sj.num_kept(size, k / size) == k
 
 
+def test_the_slack_undoes_rounding():
+    """7 / 25 * 25 is 7.000000000000001."""
+    assert sj.num_kept(25, 7 / 25) == 7
+
+
 @pytest.mark.parametrize("compression", range(1, 6))
 def test_counts_of_the_paper(compression):
     """VGG-16 for CIFAR-100: the published remaining counts."""

@@ -95,7 +95,9 @@ def test_masks_that_do_not_fit_are_refused(name, no_typecheck):
 def test_parameters_that_are_not_floating_score_zero_or_are_ignored(name):
     params, masks = example()
     params["step"], masks["step"] = jnp.arange(3), jnp.ones(3, bool)
-    assert CRITERIA[name]()(params, masks)["step"].shape == (3,)
+    params["key"], masks["key"] = jax.random.key(0), jnp.ones((), bool)
+    scores = CRITERIA[name]()(params, masks)
+    assert scores["step"].shape == (3,) and scores["key"].shape == ()
 
 
 def test_synflow_scores_are_shares_of_the_flow():
@@ -135,6 +137,18 @@ def test_synflow_reads_parameters_that_the_output_ignores_as_zero():
     params["unused"], masks["unused"] = jnp.ones((2, 2)), jnp.ones((2, 2), bool)
     scores = sj.synflow(apply_fn, (3,))(params, masks)
     np.testing.assert_array_equal(scores["unused"], 0)
+
+
+def test_synflow_of_weights_computed_from_parameters_is_finite_and_not_negative():
+    w = jnp.array([[0.0, -1.0], [2.0, 3.0]])
+    masks = {"w": jnp.array([[True, True], [False, True]])}
+    roots = sj.synflow(lambda p, x: x @ jnp.sqrt(jnp.abs(p["w"])), (2,))({"w": w}, masks)
+    centred = sj.synflow(lambda p, x: x @ (p["w"] - p["w"].mean(0, keepdims=True)), (2,))(
+        {"w": w}, masks
+    )
+    for scores in (roots["w"], centred["w"]):
+        assert np.isfinite(scores).all() and (np.asarray(scores) >= 0).all()
+        assert scores[1, 0] == 0 and scores[1, 1] > 0
 
 
 def test_synflow_counts_a_shared_weight_once_for_each_use():

@@ -136,7 +136,22 @@ def test_more_than_is_eligible_keeps_all_that_is():
     np.testing.assert_array_equal(got["w"], masks["w"])
 
 
-@pytest.mark.parametrize("k", [-1, 4])
+def test_minus_zero_is_zero():
+    got = sj.keep_top({"w": jnp.array([-0.0, 0.0])}, 1)
+    np.testing.assert_array_equal(got["w"], [True, False])
+
+
+def test_k_is_a_whole_number(no_typecheck):
+    with pytest.raises(ValueError, match="`k` is a whole number; got 1.7"):
+        sj.keep_top({"w": jnp.ones(3)}, 1.7)
+
+
+def test_scores_of_numpy_are_scores_too():
+    got = sj.keep_top({"w": np.array([0.1, 0.5])}, 1)
+    np.testing.assert_array_equal(got["w"], [False, True])
+
+
+@pytest.mark.parametrize("k", [-1, 4, jnp.int32(5)])
 def test_k_out_of_range_is_refused(k):
     with pytest.raises(ValueError, match=f"between 0 and the 3 scores; got {k}"):
         sj.keep_top({"w": jnp.ones(3)}, k)

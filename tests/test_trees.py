@@ -21,6 +21,7 @@ def test_names_join_keys_indices_and_attributes():
         ("Dense_0/kernel", jnp.ones((2, 3)), True),
         ("layers/0/weight", jnp.ones((2, 3), jnp.bfloat16), True),
         ("kernel", jnp.ones((3, 3, 1, 1)), True),
+        ("Dense_0/kernel/value", jnp.ones((2, 3)), True),
         ("Dense_0/bias", jnp.ones(3), False),
         ("norm/weight", jnp.ones(3), False),
         ("kernel", jnp.ones((2, 3), jnp.int32), False),
