@@ -6,7 +6,7 @@ Prunes VGG-16 at initialisation with three methods, then trains a small network 
 masks. Writes metrics, two figures and a report; a few minutes on two cores.
 
 To expect on cifar10_20k (seed 0, one run, jax 0.10.2 on a CPU): dense 55 %; at compression
-10^0.5 all methods about 51 %; at 10^1.5 SynFlow 45 %, random 33 %, magnitude 10 %, which is
+10^0.5 all methods about 51 %; at 10^1.5 SynFlow 45 %, random 32 %, magnitude 10 %, which is
 chance; at 10^2.5 SynFlow 27 %, the others chance.
 """
 

@@ -18,7 +18,8 @@ from jax.extend import core
 from jaxtyping import Array, Float, PyTree
 
 from synflow_jax import scaled
-from synflow_jax.rules import RULES, Equation, Value
+from synflow_jax.equations import Equation, Value
+from synflow_jax.rules import RULES
 from synflow_jax.scaled import Scaled
 from synflow_jax.trees import Params, is_floating, scoring_dtype, widened
 
@@ -82,9 +83,7 @@ def flow(
         )
         # An output that does not depend on the input carries none of its flow.
         outs = [
-            out
-            if isinstance(out, Scaled)
-            else scaled.normalised(jnp.zeros(jnp.shape(out), dtype))
+            out if isinstance(out, Scaled) else scaled.nothing(jnp.shape(out), dtype)
             for out in outs
         ]
         tree = jax.tree.structure(shape)

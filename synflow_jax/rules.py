@@ -1,50 +1,18 @@
-"""What each primitive does to the flow: one function a rule, one table.
-
-A value of the network is either plain, an array that does not depend on the input
-(parameters and all that is computed from them alone), or it carries flow, a `Scaled`. A
-rule is called for each equation with at least one operand that carries flow.
-"""
+"""What each primitive does to the flow: one function a rule, one table."""
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from synflow_jax.scaled import Scaled, aligned, normalised, power_of_two
+from synflow_jax.control import cond, scan
+from synflow_jax.equations import Equation, Rule, Value, as_flows, must_be_plain
+from synflow_jax.scaled import Scaled, aligned, normalised
 from synflow_jax.windows import conv_of_patches, window_slices
-
-Value = Array | Scaled
-
-
-class Equation(NamedTuple):
-    """One equation of the traced network, as a rule sees it.
-
-    Attributes:
-      name: the primitive's name.
-      params: the primitive's parameters.
-      out_shapes: shape of each result.
-      biases: whether added parameters join the flow.
-      inside: ``inside(closed_jaxpr, *operands) -> results``, for rules of primitives that
-        call another jaxpr.
-      bind: ``bind(*arrays) -> results`` evaluates the primitive itself.
-    """
-
-    name: str
-    params: dict[str, Any]
-    out_shapes: list[tuple[int, ...]]
-    biases: bool
-    inside: Callable[..., list[Value]]
-    bind: Callable[..., list[Array]]
-
-
-# Takes the operands in order, some plain and some carrying flow; returns all results.
-Rule = Callable[..., Sequence[Value]]
-
 
 # --- weights ------------------------------------------------------------------------------
 
@@ -168,7 +136,7 @@ def structural(equation: Equation, flow: Value, *places: Value):
     """Moves entries about and leaves their values alone; where to is a parameter value."""
     if not isinstance(flow, Scaled):
         raise ValueError("the flow must enter it as the array that is moved.")
-    _must_be_plain(places, "the places that it reads")
+    must_be_plain(places, "the places that it reads")
     outs = equation.bind(flow.mantissa, *places)
     return [Scaled(out, flow.exponent) for out in outs]
 
@@ -180,7 +148,7 @@ def taking(equation: Equation, flow: Value, *places: Value):
 
 def joining(equation: Equation, *operands: Value):
     """Puts arrays side by side; parameter values between them carry no flow."""
-    flows = _as_flows(operands)
+    flows = as_flows(operands)
     mantissas, exponent = aligned(flows)
     (joined,) = equation.bind(*mantissas)
     return [Scaled(joined, exponent)]
@@ -196,23 +164,9 @@ def pad(equation: Equation, flow: Value, value: Value):
 
 def select_n(equation: Equation, which: Value, *cases: Value):
     """Takes entries of one case or another; a parameter value among them is no flow."""
-    _must_be_plain([which], "the condition")
-    mantissas, exponent = aligned(_as_flows(cases))
+    must_be_plain([which], "the condition")
+    mantissas, exponent = aligned(as_flows(cases))
     return [normalised(lax.select_n(which, *mantissas), exponent)]
-
-
-def _as_flows(operands: Sequence[Value]) -> list[Scaled]:
-    """Parameter values among flows, as flows of nothing."""
-    (dtype,) = {x.mantissa.dtype for x in operands if isinstance(x, Scaled)}
-    return [
-        x if isinstance(x, Scaled) else normalised(jnp.zeros(jnp.shape(x), dtype))
-        for x in operands
-    ]
-
-
-def _must_be_plain(operands: Sequence[Value], what: str) -> None:
-    if any(isinstance(operand, Scaled) for operand in operands):
-        raise ValueError(f"{what} must not depend on the input.")
 
 
 def summing(equation: Equation, flow: Scaled):
@@ -308,97 +262,6 @@ def _is_elementwise(equation: Equation, operands: Sequence[Value]) -> bool:
         and equation.out_shapes == [flows[0].mantissa.shape]
         and not len(getattr(equation.params.get("jaxpr"), "consts", ()))
     )
-
-
-def cond(equation: Equation, index: Value, *operands: Value):
-    """Goes inside every branch; one that returns a parameter value returns no flow."""
-    _must_be_plain([index], "the branch that it takes")
-    branches = equation.params["branches"]
-    shapes = [
-        jax.eval_shape(lambda *x, branch=branch: equation.inside(branch, *x), *operands)
-        for branch in branches
-    ]
-    carries = [any(isinstance(x, Scaled) for x in outs) for outs in zip(*shapes)]
-
-    def taken(branch):
-        def run(*operands):
-            outs = equation.inside(branch, *operands)
-            return _flowing(outs, carries, _dtype_of(operands))
-
-        return run
-
-    return lax.switch(index, [taken(branch) for branch in branches], *operands)
-
-
-def scan(equation: Equation, *operands: Value):
-    """Goes inside at every step; a carried value that meets the flow starts without any."""
-    params = equation.params
-    start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts, init, xs = operands[:start], operands[start:stop], operands[stop:]
-    dtype = _dtype_of(operands)
-
-    def step(carry, xs):
-        # Entries of one array share its exponent.
-        rows = [Scaled(*x) if isinstance(x, Scaled) else x for x in xs]
-        outs = equation.inside(params["jaxpr"], *consts, *carry, *rows)
-        return outs[: len(init)], outs[len(init) :]
-
-    def sliced(x):
-        if isinstance(x, Scaled):
-            exponents = jnp.broadcast_to(x.exponent, (params["length"],))
-            return Scaled(x.mantissa, exponents)
-        return x
-
-    xs = [sliced(x) for x in xs]
-    rows = jax.tree.map(lambda x: x[0], xs)
-    carries = [isinstance(x, Scaled) for x in init]
-    while True:  # until the kinds of the carried values settle
-        init = _flowing(init, carries, dtype)
-        outs, _ = jax.eval_shape(step, init, rows)
-        settled = [a or isinstance(x, Scaled) for a, x in zip(carries, outs)]
-        if settled == carries:
-            break
-        carries = settled
-
-    def typed_step(carry, xs):
-        outs, ys = step(carry, xs)
-        return _flowing(outs, carries, dtype), ys
-
-    carry, ys = lax.scan(
-        typed_step,
-        init,
-        xs,
-        length=params["length"],
-        reverse=params["reverse"],
-        unroll=params["unroll"],
-    )
-    return [*carry, *map(_on_one_exponent, ys)]
-
-
-def _flowing(values: Sequence[Value], carries: Sequence[bool], dtype) -> list[Value]:
-    """The values with those that are to carry flow made flows of nothing."""
-    return [
-        normalised(jnp.zeros(jnp.shape(x), dtype))
-        if carry and not isinstance(x, Scaled)
-        else x
-        for x, carry in zip(values, carries)
-    ]
-
-
-def _dtype_of(operands: Sequence[Value]):
-    return next(x.mantissa.dtype for x in operands if isinstance(x, Scaled))
-
-
-def _on_one_exponent(stacked: Value) -> Value:
-    """Steps of a scan, each with an exponent, as one array."""
-    if not isinstance(stacked, Scaled) or stacked.exponent.ndim == 0:
-        return stacked
-    if not stacked.exponent.size:
-        return normalised(stacked.mantissa)
-    top = stacked.exponent.max()
-    factors = power_of_two(stacked.exponent - top, stacked.mantissa.dtype)
-    shape = (-1,) + (1,) * (stacked.mantissa.ndim - 1)
-    return normalised(stacked.mantissa * factors.reshape(shape), top)
 
 
 # Functions of jax.nn and jax.numpy, by the name under which JAX compiles them.

@@ -47,6 +47,11 @@ def normalised(mantissa: Array, exponent: Int[Array, ""] | int = 0) -> Scaled:
     )
 
 
+def nothing(shape: tuple[int, ...], dtype) -> Scaled:
+    """Zeros, smaller than any other flow."""
+    return normalised(jnp.zeros(shape, dtype))
+
+
 def aligned(values: list[Scaled]) -> tuple[list[Array], Int[Array, ""]]:
     """The mantissas on a common exponent, the largest of theirs."""
     top = values[0].exponent
