@@ -3,7 +3,7 @@
   python -m experiments.demo
 
 Prunes VGG-16 at initialisation with three methods, then trains a small network under their
-masks. Writes metrics, two figures and a report; a few minutes on two cores.
+masks. Writes metrics, two figures and a report; under three minutes on two cores.
 
 To expect on cifar10_20k (seed 0, one run, jax 0.10.2 on a CPU): dense 55 %; at compression
 10^0.5 all methods about 51 %; at 10^1.5 SynFlow 45 %, random 32 %, magnitude 10 %, which is
@@ -36,7 +36,7 @@ from synflow_jax import models
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Prune VGG-16 at initialisation, and train a small network under masks: SynFlow,
-    magnitude and random pruning side by side. A few minutes on two cores; the result
+    magnitude and random pruning side by side. Under three minutes on two cores; the result
     is report.html in the folder that --out names."""
 
     out: pathlib.Path = pathlib.Path("results/demo")
