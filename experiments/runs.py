@@ -14,7 +14,10 @@ import jax
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 
-_VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy")
+_VERSIONS = (
+    *("jax", "jaxlib", "flax", "optax", "chex", "numpy"),
+    *("tensorflow-datasets", "scikit-learn", "matplotlib"),
+)
 
 
 def start(
