@@ -24,6 +24,7 @@ from synflow_jax.masks import apply_masks, load_masks, save_masks
 from synflow_jax.models import NETWORKS, build
 from synflow_jax.pruning import prune
 from synflow_jax.schedules import exponential, linear
+from synflow_jax.trees import names_kernel
 
 
 class CommandError(Exception):
@@ -217,7 +218,7 @@ def _print_table(masks: PyTree) -> None:
 
 
 def _is_layer(row: Row) -> bool:
-    return row.name.rsplit("/", 1)[-1] in ("kernel", "weight") and len(row.shape) >= 2
+    return names_kernel(row.name) and len(row.shape) >= 2
 
 
 def _add(table: rich.table.Table, row: Row, style: str | None) -> None:

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Integer, PyTree
 
 from synflow_jax.masks import all_kept, count, count_where
-from synflow_jax.schedules import Schedule, exponential, num_kept
+from synflow_jax.schedules import Schedule, check_rounds, exponential, num_kept
 from synflow_jax.selection import keep_top, keep_top_per_layer
 from synflow_jax.trees import (
     Masks,
@@ -202,8 +202,7 @@ def counts_per_round(
       array([10,  1], dtype=uint32)
     """
     _check_scope(scope)
-    if rounds != int(rounds) or rounds < 1:
-        raise ValueError(f"`rounds` is a whole number of at least 1; got {rounds}.")
+    check_rounds(rounds)
     rounds = int(rounds)
     chosen = prunable_leaves(params, prunable)
     sizes = [leaf.size for leaf, yes in zip(jax.tree.leaves(params), chosen) if yes]

@@ -104,15 +104,11 @@ def multiply(equation: Equation, left: Value, right: Value):
 
 def divide(equation: Equation, left: Value, right: Value):
     """Division by a parameter divides by its absolute value; by a flow, it normalises."""
-    if isinstance(right, Scaled):
-        return _first_flow(equation, left, right)
-    return [normalised(left.mantissa / _size(right, left), left.exponent)]
-
-
-def _first_flow(equation: Equation, left: Value, right: Value):
     if not isinstance(left, Scaled):
         raise ValueError("a parameter divided by the flow is not linear in the flow.")
-    return _stretched(equation, left)
+    if isinstance(right, Scaled):
+        return _stretched(equation, left)
+    return [normalised(left.mantissa / _size(right, left), left.exponent)]
 
 
 def _stretched(equation: Equation, flow: Scaled):
@@ -309,7 +305,7 @@ RULES: dict[str, Rule] = {
     "custom_jvp_call": call,
     "custom_vjp_call": call,
     "remat2": call,
+    "checkpoint": call,
     "cond": cond,
     "scan": scan,
-    "checkpoint": call,
 }

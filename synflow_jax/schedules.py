@@ -96,5 +96,14 @@ def linear(density: float, rounds: int) -> np.ndarray:
 def _check(density: float, rounds: int) -> None:
     if not 0.0 < density <= 1.0:
         raise ValueError(f"`density` is the fraction kept, in (0, 1]; got {density}.")
+    check_rounds(rounds)
+
+
+def check_rounds(rounds: int) -> None:
+    """Raises unless ``rounds`` is a whole number of at least 1.
+
+    Raises:
+      ValueError: saying what came.
+    """
     if rounds != int(rounds) or rounds < 1:
         raise ValueError(f"`rounds` is a whole number of at least 1; got {rounds}.")

@@ -52,9 +52,13 @@ def is_kernel(path: str, leaf: Leaf) -> bool:
       >>> is_kernel("BatchNorm_0/scale", jnp.ones(3))
       False
     """
+    return names_kernel(path) and leaf.ndim >= 2 and is_floating(leaf)
+
+
+def names_kernel(path: str) -> bool:
+    """Whether a leaf's name is that of weights: its last key ``kernel`` or ``weight``."""
     # Flax keeps the value of a partitioned parameter in a box, under its name.
-    named = path.removesuffix("/value").rsplit("/", 1)[-1] in ("kernel", "weight")
-    return named and leaf.ndim >= 2 and is_floating(leaf)
+    return path.removesuffix("/value").rsplit("/", 1)[-1] in ("kernel", "weight")
 
 
 def prunable_leaves(params: PyTree, prunable: Prunable) -> list[bool]:

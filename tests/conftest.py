@@ -32,6 +32,13 @@ def pytest_ignore_collect(collection_path):
 
 
 @pytest.fixture
+def standard_promotion():
+    """For networks with Flax's average pooling, which divides floats by whole numbers."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
 def no_typecheck():
     """Lets a bad argument through to the package's own checks, as users see it."""
     jaxtyping.config.update("jaxtyping_disable", True)

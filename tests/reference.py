@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from synflow_jax import is_kernel, leaf_names
+from synflow_jax import is_kernel, leaf_names, synflow
 from synflow_jax.models import MLP, VGG, CifarResNet, ConvNet
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -82,6 +82,13 @@ def network(case: str, dtype=jnp.float32):
     return apply_fn, filled["params"], shape
 
 
+@functools.cache
+def score(case: str, dtype=jnp.float32):
+    """The criterion, one object a case so that it compiles once, and the parameters."""
+    apply_fn, params, shape = network(case, dtype)
+    return synflow(apply_fn, shape), params
+
+
 def kernels_of(tree) -> list:
     """The leaves named kernel, in the order of the network."""
     named = zip(leaf_names(tree), jax.tree.leaves(tree))
@@ -108,3 +115,12 @@ def stored_masks(case: str, name: str, params):
         return jnp.asarray(bits[start - size : start].reshape(leaf.shape))
 
     return jax.tree_util.tree_map_with_path(take, params)
+
+
+def assert_differ_only_in_the_band(score, ours, theirs, band=1e-5):
+    """Masks of one round may differ only where the score is the threshold but for it."""
+    scores = np.concatenate([np.ravel(s) for s in kernels_of(score)])
+    ours = np.concatenate([np.ravel(m) for m in kernels_of(ours)])
+    theirs = np.concatenate([np.ravel(m) for m in kernels_of(theirs)])
+    threshold = scores[ours].min()
+    assert (abs(scores[ours != theirs] / threshold - 1) <= band).all()

@@ -11,12 +11,7 @@ import synflow_jax as sj
 from synflow_jax.models import MLP, NETWORKS, VGG, CifarResNet, ConvNet, ResNet, build
 from synflow_jax.trees import prunable_leaves
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Flax's average pooling divides floats by whole numbers."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 # (network, classes): prunable weights, prunable tensors, all parameters. The totals of

@@ -8,8 +8,6 @@ are compared bit for bit where the reference's own precisions agree, and otherwi
 single round.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,23 +19,12 @@ from tests import reference
 ORACLE = reference.DATA.parents[2] / "shared" / "oracle"
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Flax's average pooling divides floats by whole numbers."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-@functools.cache
-def compiled_score(case):
-    """The criterion, one object a case so that it compiles once, and the parameters."""
-    apply_fn, params, shape = reference.network(case)
-    return sj.synflow(apply_fn, shape), params
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.mark.parametrize("case", ["fc_mnist", "conv_cifar10", "resnet20_c10"])
 def test_one_shot_scores_times_r_are_the_references(case):
-    score, params = compiled_score(case)
+    score, params = reference.score(case)
     scores = reference.kernels_of(jax.jit(score)(params, sj.all_kept(params)))
     total, stored = reference.read(case)["R"]["f64"], reference.arrays()
     for i, got in enumerate(scores):
@@ -52,7 +39,7 @@ def test_every_one_shot_score_is_the_references(case):
     path = ORACLE / f"{case}.npz"
     if not path.is_file():
         pytest.skip("the full outputs of the reference are not here")
-    score, params = compiled_score(case)
+    score, params = reference.score(case)
     scores = reference.kernels_of(jax.jit(score)(params, sj.all_kept(params)))
     total = reference.read(case)["R"]["f64"]
     with np.load(path) as stored:
@@ -70,7 +57,7 @@ def test_the_total_flow_is_the_references(case):
 
 @pytest.mark.parametrize("case", ["fc_mnist", "conv_cifar10"])
 def test_masks_after_100_rounds_are_the_references_bit_for_bit(case):
-    score, params = compiled_score(case)
+    score, params = reference.score(case)
     for compression in (1, 2, 3):
         want = reference.read(case)["masks"][f"synflow_exp100_c{compression}/f32"]
         masks, info = sj.prune(score, params, 10.0**-compression)
@@ -88,18 +75,9 @@ def test_masks_of_magnitude_are_the_references_bit_for_bit(case):
         assert reference.digest(masks) == want["sha_total"]
 
 
-def _differ_only_in_the_band(score, ours, theirs, band=1e-5):
-    """Masks of one round may differ only where the score is the threshold but for it."""
-    scores = np.concatenate([np.ravel(s) for s in reference.kernels_of(score)])
-    ours = np.concatenate([np.ravel(m) for m in reference.kernels_of(ours)])
-    theirs = np.concatenate([np.ravel(m) for m in reference.kernels_of(theirs)])
-    threshold = scores[ours].min()
-    assert (abs(scores[ours != theirs] / threshold - 1) <= band).all()
-
-
 @pytest.mark.parametrize("compression", [1, 2, 3])
 def test_one_round_of_resnet20_from_equal_masks_is_the_references(compression):
-    score, params = compiled_score("resnet20_c10")
+    score, params = reference.score("resnet20_c10")
     name = f"synflow_1it_c{compression}/f32"
     theirs = reference.stored_masks("resnet20_c10", name, params)
     ours, info = sj.prune(score, params, 10.0**-compression, rounds=1)
@@ -107,13 +85,13 @@ def test_one_round_of_resnet20_from_equal_masks_is_the_references(compression):
     # Where scores tie at the threshold the reference keeps none of them.
     assert 0 <= int(info.kept[0]) - want["total_kept"] <= 5
     scores = jax.jit(score)(params, sj.all_kept(params))
-    _differ_only_in_the_band(scores, ours, theirs)
+    reference.assert_differ_only_in_the_band(scores, ours, theirs)
 
 
 @pytest.fixture(scope="module")
 def vgg():
     with jax.numpy_dtype_promotion("standard"):
-        return compiled_score("vgg16bn_c10")
+        return reference.score("vgg16bn_c10")
 
 
 def test_one_round_of_vgg16_keeps_the_references_counts(vgg):

@@ -3,8 +3,6 @@
 Runs in a process of its own: ``JAX_ENABLE_X64=1 python -m pytest tests/x64``.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,27 +10,17 @@ import pytest
 
 import synflow_jax as sj
 from tests import reference
-from tests.test_parity import _differ_only_in_the_band
 
 CASES = ["fc_mnist", "conv_cifar10", "resnet20_c10"]
 SCHEDULES = {"exp100": sj.exponential, "lin100": sj.linear}
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-@functools.cache
-def compiled_score(case):
-    apply_fn, params, shape = reference.network(case, jnp.float64)
-    return sj.synflow(apply_fn, shape), params
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_shot_scores_agree_to_the_last_digits(case):
-    score, params = compiled_score(case)
+    score, params = reference.score(case, jnp.float64)
     scores = reference.kernels_of(jax.jit(score)(params, sj.all_kept(params)))
     total, stored = reference.read(case)["R"]["f64"], reference.arrays()
     for i, got in enumerate(scores):
@@ -45,7 +33,7 @@ def test_one_shot_scores_agree_to_the_last_digits(case):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("case", CASES)
 def test_masks_after_100_rounds_are_the_references_bit_for_bit(case, schedule):
-    score, params = compiled_score(case)
+    score, params = reference.score(case, jnp.float64)
     for compression in (1, 2, 3):
         want = reference.read(case)["masks"][f"synflow_{schedule}_c{compression}/f64"]
         masks, _ = sj.prune(score, params, 10.0**-compression, schedule=SCHEDULES[schedule])
@@ -56,7 +44,7 @@ def test_masks_after_100_rounds_are_the_references_bit_for_bit(case, schedule):
 @pytest.mark.parametrize("compression", [1, 2])
 def test_a_round_in_single_precision_differs_only_at_the_threshold(compression):
     """From the reference's own masks, ResNet-20, one more round."""
-    score, params = compiled_score("resnet20_c10")
+    score, params = reference.score("resnet20_c10", jnp.float64)
     name = f"synflow_exp100_c{compression}/f64"
     masks = reference.stored_masks("resnet20_c10", name, params)
     single = jax.tree.map(lambda p: p.astype(jnp.float32), params)
@@ -66,4 +54,6 @@ def test_a_round_in_single_precision_differs_only_at_the_threshold(compression):
     state = pruner.init(params)._replace(masks=masks)
     in_double = step(state, params, jnp.uint32(k))[0].masks
     in_single = step(state, single, jnp.uint32(k))[0].masks
-    _differ_only_in_the_band(jax.jit(score)(params, masks), in_double, in_single)
+    reference.assert_differ_only_in_the_band(
+        jax.jit(score)(params, masks), in_double, in_single
+    )
