@@ -2,10 +2,10 @@
 
 from synflow_jax.analysis import collapsed as collapsed
 from synflow_jax.analysis import summarize as summarize
-from synflow_jax.flow import FlowError as FlowError
 from synflow_jax.flow import flow as flow
 from synflow_jax.flow import log_flow as log_flow
 from synflow_jax.interop import from_linen as from_linen
+from synflow_jax.interpreter import FlowError as FlowError
 from synflow_jax.masks import all_kept as all_kept
 from synflow_jax.masks import apply_masks as apply_masks
 from synflow_jax.masks import count as count
@@ -16,6 +16,7 @@ from synflow_jax.pruning import Pruner as Pruner
 from synflow_jax.pruning import counts_per_round as counts_per_round
 from synflow_jax.pruning import iterative as iterative
 from synflow_jax.pruning import prune as prune
+from synflow_jax.rules import flow_rules as flow_rules
 from synflow_jax.schedules import exponential as exponential
 from synflow_jax.schedules import linear as linear
 from synflow_jax.schedules import num_kept as num_kept

@@ -6,26 +6,17 @@ positive. Its total on an all-ones input is the paper's R, the sum over all path
 to output of the product of the weights' sizes.
 """
 
-import itertools
-import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
-import flax
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 from jaxtyping import Array, Float, PyTree
 
 from synflow_jax import scaled
-from synflow_jax.equations import Equation, Value
-from synflow_jax.rules import RULES
+from synflow_jax.equations import as_flows
+from synflow_jax.interpreter import interpret
 from synflow_jax.scaled import Scaled
 from synflow_jax.trees import Params, is_floating, scoring_dtype, widened
-
-
-class FlowError(ValueError):
-    """A network that has no flow: it names the primitive and the line of the model."""
 
 
 def flow(
@@ -69,27 +60,14 @@ def flow(
     def transformed(params: Params, *args: PyTree) -> tuple[PyTree, PyTree]:
         params, args = jax.tree.map(jnp.asarray, (widened(params), args))
         dtype = scoring_dtype(*jax.tree.leaves(params))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(args):
-            if not is_floating(leaf):
-                raise ValueError(
-                    f"the input args{jax.tree_util.keystr(path)} has dtype {leaf.dtype}; "
-                    "the flow starts at floating inputs."
-                )
-        args = jax.tree.map(lambda x: x.astype(dtype), args)
-        traced, shape = jax.make_jaxpr(apply_fn, return_shape=True)(params, *args)
-        sources = [scaled.normalised(x) for x in jax.tree.leaves(args)]
-        outs = _interpret(
-            traced.jaxpr, traced.consts, [*jax.tree.leaves(params), *sources], biases
-        )
+        args = jax.tree.map(lambda x: x.astype(dtype) if is_floating(x) else x, args)
+        outs = interpret(apply_fn, params, args, dtype, biases)
+        leaves, tree = jax.tree.flatten(outs, is_leaf=lambda x: isinstance(x, Scaled))
         # An output that does not depend on the input carries none of its flow.
-        outs = [
-            out if isinstance(out, Scaled) else scaled.nothing(jnp.shape(out), dtype)
-            for out in outs
-        ]
-        tree = jax.tree.structure(shape)
+        flows = as_flows(leaves, dtype)
         return (
-            jax.tree.unflatten(tree, [out.mantissa for out in outs]),
-            jax.tree.unflatten(tree, [out.exponent for out in outs]),
+            jax.tree.unflatten(tree, [out.mantissa for out in flows]),
+            jax.tree.unflatten(tree, [out.exponent for out in flows]),
         )
 
     return transformed
@@ -187,101 +165,3 @@ def ones(input_shape: PyTree) -> PyTree:
             f"{input_shape!r}."
         )
     return jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), input_shape)
-
-
-# --- the interpreter ----------------------------------------------------------------------
-
-
-def _interpret(
-    jaxpr: core.Jaxpr,
-    consts: Sequence[Any],
-    args: Sequence[Value],
-    biases: bool,
-    line: str = "an unknown line",
-) -> list[Value]:
-    """Evaluates a jaxpr with some of its arguments carrying flow.
-
-    ``line`` is where the model calls it: JAX forgets the callers of jitted functions that
-    it has traced before.
-    """
-    values: dict[core.Var, Value] = dict(zip(jaxpr.constvars, map(_as_array, consts)))
-    values.update(zip(jaxpr.invars, args))
-
-    def read(atom):
-        return _as_array(atom.val) if isinstance(atom, core.Literal) else values[atom]
-
-    for eqn in jaxpr.eqns:
-        operands = [read(atom) for atom in eqn.invars]
-        if any(isinstance(operand, Scaled) for operand in operands):
-            outs = _apply_rule(eqn, operands, biases, _user_line(eqn) or line)
-        else:
-            outs = _bind(eqn, operands)
-        values.update(zip(eqn.outvars, outs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _as_array(constant: Any) -> Array:
-    return constant if isinstance(constant, jax.Array) else jnp.asarray(constant)
-
-
-def _bind(eqn: core.JaxprEqn, operands: Sequence[Any]) -> list[Array]:
-    bound = eqn.primitive.get_bind_params(eqn.params)
-    # Before JAX 0.9 the functions among the parameters came apart, in a pair.
-    functions, params = bound if isinstance(bound, tuple) else ([], bound)
-    outs = eqn.primitive.bind(*functions, *operands, **params)
-    return outs if eqn.primitive.multiple_results else [outs]
-
-
-def _apply_rule(
-    eqn: core.JaxprEqn, operands: list[Value], biases: bool, line: str
-) -> Sequence[Value]:
-    name = eqn.primitive.name
-
-    def inside(inner, *operands):
-        if not isinstance(inner, core.ClosedJaxpr):
-            inner = core.ClosedJaxpr(inner, [])
-        return _interpret(inner.jaxpr, inner.consts, operands, biases, line)
-
-    if name not in RULES:
-        raise FlowError(
-            f"flow has no rule for the primitive `{name}`, called at {line}. "
-            "It acts on values that depend on the input, so what it does to the flow must "
-            f"be known. Known primitives: {', '.join(sorted(RULES))}."
-        )
-    equation = Equation(
-        name=name,
-        params=eqn.params,
-        out_shapes=[var.aval.shape for var in eqn.outvars],
-        biases=biases,
-        inside=inside,
-        bind=lambda *arrays: _bind(eqn, arrays),
-    )
-    try:
-        return RULES[name](equation, *operands)
-    except FlowError:  # from a jaxpr inside this one: it has its place already
-        raise
-    except ValueError as error:
-        raise FlowError(
-            f"flow cannot pass the primitive `{name}`, called at {line}: {error}"
-        ) from error
-
-
-# Code that stands between the user's model and the primitive.
-_JAX, _FLAX = (
-    os.path.dirname(os.path.abspath(module.__file__)) + os.sep for module in (jax, flax)
-)
-
-
-def _user_line(eqn: core.JaxprEqn) -> str | None:
-    """File, line and function of the innermost frame outside JAX, Flax and this package."""
-    traceback = eqn.source_info.traceback
-    frames = traceback.frames if traceback else []
-    # The interpreter traces the model, so its own frames end the search.
-    frames = list(itertools.takewhile(lambda f: f.file_name != __file__, frames))
-    # A model made of layers alone has no line of its own: then the layer's.
-    for libraries in ((_JAX, _FLAX), (_JAX,)):
-        for frame in frames:
-            if not frame.file_name.startswith(libraries):
-                function = frame.function_name.rsplit("<locals>.", 1)[-1]
-                return f"{frame.file_name}:{frame.line_num} ({function})"
-    return None

@@ -1,5 +1,6 @@
 """The authors' code on known weights: draws the weights, reads the stored results."""
 
+import collections
 import functools
 import hashlib
 import json
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from synflow_jax import is_kernel, leaf_names, synflow
+from synflow_jax import leaf_names, synflow
 from synflow_jax.models import MLP, VGG, CifarResNet, ConvNet
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -21,6 +22,13 @@ MODULES = {
     "resnet20_c10": CifarResNet(depth=20, num_classes=10),
     "vgg16bn_c10": VGG(depth=16, num_classes=10),
 }
+MODULES |= {
+    "fc_mnist_bias": MODULES["fc_mnist"],  # biases drawn from N(0, 0.1)
+    "resnet20_c10_bn": MODULES["resnet20_c10"],  # random scales, shifts and statistics
+}
+
+
+SHIFTED = ("fc_mnist_bias", "resnet20_c10_bn")  # cases with shifts that are not zero
 
 
 @functools.cache
@@ -32,23 +40,37 @@ def arrays() -> np.lib.npyio.NpzFile:
     return np.load(DATA / "reference.npz")
 
 
-def kernels(case: str) -> list[np.ndarray]:
-    """The weights of the case in Flax layout, float32, in the order of the network."""
+def weights(case: str) -> dict[str, list[np.ndarray]]:
+    """The numbers of the case, float32, in Flax layout and in the order of the network."""
     spec = read(case)["spec"]
     rng = np.random.default_rng(spec["seed"])
-    drawn = []
+    drawn: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+
+    def add(name, array):
+        drawn[name].append(np.ascontiguousarray(array.astype(np.float32)))
+
     for layer in spec["layers"]:
-        if layer["kind"] not in ("conv", "linear"):
-            continue
-        w = rng.standard_normal(layer["torch_shape"]) * np.sqrt(2 / layer["fan_in"])
-        w = w.astype(np.float32)
-        if w.ndim == 4:
-            w = w.transpose(2, 3, 1, 0)
-        else:
-            if "chw" in layer:  # the input was a flattened image, channels first
-                w = w.reshape(len(w), *layer["chw"]).transpose(0, 2, 3, 1)
-            w = w.reshape(len(w), -1).T
-        drawn.append(np.ascontiguousarray(w))
+        if layer["kind"] in ("conv", "linear"):
+            w = rng.standard_normal(layer["torch_shape"]) * np.sqrt(2 / layer["fan_in"])
+            if w.ndim == 4:
+                w = w.transpose(2, 3, 1, 0)
+            else:
+                if "chw" in layer:  # the input was a flattened image, channels first
+                    w = w.reshape(len(w), *layer["chw"]).transpose(0, 2, 3, 1)
+                w = w.reshape(len(w), -1).T
+            add("kernel", w)
+            if layer["bias"]:
+                std = spec["bias_std"]
+                shape = layer["torch_shape"][:1]
+                add("bias", rng.standard_normal(shape) * std if std else np.zeros(shape))
+        if layer["kind"] == "bn":
+            random = spec["bn"] == "random"
+            normal = rng.standard_normal if random else np.zeros
+            shape = layer["torch_shape"]
+            add("bn scale", 1 + 0.5 * normal(shape))
+            add("bn bias", 0.1 * normal(shape))
+            add("bn mean", 0.1 * normal(shape))
+            add("bn var", rng.uniform(0.5, 1.5, shape) if random else np.ones(shape))
     return drawn
 
 
@@ -58,23 +80,21 @@ def network(case: str, dtype=jnp.float32):
     channels, *image = read(case)["spec"]["input_shape"]
     shape = (*image, channels)
     variables = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, *shape)))
-    weights = iter(kernels(case))
+    drawn = {name: iter(arrays) for name, arrays in weights(case).items()}
 
     def fill(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if is_kernel(name, leaf):
-            kernel = next(weights)
-            assert kernel.shape == leaf.shape, name
-            return jnp.asarray(kernel, dtype)
-        whole = name.endswith(("/scale", "/var"))
-        return (jnp.ones if whole else jnp.zeros)(leaf.shape, dtype)
+        *_, layer, kind = name.split("/")
+        array = next(drawn[f"bn {kind}" if "bn" in layer else kind])
+        assert array.shape == leaf.shape, name
+        return jnp.asarray(array, dtype)
 
     variables = nn.meta.unbox(dict(variables))
     filled = {
         name: jax.tree_util.tree_map_with_path(fill, variables[name])
         for name in sorted(variables, reverse=True)  # params first
     }
-    assert next(weights, None) is None
+    assert all(next(rest, None) is None for rest in drawn.values())
 
     def apply_fn(params, x):
         return module.apply({**filled, "params": params}, x)
@@ -86,7 +106,7 @@ def network(case: str, dtype=jnp.float32):
 def score(case: str, dtype=jnp.float32):
     """The criterion, one object a case so that it compiles once, and the parameters."""
     apply_fn, params, shape = network(case, dtype)
-    return synflow(apply_fn, shape), params
+    return synflow(apply_fn, shape, biases=case in SHIFTED), params
 
 
 def kernels_of(tree) -> list:

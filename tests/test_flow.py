@@ -14,7 +14,7 @@ import pytest
 from jax import lax
 
 import synflow_jax as sj
-from synflow_jax.rules import RULES
+from synflow_jax.rules import flow_rules
 from tests import nets
 
 small = st.floats(-4, 4, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
@@ -72,15 +72,15 @@ RULE_CASES = {
     ),
     "product of flows": (
         lambda w, x: (x @ w) * (x @ w.T),
-        lambda w, x: (x @ abs(w)) * (x @ abs(w).T),
+        lambda w, x: jnp.sqrt((x @ abs(w)) * (x @ abs(w).T)),
     ),
     "large product of flows": (
         lambda w, x: (50 * x @ w) * (x @ w.T * 70),
-        lambda w, x: (50 * x @ abs(w)) * (x @ abs(w).T * 70),
+        lambda w, x: jnp.sqrt((50 * x @ abs(w)) * (x @ abs(w).T * 70)),
     ),
     "contraction of flows": (
         lambda w, x: (50 * x @ w) @ (x @ w.T * 70).T,
-        lambda w, x: (50 * x @ abs(w)) @ (x @ abs(w).T * 70).T,
+        lambda w, x: jnp.sqrt(50 * x @ abs(w)) @ jnp.sqrt(x @ abs(w).T * 70).T,
     ),
     "difference of flows": (lambda w, x: x @ w - x, lambda w, x: x @ abs(w)),
     "quotient of flows": (lambda w, x: (x @ w) / (1 + x), lambda w, x: x @ abs(w)),
@@ -385,7 +385,7 @@ def test_biases_join_when_asked():
 
     params = {"w": W, "b": B, "mean": 3 * B}
     got = value(sj.flow(network, biases=True)(params, X))
-    np.testing.assert_allclose(got, X @ abs(W) + 4 * abs(B), rtol=1e-5)
+    np.testing.assert_allclose(got, X @ abs(W) + abs(B) - 3 * abs(B), rtol=1e-4)
 
 
 def test_a_model_of_layers_alone_is_named_by_its_layer():
@@ -427,7 +427,7 @@ def test_an_unknown_primitive_is_named_with_the_line_that_calls_it():
 
 def test_a_library_call_is_traced_to_the_users_line():
     def model(params, x):
-        return nn.softmax(x @ params) @ params
+        return jnp.median(x @ params, keepdims=True) * x
 
     with pytest.raises(sj.FlowError, match=r"called at .*test_flow\.py:\d+ \(model\)"):
         sj.log_flow(model, W, (4,))
@@ -435,17 +435,12 @@ def test_a_library_call_is_traced_to_the_users_line():
 
 def test_misuse_of_a_known_primitive_is_named_once():
     def inner(x):
-        return 1 / x
+        return jnp.arctan2(x, x)
 
     with pytest.raises(sj.FlowError) as error:
         sj.log_flow(lambda w, x: jax.jit(inner)(x) @ w, W, (4,))
-    assert str(error.value).count("flow cannot pass the primitive `div`") == 1
+    assert str(error.value).count("flow has no rule for the primitive `atan2`") == 1
     assert "(inner)" in str(error.value)
-
-
-def test_whole_number_inputs_are_refused_for_now_by_name(no_typecheck):
-    with pytest.raises(ValueError, match=r"args\[0\].*int32"):
-        sj.flow(lambda w, x: x @ w)(W, jnp.ones((3, 4), jnp.int32))
 
 
 @pytest.mark.parametrize("shape", ["32", (3, "x"), 7, None, (-1,), {"x": (3,)}])
@@ -463,4 +458,4 @@ def test_several_inputs_are_described_by_their_shapes():
 
 
 def test_every_rule_is_explained():
-    assert all(rule.__doc__ for rule in RULES.values())
+    assert all(rule.__doc__ for rule in flow_rules.values())

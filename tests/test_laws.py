@@ -9,7 +9,7 @@ import pytest
 
 import synflow_jax as sj
 from synflow_jax.models import MLP
-from tests import nets
+from tests import blocks, nets
 from tests.test_flow import mlp_weights
 
 WIDTHS = (4, 5, 5, 3)
@@ -195,3 +195,27 @@ def test_survival_at_the_largest_compression(seed):
     assert [int(m["kernel"].sum()) for m in masks.values()] == [1] * 6
     flow = sj.log_flow(network, sj.apply_masks(params, masks), (28, 28, 1))
     assert jnp.isfinite(flow) and info.kept[-1] == 6
+
+
+# --- networks put together at random ------------------------------------------------------
+
+
+@hypothesis.given(blocks.architectures, seeds, st.floats(1e-3, 1e3))
+@blocks.each_compiles
+def test_every_network_conserves_its_flow_and_is_of_degree_one(architecture, seed, factor):
+    network = blocks.network(architecture)
+    params = blocks.parameters(architecture, seed)
+    score = jax.jit(sj.synflow(network, blocks.INPUT))
+    scores = score(params, sj.all_kept(params))
+    assert all(jnp.isfinite(s).all() and (s >= 0).all() for s in jax.tree.leaves(scores))
+    assert float(scores["first"].sum()) == pytest.approx(1, rel=1e-5)
+    assert float(scores["last"].sum()) == pytest.approx(1, rel=1e-5)
+    # Twice the weights of a cut, or twice the input, is twice the flow in equal shares.
+    rescaled = params | {"first": params["first"] * factor}
+    nets.assert_close(score(rescaled, sj.all_kept(params)), scores, rtol=1e-4)
+    ones, flow = jnp.ones((1, *blocks.INPUT)), jax.jit(sj.flow(network))
+    sizes = [
+        jnp.log2(m) + e.astype(m.dtype)
+        for m, e in (flow(params, ones), flow(params, ones * factor))
+    ]
+    np.testing.assert_allclose(sizes[1] - sizes[0], np.log2(factor), atol=1e-4)

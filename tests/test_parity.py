@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
+from synflow_jax.flow import ones, total_flow
 from tests import reference
 
+CASES = ["fc_mnist", "conv_cifar10", "resnet20_c10", *reference.SHIFTED]
 ORACLE = reference.DATA.parents[2] / "shared" / "oracle"
 
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-@pytest.mark.parametrize("case", ["fc_mnist", "conv_cifar10", "resnet20_c10"])
+@pytest.mark.parametrize("case", CASES)
 def test_one_shot_scores_times_r_are_the_references(case):
     score, params = reference.score(case)
     scores = reference.kernels_of(jax.jit(score)(params, sj.all_kept(params)))
@@ -33,7 +35,7 @@ def test_one_shot_scores_times_r_are_the_references(case):
         np.testing.assert_allclose(np.ravel(got)[places], want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["fc_mnist", "conv_cifar10", "resnet20_c10"])
+@pytest.mark.parametrize("case", CASES)
 def test_every_one_shot_score_is_the_references(case):
     """All of them, where the reference's full outputs are at hand."""
     path = ORACLE / f"{case}.npz"
@@ -48,14 +50,16 @@ def test_every_one_shot_score_is_the_references(case):
             np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["fc_mnist", "conv_cifar10", "resnet20_c10"])
+@pytest.mark.parametrize("case", CASES)
 def test_the_total_flow_is_the_references(case):
     apply_fn, params, shape = reference.network(case)
-    got = jax.jit(lambda p: sj.log_flow(apply_fn, p, shape))(params)
+    biases = case in reference.SHIFTED
+    r = jax.jit(lambda p: total_flow(apply_fn, p, ones(shape), biases=biases))(params)
+    got = np.log(float(r.mantissa)) + float(r.exponent) * np.log(2)
     np.testing.assert_allclose(got, np.log(reference.read(case)["R"]["f64"]), rtol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["fc_mnist", "conv_cifar10"])
+@pytest.mark.parametrize("case", ["fc_mnist", "conv_cifar10", "fc_mnist_bias"])
 def test_masks_after_100_rounds_are_the_references_bit_for_bit(case):
     score, params = reference.score(case)
     for compression in (1, 2, 3):

@@ -12,7 +12,14 @@ import sys
 
 import numpy as np
 
-CASES = ("fc_mnist", "conv_cifar10", "resnet20_c10", "vgg16bn_c10")
+CASES = (
+    "fc_mnist",
+    "fc_mnist_bias",
+    "conv_cifar10",
+    "resnet20_c10",
+    "resnet20_c10_bn",
+    "vgg16bn_c10",
+)
 SCHEDULES = ("synflow_exp100", "synflow_lin100", "synflow_1it", "mag")
 SAMPLES = 40  # one-shot scores kept of each layer, evenly spaced
 

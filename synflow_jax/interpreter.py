@@ -1,0 +1,183 @@
+"""Reads a traced network equation by equation and applies the rules."""
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jaxtyping import Array, PyTree
+
+from synflow_jax import plain
+from synflow_jax.control import call
+from synflow_jax.equations import (
+    Equation,
+    Rule,
+    Tokens,
+    Value,
+    carries_flow,
+    plain_or_flow,
+)
+from synflow_jax.rules import CALLS, flow_rules
+from synflow_jax.scaled import normalised
+from synflow_jax.tokens import of_tokens, starting_rule
+from synflow_jax.trees import is_floating
+
+
+class FlowError(ValueError):
+    """A network that has no flow: it names the primitive and the line of the model."""
+
+
+def interpret(
+    apply_fn: Callable[..., PyTree], params: PyTree, args: PyTree, dtype, biases: bool
+) -> PyTree:
+    """What ``apply_fn(params, *args)`` returns, each value plain or a `Scaled` flow."""
+    traced, shape = jax.make_jaxpr(apply_fn, return_shape=True)(params, *args)
+    sources = [_source(x) for x in jax.tree.leaves(args)]
+    outs = _Interpreter(jnp.dtype(dtype), biases).run(
+        traced.jaxpr, traced.consts, [*jax.tree.leaves(params), *sources]
+    )
+    return jax.tree.unflatten(jax.tree.structure(shape), map(plain_or_flow, outs))
+
+
+def _source(x: Array) -> Value:
+    """An input as the network meets it: floats are flow, whole numbers become it."""
+    if is_floating(x):
+        return normalised(x)
+    return Tokens(x) if jnp.issubdtype(x.dtype, jnp.integer) else x
+
+
+class _Interpreter(NamedTuple):
+    """Evaluates jaxprs with some of their arguments carrying flow."""
+
+    dtype: np.dtype
+    biases: bool
+
+    def run(
+        self,
+        jaxpr: core.Jaxpr,
+        consts: Sequence[Any],
+        args: Sequence[Value],
+        line: str = "",
+    ) -> list[Value]:
+        """The results of a jaxpr.
+
+        ``line`` is where the model calls it: JAX forgets the callers of jitted functions
+        that it has traced before.
+        """
+        values: dict[core.Var, Value] = dict(zip(jaxpr.constvars, map(_as_array, consts)))
+        values.update(zip(jaxpr.invars, args))
+
+        def read(atom):
+            if isinstance(atom, core.Literal):
+                return np.asarray(atom.val, atom.aval.dtype)
+            return values[atom]
+
+        for eqn in jaxpr.eqns:
+            operands = [read(atom) for atom in eqn.invars]
+            values.update(zip(eqn.outvars, self.step(eqn, operands, line), strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def step(self, eqn: core.JaxprEqn, operands: list[Value], line: str) -> Sequence[Value]:
+        name = eqn.primitive.name
+        if any(map(carries_flow, operands)):
+            return self.apply(
+                flow_rules.get(_named(eqn), flow_rules.get(name)), eqn, operands, line
+            )
+        if any(isinstance(x, Tokens) for x in operands):
+            if name in CALLS:
+                return self.apply(flow_rules[name], eqn, operands, line)
+            starts = starting_rule(eqn, operands)
+            if starts is None:
+                return of_tokens(eqn, operands, _bind)
+            return self.apply(starts, eqn, operands, line)
+        if flow_rules.get(name) is call and name in ("jit", "pjit", "closed_call"):
+            return self.apply(call, eqn, operands, line)
+        return plain.evaluate(eqn, operands, _bind)
+
+    def apply(
+        self, rule: Rule | None, eqn: core.JaxprEqn, operands: list[Value], line: str
+    ) -> Sequence[Value]:
+        name = eqn.primitive.name
+
+        def inside(inner, *operands):
+            if not isinstance(inner, core.ClosedJaxpr):
+                inner = core.ClosedJaxpr(inner, [])
+            here = _user_line(eqn) or line
+            return self.run(inner.jaxpr, inner.consts, operands, here)
+
+        if rule is None:
+            raise FlowError(_unknown(name, _user_line(eqn) or line))
+        if not getattr(rule, "sees_kinds", False):
+            operands = [plain_or_flow(operand) for operand in operands]
+        equation = Equation(
+            name=name,
+            params=eqn.params,
+            out_shapes=[var.aval.shape for var in eqn.outvars],
+            dtype=self.dtype,
+            biases=self.biases,
+            inside=inside,
+            bind=lambda *arrays: _bind(eqn, arrays),
+        )
+        try:
+            return rule(equation, *operands)
+        except FlowError:  # from a jaxpr inside this one: it has its place already
+            raise
+        except ValueError as error:
+            raise FlowError(
+                f"flow cannot pass the primitive `{name}`, called at "
+                f"{_user_line(eqn) or line}: {error}"
+            ) from error
+
+
+def _unknown(name: str, line: str) -> str:
+    return (
+        f"flow has no rule for the primitive `{name}`, called at {line}. It acts on values "
+        "that depend on the input, so what it does to the flow must be known. Add a rule, "
+        f"or give it the rule of another: `synflow_jax.flow_rules[{name!r}] = "
+        "synflow_jax.flow_rules['tanh']` lets the flow pass as through a nonlinearity, the "
+        "rule of 'rev' moves entries about, that of 'reduce_sum' adds them up. Known: "
+        f"{', '.join(sorted(flow_rules))}."
+    )
+
+
+def _named(eqn: core.JaxprEqn) -> str:
+    """The key of a jitted function's own rule."""
+    return f"jit:{eqn.params.get('name')}" if eqn.primitive.name in ("jit", "pjit") else ""
+
+
+def _as_array(constant: Any) -> Array:
+    return constant if isinstance(constant, jax.Array) else jnp.asarray(constant)
+
+
+def _bind(eqn: core.JaxprEqn, operands: Sequence[Any]) -> list[Array]:
+    bound = eqn.primitive.get_bind_params(eqn.params)
+    # Before JAX 0.9 the functions among the parameters came apart, in a pair.
+    functions, params = bound if isinstance(bound, tuple) else ([], bound)
+    outs = eqn.primitive.bind(*functions, *operands, **params)
+    return outs if eqn.primitive.multiple_results else [outs]
+
+
+# Code that stands between the user's model and the primitive.
+_JAX, _FLAX = (
+    os.path.dirname(os.path.abspath(module.__file__)) + os.sep for module in (jax, flax)
+)
+
+
+def _user_line(eqn: core.JaxprEqn) -> str | None:
+    """File, line and function of the innermost frame outside JAX, Flax and this package."""
+    traceback = eqn.source_info.traceback
+    frames = traceback.frames if traceback else []
+    # The interpreter traces the model, so its own frames end the search.
+    frames = list(itertools.takewhile(lambda f: f.file_name != __file__, frames))
+    # A model made of layers alone has no line of its own: then the layer's.
+    for libraries in ((_JAX, _FLAX), (_JAX,)):
+        for frame in frames:
+            if not frame.file_name.startswith(libraries):
+                function = frame.function_name.rsplit("<locals>.", 1)[-1]
+                return f"{frame.file_name}:{frame.line_num} ({function})"
+    return None

@@ -1,0 +1,24 @@
+"""Single precision against double, on networks put together at random."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import synflow_jax as sj
+from tests import blocks
+
+
+@hypothesis.given(blocks.architectures, st.integers(0, 10**6))
+@blocks.each_compiles
+def test_scores_in_single_precision_are_those_in_double(architecture, seed):
+    score = jax.jit(sj.synflow(blocks.network(architecture), blocks.INPUT))
+    single, double = (
+        score(params, sj.all_kept(params))
+        for params in (blocks.parameters(architecture, seed, d) for d in ("f4", "f8"))
+    )
+    for got, want in zip(jax.tree.leaves(single), jax.tree.leaves(double)):
+        assert got.dtype == jnp.float32 and want.dtype == jnp.float64
+        # Pooled ties are broken alike in both; the smallest scores are rounded absolutely.
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-9)
