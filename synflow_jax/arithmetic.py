@@ -18,7 +18,6 @@ from synflow_jax.equations import (
     origin_of,
     plain_or_flow,
     sees_kinds,
-    size_of,
 )
 from synflow_jax.scaled import Scaled, aligned, normalised
 from synflow_jax.structure import first_largest
@@ -60,7 +59,7 @@ def _shifted(equation: Equation, flow: Flowing, shift: Plain, sign: int = 1) -> 
     masked = sign * jnp.asarray(shift) <= _MASK
     if equation.biases:
         # The authors' code subtracts the size of a running mean, and so does biases=True.
-        size = jnp.where(masked, 0, sign * size_of(shift, value))
+        size = jnp.where(masked, 0, sign * equation.size(shift))
         (a, b), exponent = aligned([value, normalised(size)])
         value = normalised(a + b, exponent)
     shifted = Scaled(jnp.where(masked, 0, value.mantissa), value.exponent)
@@ -78,14 +77,14 @@ def multiply(equation: Equation, left: Value, right: Value):
     if not carries_flow(left):
         left, right = right, left
     if not carries_flow(right):
-        return [_times(left, right)]
+        return [_times(equation, left, right)]
     if isinstance(left, Inverse):
         left, right = right, left
     if isinstance(right, Inverse):
-        return [_times(left, right.factor)]
+        return [_times(equation, left, right.factor)]
     if origin_of(left) is origin_of(right):
         return [origin_of(left)]
-    a, b, exponent = factors(plain_or_flow(left), plain_or_flow(right))
+    a, b, exponent = factors(equation, plain_or_flow(left), plain_or_flow(right))
     return [normalised(a * b, exponent)]
 
 
@@ -93,19 +92,21 @@ def multiply(equation: Equation, left: Value, right: Value):
 def divide(equation: Equation, left: Value, right: Value):
     """Division by a parameter divides by its size; by a flow, it normalises."""
     if not carries_flow(right):
-        return [_times(left, right, invert=True)]
+        return [_times(equation, left, right, invert=True)]
     if isinstance(right, Inverse):
-        flow = left if carries_flow(left) else _times(right.flow, left)
-        return [_times(flow, right.factor, invert=True)]
+        flow = left if carries_flow(left) else _times(equation, right.flow, left)
+        return [_times(equation, flow, right.factor, invert=True)]
     if carries_flow(left):
         return _as_it_is(equation, left)
     return [_inverse(equation, plain_or_flow(right), left)]
 
 
-def _times(flow: Flowing, plain: Plain, invert: bool = False) -> Flowing:
+def _times(
+    equation: Equation, flow: Flowing, plain: Plain, invert: bool = False
+) -> Flowing:
     """The flow times, or divided by, the size of a plain value."""
     mantissa, exponent = plain_or_flow(flow)
-    size = size_of(plain, plain_or_flow(flow))
+    size = equation.size(plain)
     if isinstance(flow, Inverse):
         factor = flow.factor / size if invert else flow.factor * size
         stretched = jnp.broadcast_to(mantissa, factor.shape)
@@ -117,7 +118,7 @@ def _times(flow: Flowing, plain: Plain, invert: bool = False) -> Flowing:
 
 def _inverse(equation: Equation, flow: Scaled, factor: Plain) -> Inverse:
     (shape,) = equation.out_shapes
-    size = jnp.broadcast_to(size_of(factor, flow), shape)
+    size = jnp.broadcast_to(equation.size(factor), shape)
     return Inverse(Scaled(jnp.broadcast_to(flow.mantissa, shape), flow.exponent), size)
 
 
@@ -181,9 +182,7 @@ def select_n(equation: Equation, which: Value, *cases: Value):
     flows = [case for case in cases if carries_flow(case)]
     if not carries_flow(which):
         if all(isinstance(flow, Inverse) for flow in flows):
-            sizes = [
-                c.factor if carries_flow(c) else size_of(c, flows[0].flow) for c in cases
-            ]
+            sizes = [c.factor if carries_flow(c) else equation.size(c) for c in cases]
             return [Inverse(flows[0].flow, lax.select_n(which, *sizes))]
         mantissas, exponent = aligned(
             as_flows([*map(plain_or_flow, cases)], equation.dtype)

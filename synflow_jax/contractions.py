@@ -7,12 +7,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from synflow_jax.equations import Equation, Value, size_of
+from synflow_jax.equations import Equation, Value
 from synflow_jax.scaled import Scaled, normalised
 from synflow_jax.windows import conv_of_patches
 
 
-def factors(left: Value, right: Value) -> tuple[Array, Array, Int[Array, ""]]:
+def factors(
+    equation: Equation, left: Value, right: Value
+) -> tuple[Array, Array, Int[Array, ""]]:
     """What to multiply for a product that conserves the flow, and its exponent.
 
     A parameter counts in its size. Two flows are multiplied by their square roots: the
@@ -23,8 +25,8 @@ def factors(left: Value, right: Value) -> tuple[Array, Array, Int[Array, ""]]:
         odd = jnp.where(exponent % 2 == 1, 2.0**0.5, 1.0).astype(left.mantissa.dtype)
         return _root(left.mantissa) * odd, _root(right.mantissa), exponent // 2
     if isinstance(left, Scaled):
-        return left.mantissa, size_of(right, left), left.exponent
-    return size_of(left, right), right.mantissa, right.exponent
+        return left.mantissa, equation.size(right), left.exponent
+    return equation.size(left), right.mantissa, right.exponent
 
 
 def _root(x: Array) -> Array:
@@ -36,7 +38,7 @@ def _root(x: Array) -> Array:
 
 def dot_general(equation: Equation, left: Value, right: Value):
     """A product with the sizes of the weights; of two flows (attention), of their roots."""
-    left, right, exponent = factors(left, right)
+    left, right, exponent = factors(equation, left, right)
     product = lax.dot_general(
         left,
         right,
@@ -48,7 +50,7 @@ def dot_general(equation: Equation, left: Value, right: Value):
 
 def ragged_dot_general(equation: Equation, left: Value, right: Value, *sizes: Value):
     """As a product; which rows meet which matrix is a parameter value."""
-    left, right, exponent = factors(left, right)
+    left, right, exponent = factors(equation, left, right)
     names = ("ragged_dot_dimension_numbers", "group_offset")
     product = lax.ragged_dot_general(
         left,
@@ -62,7 +64,7 @@ def ragged_dot_general(equation: Equation, left: Value, right: Value, *sizes: Va
 
 def conv_general_dilated(equation: Equation, image: Value, kernel: Value):
     """A convolution with the size of its kernel; of two flows, of their roots."""
-    image, kernel, exponent = factors(image, kernel)
+    image, kernel, exponent = factors(equation, image, kernel)
     if jax.default_backend() == "cpu" and _is_small(equation):
         product = conv_of_patches(image, kernel, equation.params)
     else:

@@ -62,6 +62,8 @@ class Equation(NamedTuple):
       params: the primitive's parameters.
       out_shapes: shape of each result.
       dtype: the precision of every flow.
+      size: ``size(plain) -> array``, the absolute value of a parameter at its point of
+        use, in that precision.
       biases: whether added parameters join the flow.
       inside: ``inside(closed_jaxpr, *operands) -> results``, for rules of primitives that
         call another jaxpr.
@@ -72,6 +74,7 @@ class Equation(NamedTuple):
     params: dict[str, Any]
     out_shapes: list[tuple[int, ...]]
     dtype: np.dtype
+    size: Callable[[Plain], Array]
     biases: bool
     inside: Callable[..., list[Value]]
     bind: Callable[..., list[Array]]
@@ -111,8 +114,3 @@ def as_flows(operands: Sequence[Plain | Scaled], dtype) -> list[Scaled]:
 def must_be_plain(operands: Sequence[Value], what: str) -> None:
     if any(carries_flow(operand) for operand in operands):
         raise ValueError(f"{what} must not depend on the input.")
-
-
-def size_of(plain: Plain, like: Scaled) -> Array:
-    """The absolute value of a parameter, at its point of use, in the flow's precision."""
-    return jnp.abs(jnp.asarray(plain).astype(like.mantissa.dtype))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from synflow_jax import scaled
 from synflow_jax.equations import as_flows
-from synflow_jax.interpreter import interpret
+from synflow_jax.interpreter import Settings, interpret
 from synflow_jax.scaled import Scaled
 from synflow_jax.trees import Params, is_floating, scoring_dtype, widened
 
@@ -61,7 +61,7 @@ def flow(
         params, args = jax.tree.map(jnp.asarray, (widened(params), args))
         dtype = scoring_dtype(*jax.tree.leaves(params))
         args = jax.tree.map(lambda x: x.astype(dtype) if is_floating(x) else x, args)
-        outs = interpret(apply_fn, params, args, dtype, biases)
+        outs = interpret(apply_fn, params, args, Settings(jnp.dtype(dtype), biases))
         leaves, tree = jax.tree.flatten(outs, is_leaf=lambda x: isinstance(x, Scaled))
         # An output that does not depend on the input carries none of its flow.
         flows = as_flows(leaves, dtype)

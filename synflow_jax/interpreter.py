@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax
@@ -16,6 +16,8 @@ from synflow_jax import plain
 from synflow_jax.control import call
 from synflow_jax.equations import (
     Equation,
+    Flowing,
+    Plain,
     Rule,
     Tokens,
     Value,
@@ -32,13 +34,31 @@ class FlowError(ValueError):
     """A network that has no flow: it names the primitive and the line of the model."""
 
 
+class Settings(NamedTuple):
+    """How equations are interpreted.
+
+    Attributes:
+      dtype: the precision of every flow.
+      biases: whether added parameters join the flow.
+      rules: the table.
+      size: of a parameter where it meets the flow; None for its absolute value.
+      finished: what is done to each flow that a rule returns, if anything.
+    """
+
+    dtype: np.dtype
+    biases: bool = False
+    rules: Mapping[str, Rule] = flow_rules
+    size: Callable[[Plain], Array] | None = None
+    finished: Callable[[Flowing], Flowing] | None = None
+
+
 def interpret(
-    apply_fn: Callable[..., PyTree], params: PyTree, args: PyTree, dtype, biases: bool
+    apply_fn: Callable[..., PyTree], params: PyTree, args: PyTree, settings: Settings
 ) -> PyTree:
     """What ``apply_fn(params, *args)`` returns, each value plain or a `Scaled` flow."""
     traced, shape = jax.make_jaxpr(apply_fn, return_shape=True)(params, *args)
     sources = [_source(x) for x in jax.tree.leaves(args)]
-    outs = _Interpreter(jnp.dtype(dtype), biases).run(
+    outs = _Interpreter(settings).run(
         traced.jaxpr, traced.consts, [*jax.tree.leaves(params), *sources]
     )
     return jax.tree.unflatten(jax.tree.structure(shape), map(plain_or_flow, outs))
@@ -54,8 +74,7 @@ def _source(x: Array) -> Value:
 class _Interpreter(NamedTuple):
     """Evaluates jaxprs with some of their arguments carrying flow."""
 
-    dtype: np.dtype
-    biases: bool
+    settings: Settings
 
     def run(
         self,
@@ -85,12 +104,11 @@ class _Interpreter(NamedTuple):
     def step(self, eqn: core.JaxprEqn, operands: list[Value], line: str) -> Sequence[Value]:
         name = eqn.primitive.name
         if any(map(carries_flow, operands)):
-            return self.apply(
-                flow_rules.get(_named(eqn), flow_rules.get(name)), eqn, operands, line
-            )
+            rules = self.settings.rules
+            return self.apply(rules.get(_named(eqn), rules.get(name)), eqn, operands, line)
         if any(isinstance(x, Tokens) for x in operands):
             if name in CALLS:
-                return self.apply(flow_rules[name], eqn, operands, line)
+                return self.apply(self.settings.rules[name], eqn, operands, line)
             starts = starting_rule(eqn, operands)
             if starts is None:
                 return of_tokens(eqn, operands, _bind)
@@ -114,17 +132,23 @@ class _Interpreter(NamedTuple):
             raise FlowError(_unknown(name, _user_line(eqn) or line))
         if not getattr(rule, "sees_kinds", False):
             operands = [plain_or_flow(operand) for operand in operands]
+        settings = self.settings
+
+        def absolute(plain):
+            return jnp.abs(jnp.asarray(plain).astype(settings.dtype))
+
         equation = Equation(
             name=name,
             params=eqn.params,
             out_shapes=[var.aval.shape for var in eqn.outvars],
-            dtype=self.dtype,
-            biases=self.biases,
+            dtype=settings.dtype,
+            size=settings.size or absolute,
+            biases=settings.biases,
             inside=inside,
             bind=lambda *arrays: _bind(eqn, arrays),
         )
         try:
-            return rule(equation, *operands)
+            outs = rule(equation, *operands)
         except FlowError:  # from a jaxpr inside this one: it has its place already
             raise
         except ValueError as error:
@@ -132,6 +156,14 @@ class _Interpreter(NamedTuple):
                 f"flow cannot pass the primitive `{name}`, called at "
                 f"{_user_line(eqn) or line}: {error}"
             ) from error
+        if settings.finished is None:
+            return outs
+        # What only passes an equation is finished already, and stays the same object.
+        passed = {id(operand) for operand in operands}
+        return [
+            settings.finished(out) if carries_flow(out) and id(out) not in passed else out
+            for out in outs
+        ]
 
 
 def _unknown(name: str, line: str) -> str:

@@ -83,8 +83,7 @@ def look_up_one(equation: Equation, table: Array, *places: Value):
 
 
 def _sum_of_sizes(equation: Equation, table: Array, axes) -> Array:
-    sizes = jnp.abs(table.astype(equation.dtype))
-    return sizes.sum(axis=tuple(axes), keepdims=True)
+    return equation.size(table).sum(axis=tuple(axes), keepdims=True)
 
 
 @sees_kinds
