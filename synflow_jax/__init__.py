@@ -1,7 +1,9 @@
 """synflow_jax: pruning as pure functions over parameter pytrees."""
 
 from synflow_jax.analysis import collapsed as collapsed
+from synflow_jax.analysis import effective_masks as effective_masks
 from synflow_jax.analysis import summarize as summarize
+from synflow_jax.analysis import unreached as unreached
 from synflow_jax.flow import FlowError as FlowError
 from synflow_jax.flow import flow as flow
 from synflow_jax.flow import log_flow as log_flow

@@ -18,8 +18,8 @@ PUBLIC = sorted(
 )
 # Imports go downwards only: a module may import those before it.
 ORDER = (
-    "trees schedules scaled windows masks equations control rules flow selection scores "
-    "pruning analysis optim interop models cli"
+    "trees schedules scaled windows masks equations control rules flow paths selection "
+    "scores pruning analysis optim interop models cli"
 ).split()
 
 

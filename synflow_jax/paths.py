@@ -1,0 +1,185 @@
+"""Which parameters lie on a path from input to output: the flow with every number 0 or 1.
+
+A float cannot hold one thin path beside the 2**200 paths of the wide layers around it. So
+here the size of every parameter, every value and every gradient counts as 1, after each
+equation of the network: a value is 1 where any flow arrives, its gradient is 1 where any
+flow goes on from it, and nothing can get lost.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jaxtyping import Array, PyTree
+
+from synflow_jax.equations import Equation, Value
+from synflow_jax.flow import _bind, log_flow, ones
+from synflow_jax.rules import RULES, add
+from synflow_jax.scaled import Scaled, normalised
+from synflow_jax.trees import Masks, Params, is_floating, scoring_dtype, widened
+from synflow_jax.windows import window_slices
+
+
+def on_paths(apply_fn: Callable[..., PyTree], params: Params, input_shape: PyTree) -> Masks:
+    """Whether each parameter lies on a path from input to output.
+
+    In exact arithmetic these are the parameters whose synflow score is not 0, but for max
+    pooling: there every entry of a window passes, not the largest alone.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> y``.
+      params: a pytree of arrays.
+      input_shape: as in `synflow_jax.synflow`.
+
+    Returns:
+      Boolean leaves shaped like ``params``; False for those that hold no floating numbers,
+      for parameters that are 0 and for those that the flow drops (biases).
+
+    Raises:
+      ValueError: as `flow` does.
+
+    Example:
+      >>> params = {"a": jnp.array([[1e-30, 0.0]]), "b": jnp.array([[2.0], [3.0]])}
+      >>> on_paths(lambda p, x: x @ p["a"] @ p["b"], params, (1,))["b"]
+      Array([[ True],
+             [False]], dtype=bool)
+    """
+    # Raises what flow raises, with the line of the model.
+    jax.eval_shape(lambda params: log_flow(apply_fn, params, input_shape), params)
+    leaves, treedef = jax.tree.flatten(widened(params))
+    floating = [is_floating(leaf) for leaf in leaves]
+    dtype = scoring_dtype(*leaves)
+    inputs = jax.tree.map(lambda x: x.astype(dtype), ones(input_shape))
+
+    @jax.jit
+    def gradients(weights):
+        def outputs_reached(weights):
+            weights = iter(weights)
+            mixed = [next(weights) if f else x for f, x in zip(floating, leaves)]
+            tree = jax.tree.unflatten(treedef, mixed)
+            traced = jax.make_jaxpr(apply_fn)(tree, inputs)
+            sources = map(normalised, jax.tree.leaves(inputs))
+            outs = _interpret(traced, *mixed, *sources)
+            flows = [out.mantissa for out in outs if isinstance(out, Scaled)]
+            return sum(map(jnp.sum, flows), jnp.zeros((), dtype))
+
+        return jax.grad(outputs_reached)(weights)
+
+    found = iter(gradients([leaf for f, leaf in zip(floating, leaves) if f]))
+    alive = [
+        (next(found) != 0) & (leaf != 0) if f else jnp.zeros(jnp.shape(leaf), bool)
+        for f, leaf in zip(floating, leaves)
+    ]
+    return jax.tree.unflatten(treedef, alive)
+
+
+# --- zeros and ones -----------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def _reached(mantissa: Array) -> Array:
+    """1 where any flow arrives; its gradient is 1 where any flow goes on."""
+    return (mantissa != 0).astype(mantissa.dtype)
+
+
+_reached.defvjp(
+    lambda mantissa: (_reached(mantissa), None),
+    lambda _, gradient: (_reached(gradient),),
+)
+
+
+@jax.custom_vjp
+def _connects(parameter: Array) -> Array:
+    """1 for any size but 0, with the gradient of that size."""
+    return (parameter != 0).astype(parameter.dtype)
+
+
+_connects.defvjp(
+    lambda parameter: (_connects(parameter), jnp.sign(parameter)),
+    lambda sign, gradient: (sign * gradient,),
+)
+
+
+# --- the interpreter ----------------------------------------------------------------------
+
+
+def _interpret(closed: core.ClosedJaxpr | core.Jaxpr, *args: Value) -> list[Value]:
+    """As that of `flow`, with zeros and ones for sizes; it has raised all errors before."""
+    closed = (
+        closed if isinstance(closed, core.ClosedJaxpr) else core.ClosedJaxpr(closed, [])
+    )
+    jaxpr = closed.jaxpr
+    values: dict[core.Var, Value] = dict(
+        zip(jaxpr.constvars, map(jnp.asarray, closed.consts))
+    )
+    values.update(zip(jaxpr.invars, args))
+
+    def read(atom):
+        return jnp.asarray(atom.val) if isinstance(atom, core.Literal) else values[atom]
+
+    for eqn in jaxpr.eqns:
+        operands = [read(atom) for atom in eqn.invars]
+        if any(isinstance(operand, Scaled) for operand in operands):
+            outs = _apply_rule(eqn, operands)
+        else:
+            outs = _bind(eqn, operands)
+        values.update(zip(eqn.outvars, outs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _apply_rule(eqn: core.JaxprEqn, operands: Sequence[Value]) -> list[Value]:
+    name = eqn.primitive.name
+    if name in _MEET_THE_FLOW:
+        operands = [x if isinstance(x, Scaled) else _connects(x) for x in operands]
+    equation = Equation(
+        name=name,
+        params=eqn.params,
+        out_shapes=[var.aval.shape for var in eqn.outvars],
+        biases=False,
+        inside=_interpret,
+        bind=lambda *arrays: _bind(eqn, arrays),
+    )
+    outs = {**RULES, **_UNIONS}[name](equation, *operands)
+    return [
+        Scaled(_reached(out.mantissa), jnp.zeros_like(out.exponent))
+        if isinstance(out, Scaled)
+        else out
+        for out in outs
+    ]
+
+
+# Where the sizes of parameters act on the flow. Other equations only compute or move them.
+_MEET_THE_FLOW = frozenset({"mul", "div", "dot_general", "conv_general_dilated"})
+
+
+# --- choices: every entry may be the one that is chosen -----------------------------------
+
+
+def _reduce_window_max(equation: Equation, flow: Scaled) -> list[Scaled]:
+    params: dict[str, Any] = equation.params
+    entries = window_slices(
+        flow.mantissa,
+        params["window_dimensions"],
+        params["window_strides"],
+        params["padding"],
+        params["window_dilation"],
+    )
+    return [Scaled(sum(entries[1:], entries[0]), flow.exponent)]
+
+
+def _reduce_max(equation: Equation, flow: Scaled) -> list[Scaled]:
+    return [Scaled(jnp.sum(flow.mantissa, axis=equation.params["axes"]), flow.exponent)]
+
+
+def _maximum(equation: Equation, left: Value, right: Value) -> Sequence[Value]:
+    both = isinstance(left, Scaled) and isinstance(right, Scaled)
+    return (add if both else RULES["max"])(equation, left, right)
+
+
+_UNIONS = {
+    "max": _maximum,
+    "reduce_max": _reduce_max,
+    "reduce_window_max": _reduce_window_max,
+}
