@@ -140,7 +140,7 @@ def effective_masks(
     on the output, kept or not. Paths are followed from one weight to the next, in any
     dtype and at any depth; how large the weights are does not count, but a parameter that
     is 0 lets nothing through, a norm's scale included. Of max pooling, and of the larger of
-    two values, every entry counts. So the flow of the network is the same under both masks.
+    two values, every entry counts. The flow of the network is the same under both masks.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> y``, in evaluation mode.
@@ -174,7 +174,7 @@ def effective_masks(
     alive = on_paths(apply_fn, apply_masks(params, masks), input_shape)
     leaves, treedef = jax.tree.flatten(masks)
     leaves = [
-        jnp.asarray(mask) & reached if yes else mask
+        reached if yes else mask
         for mask, reached, yes in zip(leaves, jax.tree.leaves(alive), chosen)
     ]
     return jax.tree.unflatten(treedef, leaves)

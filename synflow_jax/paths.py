@@ -7,7 +7,6 @@ flow goes on from it, and nothing can get lost.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,42 +77,44 @@ def on_paths(apply_fn: Callable[..., PyTree], params: Params, input_shape: PyTre
 # --- zeros and ones -----------------------------------------------------------------------
 
 
+def _ones_where_reached(count: Array) -> Array:
+    # A sum of ones, negative for a divisor. Convolutions by transforms miss zero a little.
+    return (jnp.abs(count) > 0.5).astype(count.dtype)
+
+
 @jax.custom_vjp
-def _reached(mantissa: Array) -> Array:
+def _reached(count: Array) -> Array:
     """1 where any flow arrives; its gradient is 1 where any flow goes on."""
-    return (mantissa != 0).astype(mantissa.dtype)
+    return _ones_where_reached(count)
 
 
 _reached.defvjp(
-    lambda mantissa: (_reached(mantissa), None),
-    lambda _, gradient: (_reached(gradient),),
+    lambda count: (_ones_where_reached(count), None),
+    lambda _, gradient: (_ones_where_reached(gradient),),
 )
 
 
 @jax.custom_vjp
 def _connects(parameter: Array) -> Array:
-    """1 for any size but 0, with the gradient of that size."""
+    """1 for any size but 0; its gradient is 1 where flow goes on, with the size's sign."""
     return (parameter != 0).astype(parameter.dtype)
 
 
 _connects.defvjp(
     lambda parameter: (_connects(parameter), jnp.sign(parameter)),
-    lambda sign, gradient: (sign * gradient,),
+    lambda sign, gradient: (sign * _ones_where_reached(gradient),),
 )
 
 
 # --- the interpreter ----------------------------------------------------------------------
 
 
-def _interpret(closed: core.ClosedJaxpr | core.Jaxpr, *args: Value) -> list[Value]:
+def _interpret(jaxpr: core.ClosedJaxpr | core.Jaxpr, *args: Value) -> list[Value]:
     """As that of `flow`, with zeros and ones for sizes; it has raised all errors before."""
-    closed = (
-        closed if isinstance(closed, core.ClosedJaxpr) else core.ClosedJaxpr(closed, [])
-    )
-    jaxpr = closed.jaxpr
-    values: dict[core.Var, Value] = dict(
-        zip(jaxpr.constvars, map(jnp.asarray, closed.consts))
-    )
+    consts = []
+    if isinstance(jaxpr, core.ClosedJaxpr):
+        jaxpr, consts = jaxpr.jaxpr, map(jnp.asarray, jaxpr.consts)
+    values: dict[core.Var, Value] = dict(zip(jaxpr.constvars, consts))
     values.update(zip(jaxpr.invars, args))
 
     def read(atom):
@@ -130,35 +131,40 @@ def _interpret(closed: core.ClosedJaxpr | core.Jaxpr, *args: Value) -> list[Valu
 
 
 def _apply_rule(eqn: core.JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-    name = eqn.primitive.name
-    if name in _MEET_THE_FLOW:
-        operands = [x if isinstance(x, Scaled) else _connects(x) for x in operands]
+    if not _calls(eqn):
+        operands = [x if isinstance(x, Scaled) else _size(x) for x in operands]
     equation = Equation(
-        name=name,
+        name=eqn.primitive.name,
         params=eqn.params,
         out_shapes=[var.aval.shape for var in eqn.outvars],
         biases=False,
         inside=_interpret,
         bind=lambda *arrays: _bind(eqn, arrays),
     )
-    outs = {**RULES, **_UNIONS}[name](equation, *operands)
-    return [
-        Scaled(_reached(out.mantissa), jnp.zeros_like(out.exponent))
-        if isinstance(out, Scaled)
-        else out
-        for out in outs
-    ]
+    outs = {**RULES, **_UNIONS}[equation.name](equation, *operands)
+    return [_rounded(out) if isinstance(out, Scaled) else out for out in outs]
 
 
-# Where the sizes of parameters act on the flow. Other equations only compute or move them.
-_MEET_THE_FLOW = frozenset({"mul", "div", "dot_general", "conv_general_dilated"})
+def _calls(eqn: core.JaxprEqn) -> bool:
+    """Whether parameters go on to equations inside, which may compute others from them."""
+    jaxprs = (core.Jaxpr, core.ClosedJaxpr)
+    return any(isinstance(x, jaxprs) for x in jax.tree.leaves(list(eqn.params.values())))
+
+
+def _size(operand: Array) -> Array:
+    return _connects(operand) if is_floating(operand) else operand
+
+
+def _rounded(flow: Scaled) -> Scaled:
+    count = flow.mantissa * jnp.exp2(flow.exponent.astype(flow.mantissa.dtype))
+    return Scaled(_reached(count), jnp.zeros_like(flow.exponent))
 
 
 # --- choices: every entry may be the one that is chosen -----------------------------------
 
 
 def _reduce_window_max(equation: Equation, flow: Scaled) -> list[Scaled]:
-    params: dict[str, Any] = equation.params
+    params = equation.params
     entries = window_slices(
         flow.mantissa,
         params["window_dimensions"],

@@ -159,6 +159,16 @@ def test_effective_masks_follow_shortcuts(masks):
     nets.assert_equal(effective(mlp_with_shortcuts, params, got), got)
 
 
+def test_effective_masks_of_a_batch_of_masks():
+    params = kernels(nets.draw(dict(zip("abc", CHAIN))).values())
+    drawn = np.random.default_rng(0)
+    batch = [{"kernel": jnp.asarray(drawn.random((5, *shape)) < 0.5)} for shape in CHAIN]
+    got = jax.vmap(lambda masks: sj.effective_masks(mlp, params, masks, (2,)))(batch)
+    for i in range(5):
+        want = sj.effective_masks(mlp, params, nets.element(batch, i), (2,))
+        nets.assert_equal(nets.element(got, i), want)
+
+
 def test_a_thin_path_beside_thick_ones_is_not_lost():
     depth, width = 30, 64
     params = kernels([np.ones((width, width), np.float32)] * depth)
@@ -194,6 +204,75 @@ def test_effective_masks_of_the_papers_mlp():
     assert biases and all(np.all(m) for m in biases)
 
 
+EXTREME = jnp.array([1e-37, -1.0, 1e35])
+USES = {
+    "times": lambda w, x: x * w[None],
+    "divided by": lambda w, x: x / w[None],
+    "convolution": lambda w, x: lax.conv_general_dilated(
+        x[..., None],
+        w.reshape(1, 1, 3),
+        (1,),
+        "SAME",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    ).sum(1),
+    "large convolution": lambda w, x: lax.conv_general_dilated(
+        jnp.broadcast_to(x[..., None], (1, 3, 2000)).transpose(0, 2, 1),
+        jnp.diag(w)[None],
+        (1,),
+        "SAME",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    ).sum(1),
+    "in a scan": lambda w, x: lax.scan(lambda x, w: (x * w[None], None), x, w[None])[0],
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_sizes_do_not_count_however_parameters_are_used(use):
+    params = {"w": EXTREME, "kernel": jnp.ones((3, 2))}
+    apply_fn = lambda params, x: USES[use](params["w"], x) @ params["kernel"]  # noqa: E731
+    masks = sj.all_kept(params)
+    anything = lambda path, leaf: True  # noqa: E731
+    # A pruned divisor divides by zero.
+    for keep in ([True] * 3, [False, True, False])[: 1 if use == "divided by" else 2]:
+        masks = {**masks, "w": jnp.array(keep)}
+        got = sj.effective_masks(apply_fn, params, masks, (3,), prunable=anything)
+        want = {"w": jnp.array(keep), "kernel": jnp.ones((3, 2), bool)}
+        if use != "convolution":
+            want["kernel"] = want["kernel"] & want["w"][:, None]
+        elif not keep[0]:
+            want["kernel"] = jnp.array([[False] * 2, [True] * 2, [False] * 2])
+        nets.assert_equal(got, want)
+
+
+def test_uses_of_a_weight_with_either_sign_do_not_cancel():
+    params = {"kernel": jnp.array([[1.0, -2.0], [3.0, 4.0]])}
+    apply_fn = lambda params, x: x @ params["kernel"] @ -params["kernel"]  # noqa: E731
+    masks = sj.all_kept(params)
+    nets.assert_equal(sj.effective_masks(apply_fn, params, masks, (2,)), masks)
+
+
+def test_a_parameter_that_is_zero_is_on_no_path_even_if_a_weight_made_of_it_is():
+    params = {"kernel": jnp.array([[0.0, 1.0], [2.0, 3.0]])}
+    apply_fn = lambda params, x: x @ (params["kernel"] - 0.5)  # noqa: E731
+    got = sj.effective_masks(apply_fn, params, sj.all_kept(params), (2,))
+    assert got["kernel"].tolist() == [[False, True], [True, True]]
+
+
+def test_the_flow_is_the_same_under_effective_masks(no_typecheck):
+    params = nets.draw(nets.CONVNET_SHAPES)
+    anything = lambda path, leaf: True  # noqa: E731
+    score = sj.synflow(nets.convnet, nets.CONVNET_INPUT)
+    masks, _ = sj.prune(sj.random(jax.random.key(0)), params, 0.5, prunable=anything)
+    masks["a"] = masks["a"].at[..., 1].set(False)  # so what b reads of channel 1 is dead
+    live = sj.effective_masks(
+        nets.convnet, params, masks, nets.CONVNET_INPUT, prunable=anything
+    )
+    assert 0 < int(sj.count(live)) < int(sj.count(masks))
+    nets.assert_close(score(params, live), score(params, masks))
+    for alive, scores in zip(live.values(), score(params, masks).values()):
+        assert np.all(np.asarray(alive)[np.asarray(scores) > 0])
+
+
 class Normed(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -211,7 +290,7 @@ def normed(scale, mean):
 
 
 def test_norms_connect_by_their_scale_and_stay_whole():
-    apply_fn, params = normed([1e-30, 0.0, -2.0], [0.0, 5.0, -5.0])
+    apply_fn, params = normed([1e-36, 0.0, -2.0], [0.0, 5.0, -5.0])
     got = sj.effective_masks(apply_fn, params, sj.all_kept(params), (4, 4, 1))
     by_channel = [True, False, True]
     assert np.all(got["Conv_0"]["kernel"], axis=(0, 1, 2)).tolist() == by_channel
@@ -245,14 +324,14 @@ def test_every_entry_of_a_pool_counts(pool, standard_promotion):
 def test_effective_masks_go_inside_scans_branches_and_jitted_functions():
     def apply_fn(params, x):
         def layer(x, w):
-            return jax.checkpoint(lambda x: jax.nn.silu(x @ (w - 0.5)))(x), None
+            return jax.checkpoint(lambda x: jax.nn.silu(x @ (w - 1.0)))(x), None
 
         x, _ = lax.scan(layer, x, params["stack"]["kernel"])
         branches = [lambda x: x, lambda x: x @ params["b"]["kernel"]]
         return lax.switch(params["which"], branches, x)
 
     params = {
-        "stack": {"kernel": jnp.ones((3, 2, 2))},
+        "stack": {"kernel": jnp.full((3, 2, 2), 3.0)},
         "b": {"kernel": jnp.ones((2, 2))},
         "which": jnp.int32(1),
     }

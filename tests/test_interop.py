@@ -273,6 +273,14 @@ def test_equinox_passes_arguments_on_and_maps_over_all_inputs(eqx_net):
     apply_fn, _ = sj.from_equinox(module, state=state)
     nets.assert_close(twice_fn(params, images), 2 * apply_fn(params, images))
 
+    class Times(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, x, scale=1.0):
+            return scale * x * self.weight
+
+    three_times, params = sj.from_equinox(Times(jnp.full(2, 5.0)), scale=3.0)
+    nets.assert_equal(three_times(params, jnp.ones((4, 2))), jnp.full((4, 2), 15.0))
     cell, params = sj.from_equinox(eqx.nn.GRUCell(2, 3, key=jax.random.key(0)))
     assert cell(params, jnp.ones((5, 2)), jnp.ones((5, 3))).shape == (5, 3)
 
