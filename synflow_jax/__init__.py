@@ -1,10 +1,17 @@
 """synflow_jax: pruning as pure functions over parameter pytrees."""
 
 from synflow_jax.analysis import collapsed as collapsed
+from synflow_jax.analysis import effective_masks as effective_masks
 from synflow_jax.analysis import summarize as summarize
+from synflow_jax.analysis import unreached as unreached
 from synflow_jax.flow import flow as flow
 from synflow_jax.flow import log_flow as log_flow
+from synflow_jax.interop import from_equinox as from_equinox
 from synflow_jax.interop import from_linen as from_linen
+from synflow_jax.interop import from_nnx as from_nnx
+from synflow_jax.interop import to_equinox as to_equinox
+from synflow_jax.interop import to_linen as to_linen
+from synflow_jax.interop import to_nnx as to_nnx
 from synflow_jax.interpreter import FlowError as FlowError
 from synflow_jax.masks import all_kept as all_kept
 from synflow_jax.masks import apply_masks as apply_masks

@@ -18,7 +18,7 @@ import tyro
 from jaxtyping import PyTree
 
 from synflow_jax import scores
-from synflow_jax.analysis import Row, summarize
+from synflow_jax.analysis import Row, summarize, unreached
 from synflow_jax.flow import log_flow
 from synflow_jax.interpreter import FlowError
 from synflow_jax.masks import apply_masks, load_masks, save_masks
@@ -127,6 +127,7 @@ def _prune(command: Prune) -> None:
         try:
             flow_of = _flow_of(apply_fn, input_shape)
             before = flow_of(params)
+            without_flow = _unreached(apply_fn, params, input_shape)
             masks, _ = prune(
                 criterion(),
                 params,
@@ -141,6 +142,13 @@ def _prune(command: Prune) -> None:
             raise CommandError(
                 f"{command.target} cannot be pruned: {type(error).__name__}: {error}"
             ) from error
+    if without_flow:
+        print(
+            "synflow: warning: no flow reaches the output through "
+            f"{', '.join(without_flow)}: the network does not use these weights, or "
+            "parameters that are zero stand in the way",
+            file=sys.stderr,
+        )
     try:
         save_masks(command.out, masks)
     except OSError as error:
@@ -170,6 +178,16 @@ def _flow_of(apply_fn: Callable[..., PyTree], input_shape: PyTree) -> Callable:
         return "no path is left" if value == -math.inf else f"{value:.2f}"
 
     return flow_of
+
+
+def _unreached(
+    apply_fn: Callable[..., PyTree], params: PyTree, input_shape: PyTree
+) -> list[str]:
+    """As `unreached`; a criterion other than synflow can do without the flow."""
+    try:
+        return unreached(apply_fn, params, input_shape)
+    except FlowError:
+        return []
 
 
 def _load(target: str, seed: int) -> tuple[Callable[..., PyTree], PyTree, PyTree]:

@@ -136,8 +136,8 @@ def load_masks(path: str | os.PathLike, like: PyTree | None = None) -> Masks:
     Args:
       path: the file.
       like: parameters (or masks) with the same leaf names, whose containers to use.
-        Needed only for containers other than dicts with string keys, lists and tuples,
-        which otherwise come back as a flat dict of leaf names.
+        Needed only for containers other than dicts with string or integer keys, lists and
+        tuples, which otherwise come back as a flat dict of leaf names.
 
     Returns:
       Boolean leaves.
@@ -215,7 +215,7 @@ def _described(tree: PyTree) -> list | int | None:
         return tree
     if type(tree) is dict:
         parts = [(key, _described(value)) for key, value in tree.items()]
-        plain = all(type(key) is str for key in tree)
+        plain = all(type(key) in (str, int) for key in tree)  # NNX numbers its lists
     elif type(tree) in (list, tuple):
         parts = [_described(value) for value in tree]
         plain = True

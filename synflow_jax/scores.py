@@ -41,9 +41,11 @@ def synflow(
       ``score(params, masks) -> scores``: leaves shaped like ``params``, float32 (float64
       for float64 parameters) whatever the precision of the parameters, non-negative, and
       finite at any depth. A pruned weight scores 0, and so does everything when no path is
-      left. Parameters that hold no floating numbers score 0. Where the network computes
-      its weights from parameters (weight standardisation, say) the score is the size of
-      the parameter times its gradient, and the sums are no longer 1.
+      left. Parameters that hold no floating numbers score 0. So do those that the output
+      does not depend on, which `prune` then prunes first: `unreached` names them. A
+      parameter that is used several times scores the sum over its uses. Where the network
+      computes its weights from parameters (weight standardisation, say) the score is the
+      size of the parameter times its gradient, and the sums are no longer 1.
 
     Raises:
       ValueError: while tracing, if ``masks`` does not mirror ``params`` or the network has

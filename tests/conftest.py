@@ -24,6 +24,9 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
+    # Their lowest versions use names that JAX 0.8 deprecates.
+    libraries = r"ignore::DeprecationWarning:(flax|equinox)\."
+    config.addinivalue_line("filterwarnings", libraries)
 
 
 def pytest_ignore_collect(collection_path):

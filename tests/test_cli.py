@@ -17,6 +17,10 @@ def small():
     params = {"a": {"kernel": jnp.ones((4, 5))}, "b": {"kernel": jnp.ones((5, 2))}}
     return lambda p, x: x @ p["a"]["kernel"] @ p["b"]["kernel"], params, (4,)
 
+def unused():
+    apply_fn, params, shape = small()
+    return apply_fn, {**params, "other": {"kernel": jnp.ones((3, 3))}}, shape
+
 def broken():
     raise RuntimeError("no weights\\nhere")
 
@@ -79,6 +83,16 @@ def test_criteria_other_than_synflow_need_no_flow(folder, capsys):
         run(folder, "prune user:unknown --density 0.2 --out m --criterion magnitude") == 0
     )
     assert "unknown before, unknown after" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("criterion", ["synflow", "magnitude"])
+def test_weights_that_the_output_does_not_depend_on_are_named(folder, criterion, capsys):
+    command = "prune user:{} --density 0.5 --rounds 2 --out m --criterion " + criterion
+    assert run(folder, command.format("unused")) == 0
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("synflow: warning: ") and "through other/kernel:" in warning
+    assert run(folder, command.format("small")) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ PUBLIC = sorted(
 # Imports go downwards only: a module may import those before it.
 ORDER = (
     "trees schedules scaled windows masks equations contractions structure arithmetic "
-    "control rules tokens plain interpreter flow selection scores "
+    "control rules tokens plain interpreter flow paths selection scores "
     "pruning analysis optim interop models cli"
 ).split()
 
