@@ -2,6 +2,7 @@
 
 from synflow_jax.analysis import collapsed as collapsed
 from synflow_jax.analysis import summarize as summarize
+from synflow_jax.balance import conservation as conservation
 from synflow_jax.flow import FlowError as FlowError
 from synflow_jax.flow import flow as flow
 from synflow_jax.flow import log_flow as log_flow

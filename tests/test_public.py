@@ -19,7 +19,7 @@ PUBLIC = sorted(
 # Imports go downwards only: a module may import those before it.
 ORDER = (
     "trees schedules scaled windows masks equations control rules flow selection scores "
-    "pruning analysis optim interop models cli"
+    "wires wiring junctions units balance pruning analysis optim interop models cli"
 ).split()
 
 
