@@ -4,6 +4,7 @@ from synflow_jax.analysis import collapsed as collapsed
 from synflow_jax.analysis import effective_masks as effective_masks
 from synflow_jax.analysis import summarize as summarize
 from synflow_jax.analysis import unreached as unreached
+from synflow_jax.balance import conservation as conservation
 from synflow_jax.flow import flow as flow
 from synflow_jax.flow import log_flow as log_flow
 from synflow_jax.interop import from_equinox as from_equinox

@@ -20,7 +20,7 @@ PUBLIC = sorted(
 ORDER = (
     "trees schedules scaled windows masks equations contractions structure arithmetic "
     "control rules tokens plain interpreter flow paths selection scores "
-    "pruning analysis optim interop models cli"
+    "wires wiring junctions units balance pruning analysis optim interop models cli"
 ).split()
 
 
