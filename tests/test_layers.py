@@ -502,3 +502,102 @@ def test_truth_values_of_the_input_are_a_mask():
         lambda w, x: jnp.where(x[1][:, None], x[0], 0.0), W, (jnp.ones((3, 2)), mask)
     )
     np.testing.assert_array_equal(got, [[1, 1], [0, 0], [1, 1]])
+
+
+# --- precision ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_module_that_computes_in_half_precision_is_scored_in_single(dtype):
+    """To the bit: in half precision its weights would be rounded before the flow."""
+
+    def scores_in(dtype):
+        module = nn.Sequential(
+            [
+                nn.Conv(4, (3, 3), dtype=dtype),
+                nn.BatchNorm(use_running_average=True, dtype=dtype),
+                nn.relu,
+                lambda x: x.reshape(len(x), -1),
+                nn.WeightNorm(nn.Dense(3, dtype=dtype)),
+            ]
+        )
+        variables = module.init(jax.random.key(0), jnp.ones((1, 4, 4, 2)))
+        params = jax.tree.map(lambda p: p * 1e-6, variables["params"])  # below half's range
+        apply_fn, _ = sj.from_linen(module, variables)
+        return jax.jit(sj.synflow(apply_fn, (4, 4, 2)))(params, sj.all_kept(params))
+
+    got, want = scores_in(dtype), scores_in(jnp.float32)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_parameters_in_half_precision_are_scored_in_single(dtype):
+    def network(params, x):
+        for w in params:
+            x = jax.nn.gelu(x @ w)
+        return x
+
+    params = [jax.random.normal(jax.random.key(i), (8, 8), dtype) * 50 for i in range(60)]
+    scores = jax.jit(sj.synflow(network, (8,)))(params, sj.all_kept(params))
+    assert all(s.dtype == jnp.float32 for s in scores)
+    np.testing.assert_allclose([float(s.sum()) for s in scores], 1, rtol=1e-5)
+
+
+def test_a_loop_whose_length_is_computed_has_a_flow():
+    def network(w, x):
+        steps = (w["steps"] * 3).astype(jnp.int32)
+        return jax.lax.fori_loop(0, steps, lambda i, h: jax.nn.relu(h @ w["w"]), x)
+
+    w = {"w": jnp.array([[1.0, -1.0], [2.0, 0.0]]), "steps": jnp.ones(())}
+    got = flow_of(network, w, jnp.ones((1, 2)))
+    want = np.ones((1, 2)) @ np.linalg.matrix_power(np.abs(np.asarray(w["w"])), 3)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_a_number_of_steps_that_depends_on_the_input_is_refused():
+    def network(w, x):
+        return jax.lax.while_loop(lambda h: h.sum() < 9, lambda h: h @ w, x)
+
+    with pytest.raises(sj.FlowError, match="number of steps"):
+        sj.log_flow(network, jnp.ones((2, 2)), (2,))
+
+
+RAGGED = {
+    "ragged product": lambda w, x: jax.lax.ragged_dot(
+        x, jnp.stack([w, w[::-1]]), jnp.array([2, 1])
+    ),
+    "sums of segments": lambda w, x: jax.ops.segment_sum(x @ w, jnp.array([0, 1, 0]), 2),
+    "a row written": lambda w, x: x.at[1].set((x @ w)[0]),
+    "a slice written": lambda w, x: jax.lax.dynamic_update_slice(x, (x @ w)[:1], (2, 0)),
+    "a row added": lambda w, x: x.at[jnp.array([1, 1])].add((x @ w)[:2]),
+    "stacked and taken apart": lambda w, x: sum(jnp.stack([x @ w, x])),
+    "tiled": lambda w, x: jnp.tile(x @ w, (1, 2)),
+    "behind a barrier": lambda w, x: jax.lax.optimization_barrier((x @ w, x))[0],
+}
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_more_structure_passes_the_flow_on(name):
+    """On positive weights a linear network is its own flow."""
+    network, w = RAGGED[name], jnp.abs(W[:, :6])
+    x = jnp.asarray(np.random.default_rng(0).random((3, 6)), jnp.float32)
+    got = flow_of(network, -w, x)
+    np.testing.assert_allclose(got, network(w, x), rtol=1e-5)
+
+
+def test_a_kernel_made_by_the_network_shares_with_its_image():
+    """A dynamic convolution: the roots of both."""
+
+    def network(w, x):
+        kernel = (x.mean(1) @ w).reshape(1, 6, 8)
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+
+    w = jnp.asarray(np.random.default_rng(0).random((6, 48)), jnp.float32)
+    x = jnp.ones((1, 5, 6))
+    got = flow_of(network, w, x)
+    want = np.ones((1, 5, 6)) @ np.sqrt(np.ones((1, 6)) @ np.asarray(w)).reshape(6, 8)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
