@@ -1,7 +1,7 @@
 """Exactness at depth: the networks on which a plain float32 flow overflows, and more.
 
-    python -m benchmarks.depth                      # all but the largest
-    python -m benchmarks.depth resnet1202           # compiles for minutes
+    python -m benchmarks.depth                      # all of them
+    python -m benchmarks.depth resnet110 resnet1202
     python -m benchmarks.depth --overlap resnet110  # masks of 100 rounds
 
 --out FILE adds a JSON line for each network.
@@ -22,6 +22,7 @@ import math
 import os
 import pathlib
 import platform
+import re
 import time
 
 import flax.linen as nn
@@ -36,7 +37,7 @@ from synflow_jax import models
 # Those that the authors' code cannot prune, then two of the paper's, then a transformer.
 DEFAULT = (
     "resnet32 resnet44 resnet56 resnet110 resnet34_tiny resnet50_tiny resnet101_tiny "
-    "resnet152_tiny vgg16_cifar vgg19_cifar transformer48"
+    "resnet152_tiny resnet1202 vgg16_cifar vgg19_cifar transformer48"
 ).split()
 
 
@@ -67,9 +68,52 @@ class Transformer(nn.Module):
         return nn.Dense(self.vocabulary)(nn.LayerNorm()(x))
 
 
+class ScannedResNet(nn.Module):
+    """CIFAR ResNet-1202 with the equal blocks of a stage in one scan: unrolled, it takes
+    XLA the better part of an hour and 15 GB to compile. Batch norm as at initialisation."""
+
+    blocks: int = 200
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.initializers.zeros
+        x = nn.relu(_conv(x, self.param("stem", init, (3, 3, 3, 16))))
+        for stage, width in enumerate((16, 32, 64)):
+            shapes = {"first": (3, 3, x.shape[-1], width), "second": (3, 3, width, width)}
+            if stage:
+                shapes["shortcut"] = (1, 1, x.shape[-1], width)
+            kernels = {k: self.param(f"{stage}_{k}", init, s) for k, s in shapes.items()}
+            x = _block(x, kernels, stride=2 if stage else 1)
+            repeated = (self.blocks - 1, 3, 3, width, width)
+            kernels = {
+                k: self.param(f"{stage}_{k}s", init, repeated) for k in ("first", "second")
+            }
+            x, _ = jax.lax.scan(lambda x, k: (_block(x, k), None), x, kernels)
+        x = x.mean((1, 2))
+        return x @ self.param("linear", init, (x.shape[-1], self.num_classes))
+
+
+def _conv(x, kernel, stride=1):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), "SAME", dimension_numbers=numbers
+    )
+    return y * (1 + 1e-5) ** -0.5
+
+
+def _block(x, kernels, stride=1):
+    y = nn.relu(_conv(x, kernels["first"], stride))
+    shortcut = _conv(x, kernels["shortcut"], stride) if "shortcut" in kernels else x
+    return nn.relu(_conv(y, kernels["second"]) + shortcut)
+
+
 def built(name):
     """``(apply_fn, params, input_shape)``, in float32."""
-    if name == "transformer48":
+    if name == "resnet1202":
+        module, shape = ScannedResNet(), (32, 32, 3)
+        inputs = jnp.ones((1, *shape))
+    elif name == "transformer48":
         module, shape = Transformer(), jax.ShapeDtypeStruct((1, 32), jnp.int32)
         inputs = jnp.ones(shape.shape, shape.dtype)
     else:
@@ -86,7 +130,10 @@ def built(name):
             return jnp.ones(leaf.shape, jnp.float32)
         if leaf.ndim < 2:
             return jnp.zeros(leaf.shape, jnp.float32)
-        fan_in = math.prod(leaf.shape[:-1]) if last == "kernel" else leaf.shape[-1]
+        stacked = leaf.ndim == 5  # one kernel for each step of a scan
+        fan_in = math.prod(leaf.shape[stacked:-1])
+        if last in ("embedding", "positions"):
+            fan_in = leaf.shape[-1]
         return jnp.asarray(
             rng.standard_normal(leaf.shape) * (2 / fan_in) ** 0.5, jnp.float32
         )
@@ -102,7 +149,12 @@ def in_double(params):
 def flat(tree, params):
     """The entries of the kernels, one after the other."""
     named = zip(sj.leaf_names(params), jax.tree.leaves(params), jax.tree.leaves(tree))
-    return np.concatenate([np.ravel(x) for name, p, x in named if sj.is_kernel(name, p)])
+    return np.concatenate([np.ravel(x) for name, p, x in named if prunable(name, p)])
+
+
+def prunable(name, leaf):
+    """The kernels; in the scanned network everything is one."""
+    return sj.is_kernel(name, leaf) or bool(re.fullmatch(r"stem|linear|\d_\w+", name))
 
 
 def cut_gap(name, params, scores):
@@ -112,12 +164,14 @@ def cut_gap(name, params, scores):
         for path, p, s in zip(
             sj.leaf_names(params), jax.tree.leaves(params), jax.tree.leaves(scores)
         )
-        if sj.is_kernel(path, p) or path.endswith("embedding")
+        if prunable(path, p) or path.endswith("embedding")
     ]
     if name == "transformer48":
         ends = [kernels[0], *(k for k in kernels if k[0].endswith("embedding"))]
     elif name.startswith("vgg"):
         ends = kernels
+    elif name == "resnet1202":
+        ends = [k for k in kernels if k[0] in ("stem", "linear")]
     else:
         ends = [kernels[0], kernels[-1]]
     return max(abs(total - 1) for _, total in ends)
@@ -149,9 +203,9 @@ def measured(name):
     if log10_r < 308:
         differ, band = one_round_beside_double(score, params, scores, 0.1)
     start = time.perf_counter()
-    sj.prune(score, params, 0.5)  # compiles
+    sj.prune(score, params, 0.5, prunable=prunable)  # compiles
     middle = time.perf_counter()
-    masks, info = jax.block_until_ready(sj.prune(score, params, 0.01))
+    masks, info = jax.block_until_ready(sj.prune(score, params, 0.01, prunable=prunable))
     seconds = time.perf_counter() - middle
     alive = jax.jit(lambda p: sj.log_flow(apply_fn, p, shape))(
         sj.apply_masks(params, masks)
@@ -167,7 +221,7 @@ def measured(name):
         "kept": int(info.kept[-1]),
         "connected": bool(np.isfinite(alive)),
         "log10_R_pruned": round(alive, 2),
-        "emptied": len(sj.collapsed(params, masks)),
+        "emptied": len(sj.collapsed(params, masks, prunable=prunable)),
         "prune_s": round(seconds, 2),
         "compile_s": round(middle - start - seconds, 1),
     }
@@ -191,7 +245,7 @@ def overlaps(name):
     rows = []
     for compression in (1, 2, 3, 4):
         masks = {
-            run: flat(sj.prune(score, p, 10.0**-compression)[0], params)
+            run: flat(sj.prune(score, p, 10.0**-compression, prunable=prunable)[0], params)
             for run, p in runs.items()
         }
         double = masks.pop("float64")
@@ -220,7 +274,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", help="networks; default, all but the largest")
+    parser.add_argument("names", nargs="*", help="networks; default, all")
     parser.add_argument("--overlap", action="store_true", help="masks of 100 rounds")
     parser.add_argument("--out", type=pathlib.Path, help="JSON lines are added to it")
     args = parser.parse_args(argv)

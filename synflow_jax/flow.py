@@ -1,9 +1,9 @@
 """The flow of a function: a program transformation, like `jax.grad` or `jax.vmap`.
 
 The flow of a network is the network with every weight replaced by its absolute value,
-every nonlinearity by the identity and every shift dropped. It is linear in its input and
-positive. Its total on an all-ones input is the paper's R, the sum over all paths from input
-to output of the product of the weights' sizes.
+every nonlinearity by the identity and every shift dropped. It is positive and homogeneous
+of degree one, which is all that conservation needs. Its total on an all-ones input is the
+paper's R, the sum over all paths from input to output of the product of the weights' sizes.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,16 @@ def flow(
     The network is traced and interpreted equation by equation. Whatever is computed from
     the parameters alone is computed as written, and its absolute value is taken where it
     meets the flow; so batch normalisation in evaluation mode is one positive factor, and
-    weights may be transformed before they are used. The rules are listed in `rules.py`.
+    weights may be transformed before they are used. What each primitive does to the flow
+    is in the table `flow_rules`, to which rules can be added; docs/flow.md explains them.
 
     Args:
-      apply_fn: ``apply_fn(params, *args) -> y``, traceable by JAX.
-      biases: keep added parameters, in their absolute values, instead of dropping them.
-        The flow is then affine and the conservation laws do not hold.
+      apply_fn: ``apply_fn(params, *args) -> y``, traceable by JAX. Floating inputs carry
+        flow; at whole numbers it starts where they look up rows of a table (every row
+        counts) or become floats; truth values are masks.
+      biases: keep added parameters, in their absolute values, instead of dropping them,
+        subtract those of running means, and leave ReLUs in place, as the authors' code
+        does. The flow is then affine and the conservation laws do not hold.
 
     Returns:
       ``f(params, *args) -> (mantissa, exponent)``, two trees like ``y``, the flow being
@@ -43,7 +47,7 @@ def flow(
 
     Raises:
       FlowError: while tracing, a ValueError, if the network uses a primitive that has no
-        rule, or uses one in a way that no rule covers.
+        rule, or uses one in a way that no rule covers: it names the primitive and the line.
 
     Example:
       >>> f = flow(lambda params, x: jax.nn.relu(x @ params["w"] - params["b"]))

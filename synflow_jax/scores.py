@@ -35,7 +35,7 @@ def synflow(
       apply_fn: ``apply_fn(params, x) -> y``, traceable by JAX, in evaluation mode.
       input_shape: the shape of one example, without the batch axis; or a pytree of
         `jax.ShapeDtypeStruct` that describes the whole input, batch axis included.
-      biases: let added parameters join the flow, in their absolute values.
+      biases: let added parameters join the flow, as in the authors' code (`flow`).
 
     Returns:
       ``score(params, masks) -> scores``: leaves shaped like ``params``, float32 (float64
