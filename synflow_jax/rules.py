@@ -1,10 +1,8 @@
 """What each primitive does to the flow: one function a rule, one table."""
 
 import functools
-import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -12,7 +10,7 @@ from jaxtyping import Array
 from synflow_jax.control import cond, scan
 from synflow_jax.equations import Equation, Rule, Value, as_flows, must_be_plain
 from synflow_jax.scaled import Scaled, aligned, normalised
-from synflow_jax.windows import conv_of_patches, window_slices
+from synflow_jax.windows import conv, window_slices
 
 # --- weights ------------------------------------------------------------------------------
 
@@ -48,24 +46,12 @@ def conv_general_dilated(equation: Equation, image: Value, kernel: Value):
             "of parameters."
         )
     weights = _size(kernel, image)
-    if jax.default_backend() == "cpu" and _is_small(equation):
-        product = conv_of_patches(image.mantissa, weights, equation.params)
-    else:
-        settings = dict(equation.params)
-        settings |= dict(precision=lax.Precision.HIGHEST, preferred_element_type=None)
-        settings.pop("out_sharding", None)
-        product = lax.conv_general_dilated(image.mantissa, weights, **settings)
+    settings = equation.params | dict(
+        precision=lax.Precision.HIGHEST, preferred_element_type=None
+    )
+    settings.pop("out_sharding", None)
+    product = conv(image.mantissa, weights, settings)
     return [normalised(product, image.exponent)]
-
-
-def _is_small(equation: Equation) -> bool:
-    """Where XLA's CPU convolution is slow: one image of few positions."""
-    params = equation.params
-    numbers = params["dimension_numbers"]
-    shape = equation.out_shapes[0]
-    positions = math.prod(shape) // max(1, shape[numbers.out_spec[1]])
-    plain = params["feature_group_count"] == params["batch_group_count"] == 1
-    return plain and set(params["lhs_dilation"]) == {1} and positions <= 1024
 
 
 # --- arithmetic ---------------------------------------------------------------------------
