@@ -1,15 +1,12 @@
 """Where the flow meets weights: products and convolutions."""
 
-import math
-
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
 from synflow_jax.equations import Equation, Value
 from synflow_jax.scaled import Scaled, normalised
-from synflow_jax.windows import conv_of_patches
+from synflow_jax.windows import conv
 
 
 def factors(
@@ -65,21 +62,8 @@ def ragged_dot_general(equation: Equation, left: Value, right: Value, *sizes: Va
 def conv_general_dilated(equation: Equation, image: Value, kernel: Value):
     """A convolution with the size of its kernel; of two flows, of their roots."""
     image, kernel, exponent = factors(equation, image, kernel)
-    if jax.default_backend() == "cpu" and _is_small(equation):
-        product = conv_of_patches(image, kernel, equation.params)
-    else:
-        settings = dict(equation.params)
-        settings |= dict(precision=lax.Precision.HIGHEST, preferred_element_type=None)
-        settings.pop("out_sharding", None)
-        product = lax.conv_general_dilated(image, kernel, **settings)
-    return [normalised(product, exponent)]
-
-
-def _is_small(equation: Equation) -> bool:
-    """Where XLA's CPU convolution is slow: one image of few positions."""
-    params = equation.params
-    numbers = params["dimension_numbers"]
-    shape = equation.out_shapes[0]
-    positions = math.prod(shape) // max(1, shape[numbers.out_spec[1]])
-    plain = params["feature_group_count"] == params["batch_group_count"] == 1
-    return plain and set(params["lhs_dilation"]) == {1} and positions <= 1024
+    settings = equation.params | dict(
+        precision=lax.Precision.HIGHEST, preferred_element_type=None
+    )
+    settings.pop("out_sharding", None)
+    return [normalised(conv(image, kernel, settings), exponent)]

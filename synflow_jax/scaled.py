@@ -33,18 +33,31 @@ def normalised(mantissa: Array, exponent: Int[Array, ""] | int = 0) -> Scaled:
     which keeps every gradient finite: by the conservation law an entry times its gradient
     is at most the total.
     """
+    # In lax, not in jax.numpy: every equation of a network comes here, and jax.numpy takes
+    # longer to trace.
     bias, digits, whole = _layout(mantissa.dtype)
-    largest = jnp.max(jnp.abs(lax.stop_gradient(mantissa)), initial=0)
-    biased = lax.bitcast_convert_type(largest, whole) >> digits
-    biased = jnp.clip(biased, 1, 2 * bias - 1)
-    scale = lax.bitcast_convert_type((2 * bias - biased) << digits, mantissa.dtype)
-    scaled = mantissa * scale
-    # A NaN is not below anything: it stays, to be reported.
-    invisible = jnp.abs(lax.stop_gradient(scaled)) < 2.0**-100
-    return Scaled(
-        jnp.where(invisible, jnp.zeros_like(scaled), scaled),
-        jnp.where(largest == 0, _ZERO, exponent + (biased - bias).astype(jnp.int32)),
+    integer, shape = whole.type, mantissa.shape
+    fixed = lax.stop_gradient(mantissa)
+    largest = _largest(fixed)
+    biased = lax.shift_right_arithmetic(
+        lax.bitcast_convert_type(largest, whole), integer(digits)
     )
+    biased = lax.clamp(integer(1), biased, integer(2 * bias - 1))
+    scale = lax.shift_left(integer(2 * bias) - biased, integer(digits))
+    scale = lax.broadcast(lax.bitcast_convert_type(scale, mantissa.dtype), shape)
+    # A NaN is not below anything: it stays, to be reported.
+    invisible = lax.lt(lax.abs(fixed * scale), lax.full_like(fixed, 2.0**-100))
+    scaled = lax.select(invisible, lax.full_like(mantissa, 0), mantissa * scale)
+    moved = lax.convert_element_type(biased - integer(bias), jnp.int32) + exponent
+    return Scaled(scaled, lax.select(largest == 0, jnp.int32(_ZERO), moved))
+
+
+def _largest(x: Array) -> Float[Array, ""]:
+    """The largest size. XLA would make a copy of all sizes before it looks for one."""
+    if not x.size:
+        return jnp.zeros((), x.dtype)
+    axes = range(x.ndim)
+    return lax.max(lax.reduce_max(x, axes), -lax.reduce_min(x, axes))
 
 
 def nothing(shape: tuple[int, ...], dtype) -> Scaled:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Key, PyTree
 
 from synflow_jax.flow import ones, total_flow
@@ -64,35 +65,45 @@ def synflow(
     inputs = ones(input_shape)
 
     def score(params: Params, masks: Masks) -> Scores:
-        alive = apply_masks(widened(params), masks)
-        leaves, treedef = jax.tree.flatten(alive)
+        check_masks(masks, params)
+        leaves, treedef = jax.tree.flatten(widened(params))
         floating = [is_floating(leaf) for leaf in leaves]
 
         def mantissa_of_flow(weights):
             weights = iter(weights)
             mixed = [next(weights) if f else x for f, x in zip(floating, leaves)]
-            tree = jax.tree.unflatten(treedef, mixed)
-            return total_flow(apply_fn, tree, inputs, biases=biases).mantissa
+            alive = apply_masks(jax.tree.unflatten(treedef, mixed), masks)
+            alive = jax.tree.map(lambda x: checkpoint_name(x, _ALIVE), alive)
+            return total_flow(apply_fn, alive, inputs, biases=biases).mantissa
 
         weights = [leaf for f, leaf in zip(floating, leaves) if f]
-        total, gradients = jax.value_and_grad(mantissa_of_flow)(weights)
+        # The backward pass masks the weights again. Otherwise they would be kept beside
+        # their absolute values: memory for a second network, and the time to touch it.
+        policy = jax.checkpoint_policies.save_anything_except_these_names(_ALIVE)
+        differentiated = jax.value_and_grad(jax.checkpoint(mantissa_of_flow, policy=policy))
+        total, gradients = differentiated(weights)
         # Where nothing flows every score is zero, not zero over zero.
         divisor = jnp.where(total == 0, jnp.ones_like(total), total)
         gradients = iter(gradients)
         scores = [
-            _share(leaf, next(gradients) / divisor)
+            _share(leaf, mask, next(gradients) / divisor)
             if f
             else jnp.zeros(leaf.shape, jnp.float32)
-            for f, leaf in zip(floating, leaves)
+            for f, leaf, mask in zip(floating, leaves, jax.tree.leaves(masks))
         ]
         return jax.tree.unflatten(treedef, scores)
 
     return score
 
 
-def _share(weight: Array, gradient: Array) -> Array:
+# Names the masked weights to `jax.checkpoint`.
+_ALIVE = "synflow_jax.alive"
+
+
+def _share(weight: Array, mask: Array, gradient: Array) -> Array:
     """The weight times its gradient; zero for a zero weight, whatever its gradient."""
-    return jnp.where(weight == 0, jnp.zeros_like(weight), jnp.abs(weight * gradient))
+    share = jnp.abs(weight * gradient)
+    return jnp.where(mask & (weight != 0), share, jnp.zeros_like(weight))
 
 
 def magnitude() -> ScoreFn:

@@ -1,41 +1,175 @@
-"""Sliding windows over an array, by slices of it: patches and pooling."""
+"""Sliding windows over an array: convolutions, also as matrix products, and pooling."""
 
+import functools
+import math
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 
-def conv_of_patches(image: Array, kernel: Array, params: dict[str, Any]) -> Array:
-    """A convolution as one product of the image's patches with the kernel's matrix.
-
-    For one image of few positions XLA's CPU convolution takes up to ten times as long.
+def conv(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
+    """A convolution in the fastest way: on a CPU by its shape, elsewhere XLA's own.
 
     Args:
-      image, kernel: laid out as ``params["dimension_numbers"]`` says.
-      params: those of the primitive ``conv_general_dilated``; no groups, no dilated image.
+      image, kernel: laid out as ``settings["dimension_numbers"]`` says.
+      settings: of `lax.conv_general_dilated`.
     """
-    numbers = params["dimension_numbers"]
-    image = image.transpose(numbers.lhs_spec)  # batch, channels, space
-    image = jnp.moveaxis(image, 1, -1)
-    kernel = kernel.transpose(*numbers.rhs_spec[2:], *numbers.rhs_spec[1::-1])
-    window = kernel.shape[:-2]
-    patches = jnp.concatenate(
-        window_slices(
-            image,
-            (1, *window, 1),
-            (1, *params["window_strides"], 1),
-            ((0, 0), *params["padding"], (0, 0)),
-            (1, *params["rhs_dilation"], 1),
-        ),
-        axis=-1,
+    return _way(image.shape, kernel.shape, settings)(image, kernel, settings)
+
+
+def _way(image: tuple[int, ...], kernel: tuple[int, ...], settings: dict[str, Any]):
+    numbers = settings["dimension_numbers"]
+    grouped = settings["feature_group_count"] * settings["batch_group_count"] > 1
+    if jax.default_backend() != "cpu" or grouped:
+        return native_conv
+    batch, _, *space = (image[i] for i in numbers.lhs_spec)
+    channels, _, *window = (kernel[i] for i in numbers.rhs_spec)
+    dilated = set(settings["lhs_dilation"]) != {1}
+    padded = any(low or high for low, high in settings["padding"])
+    if set(window) == {1} and not dilated and not padded:
+        return conv_of_points
+    # XLA rearranges the kernel first, in each direction. Where it is large and the image
+    # small that takes longer than the product, up to ten times.
+    if 2 * batch * math.prod(space) <= channels:
+        return conv_of_patches
+    # Below 32 channels XLA computes the kernel's gradient in an older, slower way.
+    return native_conv if channels >= 32 or dilated else conv_of_few_channels
+
+
+def native_conv(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
+    """A convolution as XLA does it."""
+    return lax.conv_general_dilated(image, kernel, **settings)
+
+
+def conv_of_points(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
+    """A convolution with a kernel of 1x1: one product. No groups, no padding."""
+    numbers = settings["dimension_numbers"]
+    image, kernel = _channels_last(image, kernel, numbers)
+    steps = (1, *settings["window_strides"], 1)
+    if set(steps) != {1}:
+        image = lax.slice(image, [0] * image.ndim, image.shape, steps)
+    return _product(image, kernel, numbers)
+
+
+def conv_of_patches(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
+    """A convolution as the product of the image's patches with the kernel. No groups.
+
+    The patches are themselves a product, of the image with a matrix of zeros and ones. For
+    the small images that this is meant for it runs as fast as slices put side by side, and
+    compiles several times faster: its derivatives are products too.
+    """
+    numbers = settings["dimension_numbers"]
+    image, kernel = _channels_last(image, kernel, numbers)
+    batch, *extent, channels = image.shape
+    places = [
+        _places(*axis)
+        for axis in zip(
+            extent,
+            kernel.shape,
+            settings["window_strides"],
+            settings["padding"],
+            settings["lhs_dilation"],
+            settings["rhs_dilation"],
+        )
+    ]
+    # All axes at once: [positions, entries of the window, entries of the image].
+    chosen = np.ones((1, 1, 1), bool)
+    for axis in places:
+        chosen = np.einsum("pwe,qvf->pqwvef", chosen, axis)
+        chosen = chosen.reshape(
+            [a * b for a, b in zip(chosen.shape[::2], chosen.shape[1::2])]
+        )
+    patches = lax.dot_general(
+        jnp.asarray(chosen.reshape(-1, chosen.shape[-1]), image.dtype),
+        image.reshape(batch, -1, channels),
+        (((1,), (1,)), ((), ())),
+        precision=lax.Precision.HIGHEST,
     )
-    matrix = kernel.reshape(-1, kernel.shape[-1])
-    product = jnp.matmul(patches, matrix, precision=lax.Precision.HIGHEST)
-    product = jnp.moveaxis(product, -1, 1)
-    return product.transpose(tuple(map(numbers.out_spec.index, range(product.ndim))))
+    patches = _transposed(patches, (1, 0, 2))
+    patches = patches.reshape(batch, *(len(axis) for axis in places), -1)
+    return _product(patches, kernel, numbers)
+
+
+def _places(extent, window, stride, padding, image_dilation, kernel_dilation) -> np.ndarray:
+    """Along one axis, which entry of the image each position of the window reads where.
+
+    Returns:
+      Booleans [positions, window, extent].
+    """
+    length = (extent - 1) * image_dilation + 1 + sum(padding)
+    reach = (window - 1) * kernel_dilation + 1
+    positions = max(0, (length - reach) // stride + 1)
+    reads = np.arange(positions)[:, None] * stride + np.arange(window) * kernel_dilation
+    return (reads - padding[0])[..., None] == np.arange(extent) * image_dilation
+
+
+def conv_of_few_channels(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
+    """XLA's convolution, with the gradient in the kernel as a product of patches.
+
+    No groups, no dilated image. The patches are made anew in the backward pass, so those of
+    one layer exist at a time.
+    """
+    native = functools.partial(native_conv, settings=settings)
+
+    @jax.checkpoint
+    def by_slices(image, kernel):
+        numbers = settings["dimension_numbers"]
+        image, kernel = _channels_last(image, kernel, numbers)
+        slices = window_slices(
+            image,
+            (1, *kernel.shape[:-2], 1),
+            (1, *settings["window_strides"], 1),
+            ((0, 0), *settings["padding"], (0, 0)),
+            (1, *settings["rhs_dilation"], 1),
+        )
+        return _product(lax.concatenate(slices, image.ndim - 1), kernel, numbers)
+
+    differentiable = jax.custom_jvp(native)
+
+    @functools.partial(differentiable.defjvp, symbolic_zeros=True)
+    def _(primals, tangents):
+        changes = [
+            along(*operands)
+            for along, operands, tangent in (
+                (native, (tangents[0], primals[1]), tangents[0]),
+                (by_slices, (primals[0], tangents[1]), tangents[1]),
+            )
+            if not isinstance(tangent, SymbolicZero)
+        ]
+        return differentiable(*primals), functools.reduce(lax.add, changes)
+
+    return differentiable(image, kernel)
+
+
+def _channels_last(image: Array, kernel: Array, numbers: Any) -> tuple[Array, Array]:
+    """The image as [batch, *space, channels], the kernel as [*window, in, out]."""
+    batch, channels, *space = numbers.lhs_spec
+    out, into, *window = numbers.rhs_spec
+    image = _transposed(image, (batch, *space, channels))
+    return image, _transposed(kernel, (*window, into, out))
+
+
+def _product(patches: Array, kernel: Array, numbers: Any) -> Array:
+    """Patches [batch, *space, window and channels] times kernel, laid out as wanted."""
+    product = lax.dot_general(
+        patches,
+        kernel.reshape(-1, kernel.shape[-1]),
+        (((patches.ndim - 1,), (0,)), ((), ())),
+        precision=lax.Precision.HIGHEST,
+    )
+    order = (0, product.ndim - 1, *range(1, product.ndim - 1))
+    axes = [order[numbers.out_spec.index(axis)] for axis in range(product.ndim)]
+    return _transposed(product, axes)
+
+
+def _transposed(x: Array, axes: Sequence[int]) -> Array:
+    return x if list(axes) == list(range(x.ndim)) else lax.transpose(x, axes)
 
 
 def window_slices(x: Array, window, strides, padding, dilation, fill=0.0) -> list[Array]:

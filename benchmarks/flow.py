@@ -1,0 +1,187 @@
+"""Speed, compile time and memory of one score, against abs-and-grad of the same network.
+
+    python -m benchmarks.flow                    # the default set
+    python -m benchmarks.flow --quick            # the two networks that targets name
+    python -m benchmarks.flow resnet110 conv     # some networks
+    python -m benchmarks.flow --all              # the giants too: hours
+
+Abs-and-grad is what one would write without this package: the network as it is, through
+`lax.conv`, on the sizes of its weights and an all-ones input, and then ``|w * dR/dw|``.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+import synflow_jax as sj
+from synflow_jax import models
+from synflow_jax.flow import ones
+
+# Compiling ResNet-1202 takes minutes on either side; only --all includes these.
+GIANTS = ("resnet1202", "wide_resnet1202")
+QUICK = ("vgg16_cifar", "resnet50")
+
+PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+
+
+def abs_and_grad(apply_fn, input_shape):
+    """``score(params, masks)`` by the gradient of the network as written."""
+    inputs = ones(input_shape)
+
+    def score(params, masks):
+        sizes = jax.tree.map(jnp.abs, sj.apply_masks(params, masks))
+        gradients = jax.grad(lambda p: jnp.sum(apply_fn(p, inputs)))(sizes)
+        return jax.tree.map(lambda w, g: jnp.abs(w * g), sizes, gradients)
+
+    return score
+
+
+def compiled(functions, args, repeats):
+    """Each function compiled; the seconds that took, median of interleaved repeats."""
+    seconds = [[] for _ in functions]
+    programs = []
+    for _ in range(repeats):
+        programs = []
+        for function, spent in zip(functions, seconds):
+            jax.clear_caches()
+            start = time.perf_counter()
+            programs.append(jax.jit(function).lower(*args).compile())
+            spent.append(time.perf_counter() - start)
+    return programs, [statistics.median(spent) for spent in seconds]
+
+
+def timed(programs, args, budget):
+    """Milliseconds of each program, and how many interleaved runs the medians are of."""
+    for program in programs:
+        jax.block_until_ready(program(*args))
+    spent = [[] for _ in programs]
+    end = time.perf_counter() + budget
+    while time.perf_counter() < end or len(spent[0]) < 5:
+        for program, times in zip(programs, spent):
+            start = time.perf_counter()
+            jax.block_until_ready(program(*args))
+            times.append(1e3 * (time.perf_counter() - start))
+    return [statistics.median(times) for times in spent], len(spent[0])
+
+
+def measured(name, budget, compilations):
+    """The row of one network."""
+    apply_fn, params, input_shape = models.build(name, jax.random.key(0))
+    args = (params, sj.all_kept(params))
+    functions = [make(apply_fn, input_shape) for make in (sj.synflow, abs_and_grad)]
+    programs, seconds = compiled(functions, args, compilations)
+    milliseconds, runs = timed(programs, args, budget)
+    temp = [program.memory_analysis().temp_size_in_bytes for program in programs]
+    return {
+        "network": name,
+        "weights": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "score_ms": round(milliseconds[0], 3),
+        "abs_and_grad_ms": round(milliseconds[1], 3),
+        "speedup": round(milliseconds[1] / milliseconds[0], 2),
+        "runs": runs,
+        "compile_s": round(seconds[0], 2),
+        "abs_and_grad_compile_s": round(seconds[1], 2),
+        "compile_ratio": round(seconds[0] / seconds[1], 2),
+        "compilations": compilations,
+        "temp_bytes": temp[0],
+        "abs_and_grad_temp_bytes": temp[1],
+    }
+
+
+def described():
+    """What the numbers depend on."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+        "cores": os.process_cpu_count()
+        if hasattr(os, "process_cpu_count")
+        else os.cpu_count(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def table(rows):
+    shown = Table(title="one score against abs-and-grad")
+    for column in ("network", "score ms", "abs-and-grad ms", "times faster", "compile s"):
+        shown.add_column(column, justify="left" if column == "network" else "right")
+    for column in ("abs-and-grad s", "ratio", "temp MB", "abs-and-grad MB"):
+        shown.add_column(column, justify="right")
+    for row in rows:
+        shown.add_row(
+            row["network"],
+            f"{row['score_ms']:.2f}",
+            f"{row['abs_and_grad_ms']:.2f}",
+            f"{row['speedup']:.2f}",
+            f"{row['compile_s']:.1f}",
+            f"{row['abs_and_grad_compile_s']:.1f}",
+            f"{row['compile_ratio']:.2f}",
+            f"{row['temp_bytes'] / 2**20:.1f}",
+            f"{row['abs_and_grad_temp_bytes'] / 2**20:.1f}",
+        )
+    return shown
+
+
+def parsed(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", help="networks of synflow_jax.models")
+    parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
+    parser.add_argument("--all", action="store_true", help=f"also {', '.join(GIANTS)}")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of runs, each network")
+    parser.add_argument("--compilations", type=int, default=1, help="medians are of these")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON lines, one a network")
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.names if name not in models.NETWORKS]
+    if unknown:
+        parser.error(
+            f"there is no network {', '.join(unknown)}; "
+            f"there are {', '.join(sorted(models.NETWORKS))}."
+        )
+    if sum((bool(args.names), args.quick, args.all)) > 1:
+        parser.error("names, --quick and --all exclude each other.")
+    return args
+
+
+def main(argv=None):
+    args = parsed(argv)
+    console = Console(highlight=False)
+    names = args.names or (QUICK if args.quick else list(models.NETWORKS))
+    if not args.names and not args.all:
+        left_out = [name for name in names if name in GIANTS]
+        names = [name for name in names if name not in GIANTS]
+        if left_out:
+            console.print(f"left out, see --all: {', '.join(left_out)}")
+    facts = described()
+    console.print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    rows = []
+    for name in names:
+        row = measured(name, args.seconds, args.compilations)
+        rows.append(row)
+        console.print(
+            f"{name}: {row['score_ms']} ms against {row['abs_and_grad_ms']} ms, "
+            f"{row['speedup']} times faster; compiled in {row['compile_s']} s against "
+            f"{row['abs_and_grad_compile_s']} s",
+            soft_wrap=True,
+        )
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            with open(args.out, "a") as file:
+                file.write(json.dumps(row | facts) + "\n")
+    console.print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
