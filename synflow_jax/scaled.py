@@ -6,6 +6,7 @@ exponent that no network is deep enough to exhaust.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -33,31 +34,62 @@ def normalised(mantissa: Array, exponent: Int[Array, ""] | int = 0) -> Scaled:
     which keeps every gradient finite: by the conservation law an entry times its gradient
     is at most the total.
     """
+    scale, moved = _to_size_one(mantissa)
+    return Scaled(_visible(mantissa, scale), moved + exponent)
+
+
+def times(flow: Scaled, factor: Array, entries: Array) -> Scaled:
+    """The flow times a factor, without a look at the product.
+
+    Args:
+      flow: what `normalised` returns.
+      factor: as large.
+      entries: any array of the same entries, such as the one that ``factor`` repeats.
+
+    Returns:
+      The product, its mantissa less than 4, but its largest entry possibly much smaller.
+    """
+    scale, moved = _to_size_one(entries)
+    return Scaled(flow.mantissa * (factor * scale), flow.exponent + moved)
+
+
+def _to_size_one(x: Array) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """The power of two that brings the largest entry into [1, 2), and its inverse's
+    exponent. Both without derivative."""
     # In lax, not in jax.numpy: every equation of a network comes here, and jax.numpy takes
     # longer to trace.
-    bias, digits, whole = _layout(mantissa.dtype)
-    integer, shape = whole.type, mantissa.shape
-    fixed = lax.stop_gradient(mantissa)
-    largest = _largest(fixed)
-    biased = lax.shift_right_arithmetic(
-        lax.bitcast_convert_type(largest, whole), integer(digits)
-    )
+    bias, digits, whole = _layout(x.dtype)
+    integer = whole.type
+    if x.size:
+        # Sizes of floats compare as their bits do, and XLA looks for the largest integer in
+        # one pass, for the largest float in two.
+        bits = lax.bitcast_convert_type(lax.abs(lax.stop_gradient(x)), whole)
+        bits = lax.reduce_max(bits, range(x.ndim))
+    else:
+        bits = jnp.zeros((), whole)
+    biased = lax.shift_right_logical(bits, integer(digits))
     biased = lax.clamp(integer(1), biased, integer(2 * bias - 1))
     scale = lax.shift_left(integer(2 * bias) - biased, integer(digits))
-    scale = lax.broadcast(lax.bitcast_convert_type(scale, mantissa.dtype), shape)
-    # A NaN is not below anything: it stays, to be reported.
-    invisible = lax.lt(lax.abs(fixed * scale), lax.full_like(fixed, 2.0**-100))
-    scaled = lax.select(invisible, lax.full_like(mantissa, 0), mantissa * scale)
-    moved = lax.convert_element_type(biased - integer(bias), jnp.int32) + exponent
-    return Scaled(scaled, lax.select(largest == 0, jnp.int32(_ZERO), moved))
+    moved = lax.convert_element_type(biased - integer(bias), jnp.int32)
+    moved = lax.select(bits == 0, jnp.int32(_ZERO), moved)
+    return lax.bitcast_convert_type(scale, x.dtype), moved
 
 
-def _largest(x: Array) -> Float[Array, ""]:
-    """The largest size. XLA would make a copy of all sizes before it looks for one."""
-    if not x.size:
-        return jnp.zeros((), x.dtype)
-    axes = range(x.ndim)
-    return lax.max(lax.reduce_max(x, axes), -lax.reduce_min(x, axes))
+@jax.custom_jvp
+def _visible(x: Array, scale: Array) -> Array:
+    """``x * scale`` without its smallest entries. A NaN is not small: it is reported."""
+    x = x * scale
+    small = lax.lt(lax.abs(x), lax.full_like(x, 2.0**-100))
+    return lax.select(small, lax.full_like(x, 0), x)
+
+
+@_visible.defjvp
+def _(primals, tangents):
+    # In terms of the result, which is kept anyway: in terms of ``x``, the compiler would
+    # keep that too until the backward pass.
+    result, change = _visible(*primals), tangents[0] * primals[1]
+    seen = lax.ne(result, lax.full_like(result, 0))
+    return result, lax.select(seen, change, lax.full_like(change, 0))
 
 
 def nothing(shape: tuple[int, ...], dtype) -> Scaled:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Key, PyTree
 
 from synflow_jax.flow import ones, total_flow
@@ -66,38 +65,32 @@ def synflow(
 
     def score(params: Params, masks: Masks) -> Scores:
         check_masks(masks, params)
-        leaves, treedef = jax.tree.flatten(widened(params))
-        floating = [is_floating(leaf) for leaf in leaves]
+        weights, treedef = jax.tree.flatten(widened(params))
+        floating = [is_floating(leaf) for leaf in weights]
+        alive = jax.tree.leaves(apply_masks(widened(params), masks))
 
-        def mantissa_of_flow(weights):
-            weights = iter(weights)
-            mixed = [next(weights) if f else x for f, x in zip(floating, leaves)]
-            alive = apply_masks(jax.tree.unflatten(treedef, mixed), masks)
-            alive = jax.tree.map(lambda x: checkpoint_name(x, _ALIVE), alive)
-            return total_flow(apply_fn, alive, inputs, biases=biases).mantissa
+        def mantissa_of_flow(differentiated):
+            chosen = iter(differentiated)
+            leaves = [next(chosen) if f else x for f, x in zip(floating, alive)]
+            tree = jax.tree.unflatten(treedef, leaves)
+            return total_flow(apply_fn, tree, inputs, biases=biases).mantissa
 
-        weights = [leaf for f, leaf in zip(floating, leaves) if f]
-        # The backward pass masks the weights again. Otherwise they would be kept beside
-        # their absolute values: memory for a second network, and the time to touch it.
-        policy = jax.checkpoint_policies.save_anything_except_these_names(_ALIVE)
-        differentiated = jax.value_and_grad(jax.checkpoint(mantissa_of_flow, policy=policy))
-        total, gradients = differentiated(weights)
+        # In the masked weights; the weights and masks themselves are met again only in
+        # `_share`. So the compiler keeps no copy of all weights until the backward pass.
+        differentiated = [x for f, x in zip(floating, alive) if f]
+        total, gradients = jax.value_and_grad(mantissa_of_flow)(differentiated)
         # Where nothing flows every score is zero, not zero over zero.
         divisor = jnp.where(total == 0, jnp.ones_like(total), total)
         gradients = iter(gradients)
         scores = [
-            _share(leaf, mask, next(gradients) / divisor)
+            _share(weight, mask, next(gradients) / divisor)
             if f
-            else jnp.zeros(leaf.shape, jnp.float32)
-            for f, leaf, mask in zip(floating, leaves, jax.tree.leaves(masks))
+            else jnp.zeros(weight.shape, jnp.float32)
+            for f, weight, mask in zip(floating, weights, jax.tree.leaves(masks))
         ]
         return jax.tree.unflatten(treedef, scores)
 
     return score
-
-
-# Names the masked weights to `jax.checkpoint`.
-_ALIVE = "synflow_jax.alive"
 
 
 def _share(weight: Array, mask: Array, gradient: Array) -> Array:

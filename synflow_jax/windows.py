@@ -43,8 +43,107 @@ def _way(image: tuple[int, ...], kernel: tuple[int, ...], settings: dict[str, An
 
 
 def native_conv(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
-    """A convolution as XLA does it."""
-    return lax.conv_general_dilated(image, kernel, **settings)
+    """A convolution as XLA does it, and its derivatives so that XLA does them well."""
+    return _native(image, kernel, settings, _in_kernel)
+
+
+def conv_of_few_channels(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
+    """XLA's convolution, with the gradient in the kernel as a product. No groups."""
+    return _native(image, kernel, settings, _in_kernel_by_product)
+
+
+def _native(image: Array, kernel: Array, settings: dict[str, Any], in_kernel) -> Array:
+    """A convolution, channels last inside, with a given way to differentiate in the kernel.
+
+    XLA's CPU compiler has one layout of images and kernels for which convolutions are fast:
+    [batch, *space, channels] and [*window, in, out]. It brings others to that layout, but
+    not in the body of a loop, where they run ten times slower. So the results, and also the
+    tangents, once they are transposed to gradients, are written in it.
+    """
+    numbers = settings["dimension_numbers"]
+    image, kernel = _channels_last(image, kernel, numbers)
+    settings = settings | {"dimension_numbers": _standard(image.ndim)}
+
+    @jax.custom_jvp
+    def conv(image, kernel):
+        return lax.conv_general_dilated(image, kernel, **settings)
+
+    @functools.partial(conv.defjvp, symbolic_zeros=True)
+    def _(primals, tangents):
+        changes = [
+            along(*operands, settings)
+            for along, operands, tangent in (
+                (_in_image, (tangents[0], primals[1]), tangents[0]),
+                (in_kernel, (primals[0], tangents[1]), tangents[1]),
+            )
+            if not isinstance(tangent, SymbolicZero)
+        ]
+        return conv(*primals), functools.reduce(lax.add, changes)
+
+    return _laid_out(conv(image, kernel), numbers)
+
+
+def _standard(ndim: int) -> lax.ConvDimensionNumbers:
+    """[batch, *space, channels] and [*window, in, out]."""
+    space = range(1, ndim - 1)
+    image = (0, ndim - 1, *space)
+    return lax.ConvDimensionNumbers(image, (ndim - 1, ndim - 2, *range(ndim - 2)), image)
+
+
+def _in_image(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
+    """A convolution whose transpose in the image has XLA's layout."""
+    axes = range(kernel.ndim - 2)
+    kernel = lax.transpose(kernel, (*axes, kernel.ndim - 1, kernel.ndim - 2))
+    standard = settings["dimension_numbers"]
+    numbers = standard._replace(rhs_spec=(kernel.ndim - 2, kernel.ndim - 1, *axes))
+    return lax.conv_general_dilated(
+        image, kernel, **settings | {"dimension_numbers": numbers}
+    )
+
+
+def _in_kernel(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
+    """A convolution whose transpose in the kernel has XLA's layout."""
+    last, space = image.ndim - 1, range(1, image.ndim - 1)
+    image = lax.transpose(image, (last, *space, 0))
+    kernel = lax.transpose(kernel, (last - 1, *range(last - 1), last))
+    numbers = lax.ConvDimensionNumbers(
+        lhs_spec=(last, 0, *space),
+        rhs_spec=(last, 0, *space),
+        out_spec=(last - 1, last, *range(last - 1)),
+    )
+    out = lax.conv_general_dilated(
+        image, kernel, **settings | {"dimension_numbers": numbers}
+    )
+    return lax.transpose(out, (last - 1, *range(last - 1), last))
+
+
+def _in_kernel_by_product(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
+    """A convolution as one product, of which every place in the window takes its part.
+
+    Its transpose in the kernel is a product with the patches of the gradient.
+    """
+    *window, into, out = kernel.shape
+    kernel = lax.transpose(kernel, (len(window), *range(len(window)), len(window) + 1))
+    parts = _product(image, lax.reshape(kernel, (into, math.prod(window) * out)))
+    dilated = [(0, 0, d - 1) for d in settings["lhs_dilation"]]
+    padded = [(low, high, d) for (low, high), (_, _, d) in zip(settings["padding"], dilated)]
+    zero = jnp.zeros((), image.dtype)
+    parts = lax.pad(parts, zero, [(0, 0, 0), *padded, (0, 0, 0)])
+    reach = [(w - 1) * d for w, d in zip(window, settings["rhs_dilation"])]
+    total = []
+    for place, part in zip(
+        np.ndindex(*window), lax.split(parts, (out,) * math.prod(window), parts.ndim - 1)
+    ):
+        start = [p * d for p, d in zip(place, settings["rhs_dilation"])]
+        stop = [s + n - r for s, n, r in zip(start, part.shape[1:-1], reach)]
+        taken = lax.slice(
+            part,
+            (0, *start, 0),
+            (part.shape[0], *stop, out),
+            (1, *settings["window_strides"], 1),
+        )
+        total.append(taken)
+    return functools.reduce(lax.add, total)
 
 
 def conv_of_points(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
@@ -54,7 +153,7 @@ def conv_of_points(image: Array, kernel: Array, settings: dict[str, Any]) -> Arr
     steps = (1, *settings["window_strides"], 1)
     if set(steps) != {1}:
         image = lax.slice(image, [0] * image.ndim, image.shape, steps)
-    return _product(image, kernel, numbers)
+    return _laid_out(_product(image, kernel), numbers)
 
 
 def conv_of_patches(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
@@ -93,7 +192,7 @@ def conv_of_patches(image: Array, kernel: Array, settings: dict[str, Any]) -> Ar
     )
     patches = _transposed(patches, (1, 0, 2))
     patches = patches.reshape(batch, *(len(axis) for axis in places), -1)
-    return _product(patches, kernel, numbers)
+    return _laid_out(_product(patches, kernel), numbers)
 
 
 def _places(extent, window, stride, padding, image_dilation, kernel_dilation) -> np.ndarray:
@@ -109,44 +208,6 @@ def _places(extent, window, stride, padding, image_dilation, kernel_dilation) ->
     return (reads - padding[0])[..., None] == np.arange(extent) * image_dilation
 
 
-def conv_of_few_channels(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
-    """XLA's convolution, with the gradient in the kernel as a product of patches.
-
-    No groups, no dilated image. The patches are made anew in the backward pass, so those of
-    one layer exist at a time.
-    """
-    native = functools.partial(native_conv, settings=settings)
-
-    @jax.checkpoint
-    def by_slices(image, kernel):
-        numbers = settings["dimension_numbers"]
-        image, kernel = _channels_last(image, kernel, numbers)
-        slices = window_slices(
-            image,
-            (1, *kernel.shape[:-2], 1),
-            (1, *settings["window_strides"], 1),
-            ((0, 0), *settings["padding"], (0, 0)),
-            (1, *settings["rhs_dilation"], 1),
-        )
-        return _product(lax.concatenate(slices, image.ndim - 1), kernel, numbers)
-
-    differentiable = jax.custom_jvp(native)
-
-    @functools.partial(differentiable.defjvp, symbolic_zeros=True)
-    def _(primals, tangents):
-        changes = [
-            along(*operands)
-            for along, operands, tangent in (
-                (native, (tangents[0], primals[1]), tangents[0]),
-                (by_slices, (primals[0], tangents[1]), tangents[1]),
-            )
-            if not isinstance(tangent, SymbolicZero)
-        ]
-        return differentiable(*primals), functools.reduce(lax.add, changes)
-
-    return differentiable(image, kernel)
-
-
 def _channels_last(image: Array, kernel: Array, numbers: Any) -> tuple[Array, Array]:
     """The image as [batch, *space, channels], the kernel as [*window, in, out]."""
     batch, channels, *space = numbers.lhs_spec
@@ -155,17 +216,21 @@ def _channels_last(image: Array, kernel: Array, numbers: Any) -> tuple[Array, Ar
     return image, _transposed(kernel, (*window, into, out))
 
 
-def _product(patches: Array, kernel: Array, numbers: Any) -> Array:
-    """Patches [batch, *space, window and channels] times kernel, laid out as wanted."""
-    product = lax.dot_general(
+def _product(patches: Array, kernel: Array) -> Array:
+    """Patches [batch, *space, window and channels] times kernel."""
+    return lax.dot_general(
         patches,
         kernel.reshape(-1, kernel.shape[-1]),
         (((patches.ndim - 1,), (0,)), ((), ())),
         precision=lax.Precision.HIGHEST,
     )
-    order = (0, product.ndim - 1, *range(1, product.ndim - 1))
-    axes = [order[numbers.out_spec.index(axis)] for axis in range(product.ndim)]
-    return _transposed(product, axes)
+
+
+def _laid_out(out: Array, numbers: Any) -> Array:
+    """What is [batch, *space, channels], as wanted."""
+    order = (0, out.ndim - 1, *range(1, out.ndim - 1))
+    axes = [order[numbers.out_spec.index(axis)] for axis in range(out.ndim)]
+    return _transposed(out, axes)
 
 
 def _transposed(x: Array, axes: Sequence[int]) -> Array:
