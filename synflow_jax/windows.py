@@ -36,24 +36,12 @@ def _way(image: tuple[int, ...], kernel: tuple[int, ...], settings: dict[str, An
         return conv_of_points
     # XLA rearranges the kernel first, in each direction. Where it is large and the image
     # small that takes longer than the product, up to ten times.
-    if 2 * batch * math.prod(space) <= channels:
-        return conv_of_patches
-    # Below 32 channels XLA computes the kernel's gradient in an older, slower way.
-    return native_conv if channels >= 32 or dilated else conv_of_few_channels
+    small = 2 * batch * math.prod(space) <= channels
+    return conv_of_patches if small else native_conv
 
 
 def native_conv(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
-    """A convolution as XLA does it, and its derivatives so that XLA does them well."""
-    return _native(image, kernel, settings, _in_kernel)
-
-
-def conv_of_few_channels(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
-    """XLA's convolution, with the gradient in the kernel as a product. No groups."""
-    return _native(image, kernel, settings, _in_kernel_by_product)
-
-
-def _native(image: Array, kernel: Array, settings: dict[str, Any], in_kernel) -> Array:
-    """A convolution, channels last inside, with a given way to differentiate in the kernel.
+    """A convolution as XLA does it, and its derivatives so that XLA does them well.
 
     XLA's CPU compiler has one layout of images and kernels for which convolutions are fast:
     [batch, *space, channels] and [*window, in, out]. It brings others to that layout, but
@@ -74,7 +62,7 @@ def _native(image: Array, kernel: Array, settings: dict[str, Any], in_kernel) ->
             along(*operands, settings)
             for along, operands, tangent in (
                 (_in_image, (tangents[0], primals[1]), tangents[0]),
-                (in_kernel, (primals[0], tangents[1]), tangents[1]),
+                (_in_kernel, (primals[0], tangents[1]), tangents[1]),
             )
             if not isinstance(tangent, SymbolicZero)
         ]
@@ -115,35 +103,6 @@ def _in_kernel(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
         image, kernel, **settings | {"dimension_numbers": numbers}
     )
     return lax.transpose(out, (last - 1, *range(last - 1), last))
-
-
-def _in_kernel_by_product(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
-    """A convolution as one product, of which every place in the window takes its part.
-
-    Its transpose in the kernel is a product with the patches of the gradient.
-    """
-    *window, into, out = kernel.shape
-    kernel = lax.transpose(kernel, (len(window), *range(len(window)), len(window) + 1))
-    parts = _product(image, lax.reshape(kernel, (into, math.prod(window) * out)))
-    dilated = [(0, 0, d - 1) for d in settings["lhs_dilation"]]
-    padded = [(low, high, d) for (low, high), (_, _, d) in zip(settings["padding"], dilated)]
-    zero = jnp.zeros((), image.dtype)
-    parts = lax.pad(parts, zero, [(0, 0, 0), *padded, (0, 0, 0)])
-    reach = [(w - 1) * d for w, d in zip(window, settings["rhs_dilation"])]
-    total = []
-    for place, part in zip(
-        np.ndindex(*window), lax.split(parts, (out,) * math.prod(window), parts.ndim - 1)
-    ):
-        start = [p * d for p, d in zip(place, settings["rhs_dilation"])]
-        stop = [s + n - r for s, n, r in zip(start, part.shape[1:-1], reach)]
-        taken = lax.slice(
-            part,
-            (0, *start, 0),
-            (part.shape[0], *stop, out),
-            (1, *settings["window_strides"], 1),
-        )
-        total.append(taken)
-    return functools.reduce(lax.add, total)
 
 
 def conv_of_points(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:

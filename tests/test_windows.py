@@ -32,7 +32,6 @@ WAYS = {
     windows.native_conv: lambda name: True,
     windows.conv_of_patches: lambda name: True,
     windows.conv_of_points: lambda name: name in ("points", "strided points"),
-    windows.conv_of_few_channels: lambda name: name != "transposed",
 }
 CASES = [
     pytest.param(way, name, layout, id=f"{way.__name__}, {name}, {' '.join(layout)}")
