@@ -4,6 +4,7 @@
     python -m benchmarks.flow --quick            # the two networks that targets name
     python -m benchmarks.flow resnet110 conv     # some networks
     python -m benchmarks.flow --all              # the giants too: hours
+    python -m benchmarks.flow --loop vgg16_cifar # in a loop, where pruning calls it
 
 Abs-and-grad is what one would write without this package: the network as it is, through
 `lax.conv`, on the sizes of its weights and an all-ones input, and then ``|w * dR/dw|``.
@@ -32,6 +33,9 @@ from synflow_jax.flow import ones
 GIANTS = ("resnet1202", "wide_resnet1202")
 QUICK = ("vgg16_cifar", "resnet50")
 
+# In the program of --loop.
+ROUNDS = 3
+
 PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 
@@ -45,6 +49,19 @@ def abs_and_grad(apply_fn, input_shape):
         return jax.tree.map(lambda w, g: jnp.abs(w * g), sizes, gradients)
 
     return score
+
+
+def looped(score):
+    """`ROUNDS` scores in a loop, each under the masks that the one before it left."""
+
+    def rounds(params, masks):
+        def step(masks, _):
+            scores = score(params, masks)
+            return jax.tree.map(lambda m, s: m & (s >= 0), masks, scores), None
+
+        return jax.lax.scan(step, masks, length=ROUNDS)[0]
+
+    return rounds
 
 
 def compiled(functions, args, repeats):
@@ -75,16 +92,20 @@ def timed(programs, args, budget):
     return [statistics.median(times) for times in spent], len(spent[0])
 
 
-def measured(name, budget, compilations):
-    """The row of one network."""
+def measured(name, budget, compilations, loop=False):
+    """The row of one network; milliseconds are of one score, also in a loop."""
     apply_fn, params, input_shape = models.build(name, jax.random.key(0))
     args = (params, sj.all_kept(params))
     functions = [make(apply_fn, input_shape) for make in (sj.synflow, abs_and_grad)]
+    if loop:
+        functions = [looped(function) for function in functions]
     programs, seconds = compiled(functions, args, compilations)
     milliseconds, runs = timed(programs, args, budget)
+    milliseconds = [spent / (ROUNDS if loop else 1) for spent in milliseconds]
     temp = [program.memory_analysis().temp_size_in_bytes for program in programs]
     return {
         "network": name,
+        "in_loop": loop,
         "weights": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "score_ms": round(milliseconds[0], 3),
         "abs_and_grad_ms": round(milliseconds[1], 3),
@@ -112,8 +133,9 @@ def described():
     }
 
 
-def table(rows):
-    shown = Table(title="one score against abs-and-grad")
+def table(rows, loop):
+    where = ", in a loop" if loop else ""
+    shown = Table(title=f"one score against abs-and-grad{where}")
     for column in ("network", "score ms", "abs-and-grad ms", "times faster", "compile s"):
         shown.add_column(column, justify="left" if column == "network" else "right")
     for column in ("abs-and-grad s", "ratio", "temp MB", "abs-and-grad MB"):
@@ -140,6 +162,7 @@ def parsed(argv=None):
     parser.add_argument("names", nargs="*", help="networks of synflow_jax.models")
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK)}")
     parser.add_argument("--all", action="store_true", help=f"also {', '.join(GIANTS)}")
+    parser.add_argument("--loop", action="store_true", help="scores in a loop, as pruned")
     parser.add_argument("--seconds", type=float, default=3.0, help="of runs, each network")
     parser.add_argument("--compilations", type=int, default=1, help="medians are of these")
     parser.add_argument("--out", type=pathlib.Path, help="JSON lines, one a network")
@@ -168,7 +191,7 @@ def main(argv=None):
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()))
     rows = []
     for name in names:
-        row = measured(name, args.seconds, args.compilations)
+        row = measured(name, args.seconds, args.compilations, args.loop)
         rows.append(row)
         console.print(
             f"{name}: {row['score_ms']} ms against {row['abs_and_grad_ms']} ms, "
@@ -180,7 +203,7 @@ def main(argv=None):
             args.out.parent.mkdir(parents=True, exist_ok=True)
             with open(args.out, "a") as file:
                 file.write(json.dumps(row | facts) + "\n")
-    console.print(table(rows))
+    console.print(table(rows, args.loop))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from synflow_jax.equations import (
     Equation,
     Flowing,
     Inverse,
-    Loose,
     Plain,
     Pointwise,
     Stopped,
@@ -20,7 +19,7 @@ from synflow_jax.equations import (
     plain_or_flow,
     sees_kinds,
 )
-from synflow_jax.scaled import Scaled, aligned, normalised, times
+from synflow_jax.scaled import Scaled, aligned, normalised
 from synflow_jax.structure import first_largest
 
 # An added constant below this is a mask (minus infinity, to a softmax) and not a shift.
@@ -56,16 +55,13 @@ def _shifted(equation: Equation, flow: Flowing, shift: Plain, sign: int = 1) -> 
     (passed,) = _as_it_is(equation, flow)
     if isinstance(passed, Inverse):
         return passed
+    value = plain_or_flow(passed)
     masked = sign * jnp.asarray(shift) <= _MASK
     if equation.biases:
         # The authors' code subtracts the size of a running mean, and so does biases=True.
         size = jnp.where(masked, 0, sign * equation.size(shift))
-        (a, b), exponent = aligned([plain_or_flow(passed), normalised(size)])
+        (a, b), exponent = aligned([value, normalised(size)])
         value = normalised(a + b, exponent)
-    elif isinstance(passed, Loose):
-        return Loose(jnp.where(masked, 0, passed.mantissa), passed.exponent)
-    else:
-        value = plain_or_flow(passed)
     shifted = Scaled(jnp.where(masked, 0, value.mantissa), value.exponent)
     return Stopped(shifted) if isinstance(flow, Stopped) else _pointwise(shifted, passed)
 
@@ -115,11 +111,8 @@ def _times(
         factor = flow.factor / size if invert else flow.factor * size
         stretched = jnp.broadcast_to(mantissa, factor.shape)
         return Inverse(Scaled(stretched, exponent), factor)
-    # A number scales the argument of a function; an array of them is a layer.
-    if jnp.size(plain) > 1 and not invert:
-        entries = equation.size(equation.entries(plain))
-        return Loose(*times(Scaled(mantissa, exponent), size, entries))
     scaled = normalised(mantissa / size if invert else mantissa * size, exponent)
+    # A number scales the argument of a function; an array of them is a layer.
     return _pointwise(scaled, flow) if jnp.size(plain) == 1 else scaled
 
 
@@ -209,10 +202,6 @@ def select_n(equation: Equation, which: Value, *cases: Value):
 def _as_it_is(equation: Equation, flow: Flowing):
     """The flow, broadcast where a dropped operand was the larger one."""
     (shape,) = equation.out_shapes
-    if isinstance(flow, Loose):
-        if flow.mantissa.shape == shape:
-            return [flow]
-        return [Loose(jnp.broadcast_to(flow.mantissa, shape), flow.exponent)]
     mantissa, exponent = plain_or_flow(flow)
     if mantissa.shape != shape:
         stretched = Scaled(jnp.broadcast_to(mantissa, shape), exponent)

@@ -4,15 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from synflow_jax.equations import (
-    Equation,
-    Flowing,
-    Loose,
-    Value,
-    carries_flow,
-    plain_or_flow,
-    sees_kinds,
-)
+from synflow_jax.equations import Equation, Value
 from synflow_jax.scaled import Scaled, normalised
 from synflow_jax.windows import conv
 
@@ -25,20 +17,13 @@ def factors(
     A parameter counts in its size. Two flows are multiplied by their square roots: the
     geometric mean is of degree one, dies with either, and each of the two passes on half.
     """
-    if carries_flow(left) and carries_flow(right):
-        left, right = plain_or_flow(left), plain_or_flow(right)
+    if isinstance(left, Scaled) and isinstance(right, Scaled):
         exponent = left.exponent + right.exponent
         odd = jnp.where(exponent % 2 == 1, 2.0**0.5, 1.0).astype(left.mantissa.dtype)
         return _root(left.mantissa) * odd, _root(right.mantissa), exponent // 2
-    if carries_flow(left):
-        mantissa, exponent = _as_it_comes(left)
-        return mantissa, equation.size(right), exponent
-    mantissa, exponent = _as_it_comes(right)
-    return equation.size(left), mantissa, exponent
-
-
-def _as_it_comes(flow: Flowing) -> Scaled | Loose:
-    return flow if isinstance(flow, Loose) else plain_or_flow(flow)
+    if isinstance(left, Scaled):
+        return left.mantissa, equation.size(right), left.exponent
+    return equation.size(left), right.mantissa, right.exponent
 
 
 def _root(x: Array) -> Array:
@@ -48,7 +33,6 @@ def _root(x: Array) -> Array:
     return jnp.where(at_zero, jnp.zeros_like(x), lax.stop_gradient(jnp.sign(x)) * root)
 
 
-@sees_kinds
 def dot_general(equation: Equation, left: Value, right: Value):
     """A product with the sizes of the weights; of two flows (attention), of their roots."""
     left, right, exponent = factors(equation, left, right)
@@ -61,7 +45,6 @@ def dot_general(equation: Equation, left: Value, right: Value):
     return [normalised(product, exponent)]
 
 
-@sees_kinds
 def ragged_dot_general(equation: Equation, left: Value, right: Value, *sizes: Value):
     """As a product; which rows meet which matrix is a parameter value."""
     left, right, exponent = factors(equation, left, right)
@@ -76,7 +59,6 @@ def ragged_dot_general(equation: Equation, left: Value, right: Value, *sizes: Va
     return [normalised(product, exponent)]
 
 
-@sees_kinds
 def conv_general_dilated(equation: Equation, image: Value, kernel: Value):
     """A convolution with the size of its kernel; of two flows, of their roots."""
     image, kernel, exponent = factors(equation, image, kernel)

@@ -4,7 +4,7 @@ A value of the network is plain, an array that does not depend on the input (par
 all that is computed from them alone), or it carries flow, a `Scaled`. A rule is called for
 each equation with at least one operand that carries flow.
 
-Four more kinds remember how a flow came about, for the rules marked `sees_kinds`; to all
+Three more kinds remember how a flow came about, for the rules marked `sees_kinds`; to all
 others they are the flow that they carry. `Tokens` are whole numbers of the input, before
 the flow starts.
 """
@@ -16,18 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from synflow_jax.scaled import Scaled, normalised, nothing
-
-
-class Loose(NamedTuple):
-    """A flow that is not `normalised` since it was multiplied entry by entry.
-
-    A product with weights takes it as it is, for all others it is normalised first. So
-    batch normalisation after a convolution costs no pass over the image.
-    """
-
-    mantissa: Array
-    exponent: Array
+from synflow_jax.scaled import Scaled, nothing
 
 
 class Pointwise(NamedTuple):
@@ -38,7 +27,7 @@ class Pointwise(NamedTuple):
     """
 
     flow: Scaled
-    origin: Scaled | Loose
+    origin: Scaled
 
 
 class Inverse(NamedTuple):
@@ -61,7 +50,7 @@ class Tokens(NamedTuple):
 
 
 Plain = Array | np.ndarray
-Flowing = Scaled | Loose | Pointwise | Inverse | Stopped
+Flowing = Scaled | Pointwise | Inverse | Stopped
 Value = Plain | Flowing | Tokens
 
 
@@ -75,8 +64,6 @@ class Equation(NamedTuple):
       dtype: the precision of every flow.
       size: ``size(plain) -> array``, the absolute value of a parameter at its point of
         use, in that precision.
-      entries: ``entries(plain) -> array``, the array that a plain value repeats; itself, if
-        it repeats none.
       biases: whether added parameters join the flow.
       inside: ``inside(closed_jaxpr, *operands) -> results``, for rules of primitives that
         call another jaxpr.
@@ -88,7 +75,6 @@ class Equation(NamedTuple):
     out_shapes: list[tuple[int, ...]]
     dtype: np.dtype
     size: Callable[[Plain], Array]
-    entries: Callable[[Plain], Plain]
     biases: bool
     inside: Callable[..., list[Value]]
     bind: Callable[..., list[Array]]
@@ -108,19 +94,15 @@ def plain_or_flow(value: Value) -> Plain | Scaled:
     """The value without its history."""
     if isinstance(value, Tokens):
         return value.ids
-    if isinstance(value, Loose):
-        return normalised(*value)
     return value.flow if isinstance(value, Pointwise | Inverse | Stopped) else value
 
 
 def carries_flow(value: Value) -> bool:
-    return isinstance(value, Scaled | Loose | Pointwise | Inverse | Stopped)
+    return isinstance(value, Scaled | Pointwise | Inverse | Stopped)
 
 
-def origin_of(value: Flowing) -> Scaled | Loose:
+def origin_of(value: Flowing) -> Scaled:
     """The flow that the value is a pointwise function of: its own, if of no other."""
-    if isinstance(value, Loose):
-        return value
     return value.origin if isinstance(value, Pointwise) else plain_or_flow(value)
 
 

@@ -58,7 +58,7 @@ def interpret(
     """What ``apply_fn(params, *args)`` returns, each value plain or a `Scaled` flow."""
     traced, shape = jax.make_jaxpr(apply_fn, return_shape=True)(params, *args)
     sources = [_source(x) for x in jax.tree.leaves(args)]
-    outs = _Interpreter(settings, {}).run(
+    outs = _Interpreter(settings).run(
         traced.jaxpr, traced.consts, [*jax.tree.leaves(params), *sources]
     )
     return jax.tree.unflatten(jax.tree.structure(shape), map(plain_or_flow, outs))
@@ -75,8 +75,6 @@ class _Interpreter(NamedTuple):
     """Evaluates jaxprs with some of their arguments carrying flow."""
 
     settings: Settings
-    # Of each plain value that repeats another one, by its id: itself and the other.
-    repeated: dict[int, tuple[Plain, Plain]]
 
     def run(
         self,
@@ -117,14 +115,7 @@ class _Interpreter(NamedTuple):
             return self.apply(starts, eqn, operands, line)
         if flow_rules.get(name) is call and name in ("jit", "pjit", "closed_call"):
             return self.apply(call, eqn, operands, line)
-        outs = plain.evaluate(eqn, operands, _bind)
-        if name == "broadcast_in_dim":
-            self.repeated[id(outs[0])] = outs[0], self.entries(operands[0])
-        return outs
-
-    def entries(self, plain: Plain) -> Plain:
-        """What a plain value repeats: itself, if nothing."""
-        return self.repeated.get(id(plain), (plain, plain))[1]
+        return plain.evaluate(eqn, operands, _bind)
 
     def apply(
         self, rule: Rule | None, eqn: core.JaxprEqn, operands: list[Value], line: str
@@ -152,7 +143,6 @@ class _Interpreter(NamedTuple):
             out_shapes=[var.aval.shape for var in eqn.outvars],
             dtype=settings.dtype,
             size=settings.size or absolute,
-            entries=self.entries,
             biases=settings.biases,
             inside=inside,
             bind=lambda *arrays: _bind(eqn, arrays),

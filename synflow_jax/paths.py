@@ -16,7 +16,6 @@ from synflow_jax.arithmetic import add, maximum
 from synflow_jax.equations import (
     Equation,
     Flowing,
-    Loose,
     Value,
     carries_flow,
     plain_or_flow,
@@ -127,7 +126,7 @@ def _rounded(value: Flowing) -> Flowing:
     mantissa, exponent = plain_or_flow(value)
     count = mantissa * jnp.exp2(exponent.astype(mantissa.dtype))
     flow = Scaled(_reached(count), jnp.zeros_like(exponent))
-    return flow if isinstance(value, Scaled | Loose) else value._replace(flow=flow)
+    return flow if isinstance(value, Scaled) else value._replace(flow=flow)
 
 
 # --- choices: every entry may be the one that is chosen -----------------------------------

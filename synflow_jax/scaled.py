@@ -34,37 +34,16 @@ def normalised(mantissa: Array, exponent: Int[Array, ""] | int = 0) -> Scaled:
     which keeps every gradient finite: by the conservation law an entry times its gradient
     is at most the total.
     """
-    scale, moved = _to_size_one(mantissa)
-    return Scaled(_visible(mantissa, scale), moved + exponent)
-
-
-def times(flow: Scaled, factor: Array, entries: Array) -> Scaled:
-    """The flow times a factor, without a look at the product.
-
-    Args:
-      flow: what `normalised` returns.
-      factor: as large.
-      entries: any array of the same entries, such as the one that ``factor`` repeats.
-
-    Returns:
-      The product, its mantissa less than 4, but its largest entry possibly much smaller.
-    """
-    scale, moved = _to_size_one(entries)
-    return Scaled(flow.mantissa * (factor * scale), flow.exponent + moved)
-
-
-def _to_size_one(x: Array) -> tuple[Float[Array, ""], Int[Array, ""]]:
-    """The power of two that brings the largest entry into [1, 2), and its inverse's
-    exponent. Both without derivative."""
     # In lax, not in jax.numpy: every equation of a network comes here, and jax.numpy takes
     # longer to trace.
-    bias, digits, whole = _layout(x.dtype)
+    bias, digits, whole = _layout(mantissa.dtype)
     integer = whole.type
-    if x.size:
+    if mantissa.size:
         # Sizes of floats compare as their bits do, and XLA looks for the largest integer in
         # one pass, for the largest float in two.
-        bits = lax.bitcast_convert_type(lax.abs(lax.stop_gradient(x)), whole)
-        bits = lax.reduce_max(bits, range(x.ndim))
+        sizes = lax.abs(lax.stop_gradient(mantissa))
+        bits = lax.bitcast_convert_type(sizes, whole)
+        bits = lax.reduce_max(bits, range(mantissa.ndim))
     else:
         bits = jnp.zeros((), whole)
     biased = lax.shift_right_logical(bits, integer(digits))
@@ -72,7 +51,8 @@ def _to_size_one(x: Array) -> tuple[Float[Array, ""], Int[Array, ""]]:
     scale = lax.shift_left(integer(2 * bias) - biased, integer(digits))
     moved = lax.convert_element_type(biased - integer(bias), jnp.int32)
     moved = lax.select(bits == 0, jnp.int32(_ZERO), moved)
-    return lax.bitcast_convert_type(scale, x.dtype), moved
+    scale = lax.bitcast_convert_type(scale, mantissa.dtype)
+    return Scaled(_visible(mantissa, scale), moved + exponent)
 
 
 @jax.custom_jvp

@@ -11,12 +11,14 @@ from benchmarks import flow as benchmark
 from synflow_jax import models
 
 
-def test_a_run_writes_a_row_with_all_it_depends_on(tmp_path, capsys):
+@pytest.mark.parametrize("loop", [[], ["--loop"]])
+def test_a_run_writes_a_row_with_all_it_depends_on(loop, tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
-    benchmark.main(["mlp", "--seconds", "0", "--out", str(out)])
+    benchmark.main(["mlp", "--seconds", "0", "--out", str(out), *loop])
     (row,) = map(json.loads, out.read_text().splitlines())
     assert row["network"] == "mlp" and row["weights"] == 119910 and row["runs"] >= 5
     assert row["speedup"] == pytest.approx(row["abs_and_grad_ms"] / row["score_ms"], 0.1)
+    assert row["in_loop"] == bool(loop)
     assert {"jax", "jaxlib", "cores", "device", "python"} <= set(row)
     assert "mlp" in capsys.readouterr().out
 
