@@ -207,9 +207,7 @@ def measured(name):
     middle = time.perf_counter()
     masks, info = jax.block_until_ready(sj.prune(score, params, 0.01, prunable=prunable))
     seconds = time.perf_counter() - middle
-    alive = jax.jit(lambda p: sj.log_flow(apply_fn, p, shape))(
-        sj.apply_masks(params, masks)
-    )
+    alive = float(log10_flow(sj.apply_masks(params, masks)))
     return {
         "network": name,
         "weights": flat(kept, params).size,
@@ -219,7 +217,7 @@ def measured(name):
         "one_round_differs": differ,
         "furthest_from_threshold": band,
         "kept": int(info.kept[-1]),
-        "connected": bool(np.isfinite(alive)),
+        "connected": math.isfinite(alive),
         "log10_R_pruned": round(alive, 2),
         "emptied": len(sj.collapsed(params, masks, prunable=prunable)),
         "prune_s": round(seconds, 2),

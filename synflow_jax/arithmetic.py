@@ -19,7 +19,7 @@ from synflow_jax.equations import (
     plain_or_flow,
     sees_kinds,
 )
-from synflow_jax.scaled import Scaled, aligned, normalised
+from synflow_jax.scaled import Scaled, aligned, normalised, normalised_once
 from synflow_jax.structure import first_largest
 
 # An added constant below this is a mask (minus infinity, to a softmax) and not a shift.
@@ -35,7 +35,7 @@ def add(equation: Equation, left: Value, right: Value):
     if isinstance(left, Stopped) != isinstance(right, Stopped):
         return _as_it_is(equation, right if isinstance(left, Stopped) else left)
     (a, b), exponent = aligned([plain_or_flow(left), plain_or_flow(right)])
-    total = normalised(a + b, exponent)
+    total = normalised_once(a + b, exponent)
     if isinstance(left, Stopped):
         return [Stopped(total)]
     return [_pointwise(total, left, right)]

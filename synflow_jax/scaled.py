@@ -4,6 +4,8 @@ Powers of two round nothing, so a `Scaled` array has the digits of an ordinary f
 exponent that no network is deep enough to exhaust.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -34,40 +36,61 @@ def normalised(mantissa: Array, exponent: Int[Array, ""] | int = 0) -> Scaled:
     which keeps every gradient finite: by the conservation law an entry times its gradient
     is at most the total.
     """
+    biased, moved = _size(mantissa)
+    bias, digits, whole = _layout(mantissa.dtype)
+    factor = lax.shift_left(whole.type(2 * bias) - biased, whole.type(digits))
+    factor = lax.bitcast_convert_type(factor, mantissa.dtype)
+    return Scaled(_visible(lax.mul, mantissa, factor), moved + exponent)
+
+
+def normalised_once(mantissa: Array, exponent: Int[Array, ""] | int = 0) -> Scaled:
+    """As `normalised`, for what many later equations read, such as a residual stream.
+
+    XLA computes a chain of sums and products anew in everything that reads its end. After
+    hundreds of residual sums that would be most of the program, and hours of compiling. A
+    division it computes once.
+    """
+    biased, moved = _size(mantissa)
+    _, digits, whole = _layout(mantissa.dtype)
+    divisor = lax.bitcast_convert_type(
+        lax.shift_left(biased, whole.type(digits)), mantissa.dtype
+    )
+    return Scaled(_visible(lax.div, mantissa, divisor), moved + exponent)
+
+
+def _size(x: Array) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """The exponent of the largest entry, as a float's bits have it and as a number."""
     # In lax, not in jax.numpy: every equation of a network comes here, and jax.numpy takes
     # longer to trace.
-    bias, digits, whole = _layout(mantissa.dtype)
+    bias, digits, whole = _layout(x.dtype)
     integer = whole.type
-    if mantissa.size:
+    if x.size:
         # Sizes of floats compare as their bits do, and XLA looks for the largest integer in
         # one pass, for the largest float in two.
-        sizes = lax.abs(lax.stop_gradient(mantissa))
-        bits = lax.bitcast_convert_type(sizes, whole)
-        bits = lax.reduce_max(bits, range(mantissa.ndim))
+        bits = lax.bitcast_convert_type(lax.abs(lax.stop_gradient(x)), whole)
+        bits = lax.reduce_max(bits, range(x.ndim))
     else:
         bits = jnp.zeros((), whole)
     biased = lax.shift_right_logical(bits, integer(digits))
     biased = lax.clamp(integer(1), biased, integer(2 * bias - 1))
-    scale = lax.shift_left(integer(2 * bias) - biased, integer(digits))
-    moved = lax.convert_element_type(biased - integer(bias), jnp.int32)
-    moved = lax.select(bits == 0, jnp.int32(_ZERO), moved)
-    scale = lax.bitcast_convert_type(scale, mantissa.dtype)
-    return Scaled(_visible(mantissa, scale), moved + exponent)
+    number = lax.convert_element_type(biased - integer(bias), jnp.int32)
+    return biased, lax.select(bits == 0, jnp.int32(_ZERO), number)
 
 
-@jax.custom_jvp
-def _visible(x: Array, scale: Array) -> Array:
-    """``x * scale`` without its smallest entries. A NaN is not small: it is reported."""
-    x = x * scale
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _visible(scaled: Callable, x: Array, unit: Array) -> Array:
+    """``x`` scaled, without its smallest entries. A NaN is not small: it is reported."""
+    x = scaled(x, lax.broadcast(unit, x.shape))
     small = lax.lt(lax.abs(x), lax.full_like(x, 2.0**-100))
     return lax.select(small, lax.full_like(x, 0), x)
 
 
 @_visible.defjvp
-def _(primals, tangents):
+def _(scaled, primals, tangents):
     # In terms of the result, which is kept anyway: in terms of ``x``, the compiler would
     # keep that too until the backward pass.
-    result, change = _visible(*primals), tangents[0] * primals[1]
+    result = _visible(scaled, *primals)
+    change = scaled(tangents[0], lax.broadcast(primals[1], result.shape))
     seen = lax.ne(result, lax.full_like(result, 0))
     return result, lax.select(seen, change, lax.full_like(change, 0))
 

@@ -1,12 +1,14 @@
 """Scores to masks: exactly k, without a sort.
 
-Floats order like their bits read as whole numbers, so the k-th highest score is found by
-bisection: count the scores above a candidate, halve the bracket, stop as soon as a
-candidate has exactly k above it. A small sample narrows the first bracket. Counts are all
-that a round needs to know of the scores, so the leaves are never sorted, copied together
-or gathered.
+Floats order like their bits read as whole numbers, their keys, so the k-th highest score is
+found by counting: how many keys reach a candidate tells on which side of it the threshold
+lies, and so on until exactly k reach one. A small sample makes the first two candidates;
+then each is where the threshold would be if keys were evenly spread between the nearest
+two, or, where that did not help, half-way. Counts are all that a round needs to know of the
+scores, so the leaves are never sorted, copied together or gathered, nor keys stored.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,6 +26,9 @@ from synflow_jax.trees import (
     is_floating,
     scoring_dtype,
 )
+
+# The scores of a leaf and, if not all may be kept, which.
+_Leaf = tuple[Array] | tuple[Array, Array]
 
 # Scores taken from each leaf in proportion to its size, to guess the first bracket.
 _SAMPLE = 16384
@@ -73,25 +78,25 @@ def keep_top(
     leaves, treedef = jax.tree.flatten(scores)
     size = _checked_size(scores)
     _check_count(k, size)
-    eligible = [None] * len(leaves)
+    eligible = [()] * len(leaves)
     if masks is not None:
         check_masks(masks, scores)
-        eligible = jax.tree.leaves(masks)
+        eligible = [(mask,) for mask in jax.tree.leaves(masks)]
     if size == 0:
         return jax.tree.map(lambda s: jnp.zeros(s.shape, bool), scores)
     dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves))
-    keys = [_keys(jnp.asarray(s, dtype), m) for s, m in zip(leaves, eligible)]
+    ranked = [(jnp.asarray(s, dtype), *m) for s, m in zip(leaves, eligible)]
     k = jnp.clip(jnp.asarray(k), 0).astype(jnp.uint32)
-    bracket = _search(keys, k, size)
+    bracket = _search(ranked, k, size)
     # Where k keys reach `low` there is no tie to break, and only a comparison is left.
     kept = lax.cond(
         bracket.num_low == k,
-        lambda keys: [key >= bracket.low for key in keys],
-        lambda keys: _first_of_equals(keys, bracket, k),
-        keys,
+        lambda ranked: [_key(*leaf) >= bracket.low for leaf in ranked],
+        lambda ranked: _first_of_equals(ranked, bracket, k),
+        ranked,
     )
     if masks is not None:
-        kept = [a & b for a, b in zip(kept, eligible)]
+        kept = [a & b for a, (b,) in zip(kept, eligible)]
     return jax.tree.unflatten(treedef, kept)
 
 
@@ -150,9 +155,9 @@ def _checked_size(scores: PyTree) -> int:
     return size
 
 
-def _keys(scores: Array, eligible: Array | None) -> Int[Array, "..."]:
+def _key(scores: Array, eligible: Array | None = None) -> Int[Array, "..."]:
     """Whole numbers in the order of the scores, NaN below all, the ineligible lowest."""
-    signed = {4: jnp.int32, 8: jnp.int64}[scores.dtype.itemsize]
+    signed = _key_type(scores.dtype)
     lowest = jnp.iinfo(signed).min
     bits = lax.bitcast_convert_type(scores, signed)
     # Sign and magnitude to two's complement; minus zero becomes zero.
@@ -161,41 +166,70 @@ def _keys(scores: Array, eligible: Array | None) -> Int[Array, "..."]:
     return keys if eligible is None else jnp.where(eligible, keys, lowest)
 
 
-def _search(keys: list[Array], k: Array, size: int) -> _Bracket:
-    limits = jnp.iinfo(keys[0].dtype)
-    guesses = _guesses(keys, k, size)
+def _key_type(dtype) -> jnp.dtype:
+    return jnp.dtype({4: jnp.int32, 8: jnp.int64}[jnp.dtype(dtype).itemsize])
+
+
+def _count(holds: Callable[[Array], Array], leaf: _Leaf) -> Integer[Array, ""]:
+    """Number of the leaf's keys for which it holds."""
+    return count_where(lambda *parts: holds(_key(*parts)), *leaf)
+
+
+def _search(leaves: list[_Leaf], k: Array, size: int) -> _Bracket:
+    key_type = _key_type(leaves[0][0].dtype)
+    limits = jnp.iinfo(key_type)
+    guesses = _guesses(leaves, k, size)
     bracket = _Bracket(
-        low=jnp.where(k == 0, limits.max, limits.min).astype(keys[0].dtype),
+        low=jnp.where(k == 0, limits.max, limits.min).astype(key_type),
         num_low=jnp.where(k == 0, jnp.uint32(0), jnp.uint32(size)),
-        high=jnp.asarray(limits.max, keys[0].dtype),
+        high=jnp.asarray(limits.max, key_type),
         num_high=jnp.uint32(0),
     )
 
     def unfinished(state):
-        bracket, _ = state
+        bracket, *_ = state
         return (bracket.num_low != k) & (bracket.high - 1 > bracket.low)
 
     def narrow(state):
-        bracket, step = state
-        middle = (bracket.low & bracket.high) + ((bracket.low ^ bracket.high) >> 1)
+        bracket, step, helped = state
         guess = guesses[jnp.minimum(step, 1)]
         useful = (step < 2) & (guess > bracket.low) & (guess < bracket.high)
-        candidate = jnp.where(useful, guess, middle)
+        candidate = jnp.where(helped, _evenly(bracket, k), _middle(bracket))
+        candidate = jnp.where(useful, guess, candidate)
         number = sum(
-            (count_where(lambda x: x >= candidate, key) for key in keys), jnp.uint32(0)
+            (_count(lambda key: key >= candidate, leaf) for leaf in leaves), jnp.uint32(0)
         )
-        low = _Bracket(candidate, number, bracket.high, bracket.num_high)
-        high = _Bracket(bracket.low, bracket.num_low, candidate, number)
-        enough = number >= k
-        return jax.tree.map(lambda a, b: jnp.where(enough, a, b), low, high), step + 1
+        low = bracket._replace(low=candidate, num_low=number)
+        high = bracket._replace(high=candidate, num_high=number)
+        narrowed = jax.tree.map(lambda a, b: jnp.where(number >= k, a, b), low, high)
+        before, after = (b.num_low - b.num_high for b in (bracket, narrowed))
+        return narrowed, step + 1, (step < 2) | (after <= before // 2)
 
-    return lax.while_loop(unfinished, narrow, (bracket, jnp.int32(0)))[0]
+    return lax.while_loop(unfinished, narrow, (bracket, jnp.int32(0), jnp.bool_(True)))[0]
 
 
-def _guesses(keys: list[Array], k: Array, size: int) -> Array:
+def _middle(bracket: _Bracket) -> Array:
+    low, high = bracket.low, bracket.high
+    return (low & high) + ((low ^ high) >> 1)
+
+
+def _evenly(bracket: _Bracket, k: Array) -> Array:
+    """Where k keys would reach if those in the bracket were evenly spread."""
+    low, num_low, high, num_high = bracket
+    unsigned = jnp.dtype(f"uint{low.dtype.itemsize * 8}")
+    width = high.astype(unsigned) - low.astype(unsigned)
+    share = (num_low - k).astype(jnp.float32) / (num_low - num_high).astype(jnp.float32)
+    share = jnp.minimum(share, 1 - 2.0**-10)  # or rounding could lead beyond the bracket
+    ahead = (share * width.astype(jnp.float32)).astype(unsigned)
+    ahead = jnp.clip(ahead, 1, width - 1)
+    return (low.astype(unsigned) + ahead).astype(low.dtype)
+
+
+def _guesses(leaves: list[_Leaf], k: Array, size: int) -> Array:
     """Two keys that enclose the threshold, most likely, from a sample of every leaf."""
     stride = -(-size // _SAMPLE)
-    sample = jnp.sort(jnp.concatenate([key.reshape(-1)[::stride] for key in keys]))
+    keys = [_key(*(x.reshape(-1)[::stride] for x in leaf)) for leaf in leaves]
+    sample = jnp.sort(jnp.concatenate(keys))
     fraction = k.astype(jnp.float32) / float(size)
     expected = (1.0 - fraction) * sample.size
     spread = 4.0 * jnp.sqrt(sample.size * fraction * (1.0 - fraction)) + 2.0
@@ -203,13 +237,14 @@ def _guesses(keys: list[Array], k: Array, size: int) -> Array:
     return sample[jnp.clip(places, 0, sample.size - 1)]
 
 
-def _first_of_equals(keys: list[Array], bracket: _Bracket, k: Array) -> list[Array]:
+def _first_of_equals(leaves: list[_Leaf], bracket: _Bracket, k: Array) -> list[Array]:
     """All keys above the threshold and the first few of those equal to it."""
     room = k - bracket.num_high
     kept = []
-    for key in keys:
+    for leaf in leaves:
+        key = _key(*leaf)
         equal = key == bracket.low
-        number = count_where(lambda x: x == bracket.low, key)
+        number = _count(lambda key: key == bracket.low, leaf)
         here = jnp.minimum(room, number)
         first = lax.cond(
             here == number,

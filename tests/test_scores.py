@@ -191,3 +191,21 @@ def test_random_wants_one_typed_key(key, no_typecheck):
         sj.random(key)
     with pytest.raises(ValueError, match="jax.random.key"):
         sj.random(jax.random.split(jax.random.key(0), 2))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA's CPU compiler")
+def test_the_compiled_program_grows_with_the_depth_and_not_with_its_square():
+    """XLA computes sums of flows anew in every later layer, unless it is kept from it."""
+
+    def lines(depth):
+        def apply_fn(params, x):
+            for w in params:
+                x = x + jax.nn.relu(x @ w) @ w.T
+            return x
+
+        params = [jnp.ones((64, 32))] * depth
+        score = jax.jit(sj.synflow(apply_fn, (16, 64)))
+        compiled = score.lower(params, sj.all_kept(params)).compile()
+        return len(compiled.as_text().splitlines())
+
+    assert lines(24) - lines(16) < 1.3 * (lines(16) - lines(8))
