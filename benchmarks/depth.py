@@ -158,7 +158,7 @@ def prunable(name, leaf):
 
 
 def cut_gap(name, params, scores):
-    """The largest distance from 1 of the total of the first and of the last kernels."""
+    """The largest distance from 1 of what a kernel scores that all paths cross."""
     kernels = [
         (path, float(np.sum(s, dtype=np.float64)))
         for path, p, s in zip(
@@ -167,7 +167,8 @@ def cut_gap(name, params, scores):
         if prunable(path, p) or path.endswith("embedding")
     ]
     if name == "transformer48":
-        ends = [kernels[0], *(k for k in kernels if k[0].endswith("embedding"))]
+        head = f"Dense_{2 * Transformer.depth}/kernel"
+        ends = [k for k in kernels if k[0].endswith("embedding") or k[0] == head]
     elif name.startswith("vgg"):
         ends = kernels
     elif name == "resnet1202":
