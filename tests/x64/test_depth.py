@@ -7,6 +7,9 @@ import pytest
 import synflow_jax as sj
 from benchmarks import depth
 
+# Flax's layers mix the default float64 of the ones with float32 parameters.
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
 
 def _rows(tmp_path, *arguments):
     out = tmp_path / "rows.jsonl"
