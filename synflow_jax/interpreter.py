@@ -204,8 +204,10 @@ def _user_line(eqn: core.JaxprEqn) -> str | None:
     """File, line and function of the innermost frame outside JAX, Flax and this package."""
     traceback = eqn.source_info.traceback
     frames = traceback.frames if traceback else []
-    # The interpreter traces the model, so its own frames end the search.
-    frames = list(itertools.takewhile(lambda f: f.file_name != __file__, frames))
+    # The interpreter traces the model, so its own frames end the search; and so do those of
+    # JAX that trace a jitted function, whose callers may be of an earlier call.
+    ends = (__file__, os.path.join(_JAX, "_src", "linear_util.py"))
+    frames = list(itertools.takewhile(lambda f: f.file_name not in ends, frames))
     # A model made of layers alone has no line of its own: then the layer's.
     for libraries in ((_JAX, _FLAX), (_JAX,)):
         for frame in frames:
