@@ -25,8 +25,8 @@ from synflow_jax.flow import log_flow, ones
 from synflow_jax.interpreter import Settings, interpret
 from synflow_jax.rules import flow_rules
 from synflow_jax.scaled import Scaled
+from synflow_jax.structure import pooled_entries
 from synflow_jax.trees import Masks, Params, is_floating, scoring_dtype, widened
-from synflow_jax.windows import window_slices
 
 
 def on_paths(apply_fn: Callable[..., PyTree], params: Params, input_shape: PyTree) -> Masks:
@@ -133,14 +133,7 @@ def _rounded(value: Flowing) -> Flowing:
 
 
 def _reduce_window_max(equation: Equation, flow: Scaled) -> list[Scaled]:
-    params = equation.params
-    entries = window_slices(
-        flow.mantissa,
-        params["window_dimensions"],
-        params["window_strides"],
-        params["padding"],
-        params["window_dilation"],
-    )
+    entries = pooled_entries(equation, flow, fill=0.0)
     return [Scaled(sum(entries[1:], entries[0]), flow.exponent)]
 
 

@@ -100,18 +100,23 @@ def reduce_window_max(equation: Equation, flow: Scaled):
     It is positively homogeneous, so the flow is conserved. Equal means within 2**-13 of
     the largest, the same on every platform and in every precision.
     """
+    entries = pooled_entries(equation, flow, fill=-jnp.inf)
+    return [normalised(first_largest(entries), flow.exponent)]
+
+
+def pooled_entries(equation: Equation, flow: Scaled, fill: float) -> list[Array]:
+    """For each place in the window of a pooling, the entries there; ``fill`` outside."""
     params = equation.params
     if set(params["base_dilation"]) != {1}:
         raise ValueError("max pooling with a base dilation has no rule.")
-    entries = window_slices(
+    return window_slices(
         flow.mantissa,
         params["window_dimensions"],
         params["window_strides"],
         params["padding"],
         params["window_dilation"],
-        fill=-jnp.inf,
+        fill,
     )
-    return [normalised(first_largest(entries), flow.exponent)]
 
 
 def reduce_max(equation: Equation, flow: Scaled):

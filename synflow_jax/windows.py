@@ -196,7 +196,7 @@ def _transposed(x: Array, axes: Sequence[int]) -> Array:
     return x if list(axes) == list(range(x.ndim)) else lax.transpose(x, axes)
 
 
-def window_slices(x: Array, window, strides, padding, dilation, fill=0.0) -> list[Array]:
+def window_slices(x: Array, window, strides, padding, dilation, fill) -> list[Array]:
     """For each place in the window, the entries that stand there, over all windows."""
     x = lax.pad(x, jnp.asarray(fill, x.dtype), [(low, high, 0) for low, high in padding])
     reach = [(w - 1) * d for w, d in zip(window, dilation)]
