@@ -15,13 +15,8 @@ Runs with jax_enable_x64; what is called float32 has float32 parameters.
 """
 
 import argparse
-import datetime
-import importlib.metadata
-import json
 import math
-import os
 import pathlib
-import platform
 import re
 import time
 
@@ -32,6 +27,7 @@ import numpy as np
 from rich.console import Console
 
 import synflow_jax as sj
+from benchmarks import measuring
 from synflow_jax import models
 
 # Those that the authors' code cannot prune, then two of the paper's, then a transformer.
@@ -258,17 +254,6 @@ def overlaps(name):
     return rows
 
 
-def described():
-    """What the numbers depend on."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        **{name: importlib.metadata.version(name) for name in ("jax", "flax", "numpy")},
-    }
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -281,14 +266,11 @@ def main(argv=None):
         if name not in models.NETWORKS and name != "transformer48":
             parser.error(f"there is no network {name}.")
     jax.config.update("jax_enable_x64", True)
-    console, facts = Console(highlight=False), described()
+    console, facts = Console(highlight=False), measuring.described()
     for name in args.names or DEFAULT:
         for row in overlaps(name) if args.overlap else [measured(name)]:
             console.print(", ".join(f"{k} {v}" for k, v in row.items()), soft_wrap=True)
-            if args.out:
-                args.out.parent.mkdir(parents=True, exist_ok=True)
-                with args.out.open("a") as file:
-                    file.write(json.dumps(row | facts) + "\n")
+            measuring.append(args.out, [row | facts])
         jax.clear_caches()
 
 

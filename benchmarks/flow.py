@@ -11,12 +11,8 @@ Abs-and-grad is what one would write without this package: the network as it is,
 """
 
 import argparse
-import datetime
-import importlib.metadata
-import json
-import os
+import functools
 import pathlib
-import platform
 import statistics
 import time
 
@@ -26,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import synflow_jax as sj
+from benchmarks import measuring
 from synflow_jax import models
 from synflow_jax.flow import ones
 
@@ -35,8 +32,6 @@ QUICK = ("vgg16_cifar", "resnet50")
 
 # In the program of --loop.
 ROUNDS = 3
-
-PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 
 def abs_and_grad(apply_fn, input_shape):
@@ -57,7 +52,8 @@ def looped(score):
     def rounds(params, masks):
         def step(masks, _):
             scores = score(params, masks)
-            return jax.tree.map(lambda m, s: m & (s >= 0), masks, scores), None
+            # Not `>= 0`, which the compiler knows of an absolute value.
+            return jax.tree.map(lambda m, s: m & (s > 0), masks, scores), None
 
         return jax.lax.scan(step, masks, length=ROUNDS)[0]
 
@@ -78,20 +74,6 @@ def compiled(functions, args, repeats):
     return programs, [statistics.median(spent) for spent in seconds]
 
 
-def timed(programs, args, budget):
-    """Milliseconds of each program, and how many interleaved runs the medians are of."""
-    for program in programs:
-        jax.block_until_ready(program(*args))
-    spent = [[] for _ in programs]
-    end = time.perf_counter() + budget
-    while time.perf_counter() < end or len(spent[0]) < 5:
-        for program, times in zip(programs, spent):
-            start = time.perf_counter()
-            jax.block_until_ready(program(*args))
-            times.append(1e3 * (time.perf_counter() - start))
-    return [statistics.median(times) for times in spent], len(spent[0])
-
-
 def measured(name, budget, compilations, loop=False):
     """The row of one network; milliseconds are of one score, also in a loop."""
     apply_fn, params, input_shape = models.build(name, jax.random.key(0))
@@ -100,7 +82,8 @@ def measured(name, budget, compilations, loop=False):
     if loop:
         functions = [looped(function) for function in functions]
     programs, seconds = compiled(functions, args, compilations)
-    milliseconds, runs = timed(programs, args, budget)
+    runs = [functools.partial(program, *args) for program in programs]
+    milliseconds, turns = measuring.interleaved(runs, seconds=budget)
     milliseconds = [spent / (ROUNDS if loop else 1) for spent in milliseconds]
     temp = [program.memory_analysis().temp_size_in_bytes for program in programs]
     return {
@@ -110,7 +93,7 @@ def measured(name, budget, compilations, loop=False):
         "score_ms": round(milliseconds[0], 3),
         "abs_and_grad_ms": round(milliseconds[1], 3),
         "speedup": round(milliseconds[1] / milliseconds[0], 2),
-        "runs": runs,
+        "runs": turns,
         "compile_s": round(seconds[0], 2),
         "abs_and_grad_compile_s": round(seconds[1], 2),
         "compile_ratio": round(seconds[0] / seconds[1], 2),
@@ -120,37 +103,26 @@ def measured(name, budget, compilations, loop=False):
     }
 
 
-def described():
-    """What the numbers depend on."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-        "cores": os.process_cpu_count()
-        if hasattr(os, "process_cpu_count")
-        else os.cpu_count(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-    }
-
-
 def table(rows, loop):
     where = ", in a loop" if loop else ""
-    shown = Table(title=f"one score against abs-and-grad{where}")
-    for column in ("network", "score ms", "abs-and-grad ms", "times faster", "compile s"):
+    shown = Table(
+        title=f"one score against abs-and-grad{where}",
+        caption="in brackets abs-and-grad; MB: temporary memory",
+    )
+    columns = "network,score ms,times faster,compile s,times longer,MB"
+    for column in columns.split(","):
         shown.add_column(column, justify="left" if column == "network" else "right")
-    for column in ("abs-and-grad s", "ratio", "temp MB", "abs-and-grad MB"):
-        shown.add_column(column, justify="right")
     for row in rows:
+        mb, rival_mb = (
+            row[key] / 2**20 for key in ("temp_bytes", "abs_and_grad_temp_bytes")
+        )
         shown.add_row(
             row["network"],
-            f"{row['score_ms']:.2f}",
-            f"{row['abs_and_grad_ms']:.2f}",
+            f"{row['score_ms']:.2f} ({row['abs_and_grad_ms']:.2f})",
             f"{row['speedup']:.2f}",
-            f"{row['compile_s']:.1f}",
-            f"{row['abs_and_grad_compile_s']:.1f}",
+            f"{row['compile_s']:.1f} ({row['abs_and_grad_compile_s']:.1f})",
             f"{row['compile_ratio']:.2f}",
-            f"{row['temp_bytes'] / 2**20:.1f}",
-            f"{row['abs_and_grad_temp_bytes'] / 2**20:.1f}",
+            f"{mb:.1f} ({rival_mb:.1f})",
         )
     return shown
 
@@ -187,7 +159,7 @@ def main(argv=None):
         names = [name for name in names if name not in GIANTS]
         if left_out:
             console.print(f"left out, see --all: {', '.join(left_out)}")
-    facts = described()
+    facts = measuring.described()
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()))
     rows = []
     for name in names:
@@ -199,10 +171,7 @@ def main(argv=None):
             f"{row['abs_and_grad_compile_s']} s",
             soft_wrap=True,
         )
-        if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            with open(args.out, "a") as file:
-                file.write(json.dumps(row | facts) + "\n")
+        measuring.append(args.out, [row | facts])
     console.print(table(rows, args.loop))
 
 

@@ -1,0 +1,144 @@
+"""The whole loop: 100 rounds of SynFlow against PyTorch, and against what the machine allows.
+
+    python -m benchmarks.loop                      # the networks that take seconds
+    python -m benchmarks.loop vgg16_cifar mlp
+    python -m benchmarks.loop vgg19_imagenet       # minutes
+    python -m benchmarks.loop vgg19_imagenet --rounds 5
+    python -m benchmarks.loop --no-pytorch         # without the extra `bench`
+
+Both prune the same weights to 10^2 by the same whole numbers, in turns, compilation not
+included (it is reported). The floor is a round that moves each weight's bytes once as often
+as it must, at the bandwidth of a copy, and does its multiply-adds at the rate of a large
+matrix product, both measured in this run.
+"""
+
+import argparse
+import importlib.util
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+import synflow_jax as sj
+from benchmarks import measuring
+from synflow_jax import models
+
+NAMES = ("mlp", "resnet20", "resnet18", "vgg16_cifar")
+DENSITY = 0.01
+
+# Of one weight in one round: read by the forward and by the backward pass, its gradient
+# written, both read by the selection, its mask written.
+BYTES = 4 + 4 + 4 + 4 + 4 + 1
+
+
+def machine():
+    """Rates in 1/s: bytes of a copy, read and written, and multiply-adds of a product."""
+    numbers = jnp.ones(2**26)
+    matrix = jnp.ones((2048, 2048))
+    negate, square = jax.jit(jnp.negative), jax.jit(lambda x: x @ x)
+    (copy, product), _ = measuring.interleaved(
+        [lambda: negate(numbers), lambda: square(matrix)], least=9
+    )
+    return {
+        "bytes_per_s": 2 * numbers.nbytes / copy * 1e3,
+        "multiply_adds_per_s": 2048**3 / product * 1e3,
+    }
+
+
+def multiply_adds(apply_fn, params, input_shape):
+    """Of one image's forward pass."""
+    image = jnp.ones((1, *input_shape))
+    return jax.jit(apply_fn).lower(params, image).cost_analysis()["flops"] / 2
+
+
+def floor_ms(weights, forward, rates):
+    """Milliseconds of a round at the machine's rates; a gradient is two products more."""
+    moved = BYTES * weights / rates["bytes_per_s"]
+    return 1e3 * (moved + 3 * forward / rates["multiply_adds_per_s"])
+
+
+def measured(name, *, rounds=100, turns=3, rates=None, pytorch=True):
+    """The row of one network; all times are of the rounds together."""
+    rates = rates or machine()
+    apply_fn, params, input_shape = models.build(name, jax.random.key(0))
+    score = sj.synflow(apply_fn, input_shape)
+    # The first of 100 rounds to DENSITY, or all of them.
+    density = DENSITY ** (rounds / 100)
+
+    def ours():
+        return sj.prune(score, params, density, rounds=rounds)
+
+    start = time.perf_counter()
+    _, info = jax.block_until_ready(ours())
+    first_s = time.perf_counter() - start
+    peak = measuring.peak_above(ours)
+    runs = [ours]
+    if pytorch:
+        from benchmarks import pytorch_baseline
+
+        runs.append(pytorch_baseline.prune(name, params, info.kept.tolist()))
+    medians, turns = measuring.interleaved(runs, least=turns)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    forward = multiply_adds(apply_fn, params, input_shape)
+    floor = rounds * floor_ms(weights / 4, forward, rates) / 1e3
+    seconds = [round(ms / 1e3, 4) for ms in medians]
+    return {
+        "network": name,
+        "rounds": rounds,
+        "weights": weights // 4,
+        "prune_s": seconds[0],
+        "pytorch_s": seconds[1] if pytorch else None,
+        "times_faster": round(seconds[1] / seconds[0], 2) if pytorch else None,
+        "floor_s": round(floor, 4),
+        "times_floor": round(seconds[0] / floor, 2),
+        "turns": turns,
+        "compile_s": round(first_s - seconds[0], 1),
+        "peak_over_weights": None if peak is None else round(peak / weights, 2),
+        **{f"giga_{key}": round(rate / 1e9, 1) for key, rate in rates.items()},
+    }
+
+
+def table(rows):
+    shown = Table(title=f"100 rounds of SynFlow to density {DENSITY}, against PyTorch")
+    columns = "network,rounds,seconds,PyTorch,times faster,floor,times floor,compile s"
+    for column in columns.split(","):
+        shown.add_column(column, justify="left" if column == "network" else "right")
+    shown.add_column("peak / weights", justify="right")
+    for row in rows:
+        keys = "rounds,prune_s,pytorch_s,times_faster,floor_s,times_floor,compile_s"
+        values = [row[key] for key in (*keys.split(","), "peak_over_weights")]
+        shown.add_row(row["network"], *("-" if v is None else f"{v:g}" for v in values))
+    return shown
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", default=NAMES, help="networks")
+    parser.add_argument("--rounds", type=int, default=100, help="the first of 100")
+    parser.add_argument("--turns", type=int, default=3, help="medians are of these")
+    parser.add_argument("--no-pytorch", action="store_true", help="only ours")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON lines are added to it")
+    args = parser.parse_args(argv)
+    pytorch = not args.no_pytorch
+    if pytorch and importlib.util.find_spec("torch") is None:
+        parser.error("PyTorch is not installed: pip install '.[bench]', or --no-pytorch.")
+    console, facts, rates = Console(highlight=False), measuring.described(), machine()
+    console.print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    rows = []
+    for name in args.names:
+        row = measured(
+            name, rounds=args.rounds, turns=args.turns, rates=rates, pytorch=pytorch
+        )
+        rows.append(row)
+        console.print(", ".join(f"{k} {v}" for k, v in row.items()), soft_wrap=True)
+        measuring.append(args.out, [row | facts])
+    console.print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
