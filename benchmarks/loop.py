@@ -1,4 +1,4 @@
-"""The whole loop: 100 rounds of SynFlow against PyTorch, and against what the machine allows.
+"""The whole loop: 100 rounds of SynFlow against PyTorch and the limits of the machine.
 
     python -m benchmarks.loop                      # the networks that take seconds
     python -m benchmarks.loop vgg16_cifar mlp

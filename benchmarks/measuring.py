@@ -1,4 +1,4 @@
-"""What every benchmark needs: interleaved timings, peak memory, what the numbers depend on."""
+"""What every benchmark needs: interleaved timings, peak memory, versions."""
 
 import datetime
 import gc
@@ -56,7 +56,7 @@ def interleaved(functions, *, seconds=0.0, least=5):
 
 
 def peak_above(function):
-    """Bytes by which the process grew at most while the function ran, beyond its size before.
+    """Bytes by which the process grew while the function ran, at its largest.
 
     None where the system does not keep a peak that can be reset (it is Linux's).
     """

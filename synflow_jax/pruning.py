@@ -10,9 +10,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Integer, PyTree
 
-from synflow_jax.masks import all_kept, count, count_where
+from synflow_jax.masks import all_kept, count
 from synflow_jax.schedules import Schedule, check_rounds, exponential, num_kept
-from synflow_jax.selection import keep_top, keep_top_per_layer
+from synflow_jax.selection import select, select_per_layer
 from synflow_jax.trees import (
     Masks,
     Params,
@@ -241,26 +241,20 @@ def _one_round(
     leaves, treedef = jax.tree.flatten(masks)
     alive = [mask for mask, yes in zip(leaves, chosen) if yes]
     if scope == "global":
-        kept = keep_top(scores, k, alive)
+        kept, nonfinite = select(scores, k, alive)
     elif jnp.shape(k) != (len(scores),):
         raise ValueError(
             f'`k` has shape {jnp.shape(k)}, but for scope "layer" it needs one count for '
             f"each of the {len(scores)} prunable leaves."
         )
     else:
-        kept = keep_top_per_layer(scores, list(k), alive)
+        kept, nonfinite = select_per_layer(scores, list(k), alive)
     size = sum(score.size for score in scores)
     number = count(kept)
     info = PruneInfo(
         kept=number,
         density=number.astype(jnp.float32) / float(size),
-        nonfinite=sum(
-            (
-                count_where(lambda s, m: m & ~jnp.isfinite(s), score, mask)
-                for score, mask in zip(scores, alive)
-            ),
-            jnp.uint32(0),
-        ),
+        nonfinite=nonfinite,
     )
     remaining = iter(kept)
     masks = [next(remaining) if yes else mask for mask, yes in zip(leaves, chosen)]

@@ -2,22 +2,23 @@
 
 Floats order like their bits read as whole numbers, their keys, so the k-th highest score is
 found by counting: how many keys reach a candidate tells on which side of it the threshold
-lies, and so on until exactly k reach one. A small sample makes the first two candidates;
-then each is where the threshold would be if keys were evenly spread between the nearest
-two, or, where that did not help, half-way. Counts are all that a round needs to know of the
-scores, so the leaves are never sorted, copied together or gathered, nor keys stored.
+lies, and so on until exactly k reach one. A small sample makes the first candidates; then
+they are where the threshold would be if keys were evenly spread between the nearest two,
+or, where that did not help, evenly spaced. Counts are all that a round needs to know of the
+scores, so the leaves are never sorted, copied together or gathered.
+
+Ties are a selection of their own: of the places of equal scores, the first few.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int, Integer, PyTree
+from jaxtyping import Array, Int, Integer, PyTree
 
-from synflow_jax.masks import count_where
+from synflow_jax.counting import CANDIDATES, count_reaching, count_where, one_device
 from synflow_jax.trees import (
     Leaf,
     Masks,
@@ -27,11 +28,16 @@ from synflow_jax.trees import (
     scoring_dtype,
 )
 
-# The scores of a leaf and, if not all may be kept, which.
-_Leaf = tuple[Array] | tuple[Array, Array]
+# Scores taken from each leaf in proportion to its size, to guess the first candidates: so
+# many, or a small part of all, since a sort of many takes as long as a few counts.
+_LARGEST_SAMPLE, _SAMPLED_PART, _SMALLEST_SAMPLE = 16384, 128, 1024
 
-# Scores taken from each leaf in proportion to its size, to guess the first bracket.
-_SAMPLE = 16384
+
+class Selection(NamedTuple):
+    """What is kept, and how many eligible scores were NaN or infinite."""
+
+    masks: Masks
+    nonfinite: Integer[Array, ""]
 
 
 class _Bracket(NamedTuple):
@@ -75,29 +81,7 @@ def keep_top(
       Tanaka et al. 2020 (arXiv 2006.05467), Algorithm 1, lines 5 and 6; the paper keeps
       the scores above a percentile, and so drops every tie at the threshold.
     """
-    leaves, treedef = jax.tree.flatten(scores)
-    size = _checked_size(scores)
-    _check_count(k, size)
-    eligible = [()] * len(leaves)
-    if masks is not None:
-        check_masks(masks, scores)
-        eligible = [(mask,) for mask in jax.tree.leaves(masks)]
-    if size == 0:
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, bool), scores)
-    dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves))
-    ranked = [(jnp.asarray(s, dtype), *m) for s, m in zip(leaves, eligible)]
-    k = jnp.clip(jnp.asarray(k), 0).astype(jnp.uint32)
-    bracket = _search(ranked, k, size)
-    # Where k keys reach `low` there is no tie to break, and only a comparison is left.
-    kept = lax.cond(
-        bracket.num_low == k,
-        lambda ranked: [_key(*leaf) >= bracket.low for leaf in ranked],
-        lambda ranked: _first_of_equals(ranked, bracket, k),
-        ranked,
-    )
-    if masks is not None:
-        kept = [a & b for a, (b,) in zip(kept, eligible)]
-    return jax.tree.unflatten(treedef, kept)
+    return select(scores, k, masks).masks
 
 
 def keep_top_per_layer(
@@ -123,15 +107,53 @@ def keep_top_per_layer(
       >>> keep_top_per_layer(scores, {"a": 1, "b": 0})
       {'a': Array([False,  True], dtype=bool), 'b': Array([False], dtype=bool)}
     """
+    return select_per_layer(scores, ks, masks).masks
+
+
+def select(
+    scores: Scores, k: int | np.integer | Integer[Leaf, ""], masks: Masks | None = None
+) -> Selection:
+    """As `keep_top`, with the number of scores that are not finite."""
+    leaves, treedef = jax.tree.flatten(scores)
+    size = _checked_size(scores)
+    _check_count(k, size)
+    if size == 0:
+        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, bool), scores)
+        return Selection(nothing, jnp.uint32(0))
+    dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves))
+    ranked = [jnp.asarray(leaf, dtype) for leaf in leaves]
+    if masks is None:
+        keys = [_key(leaf) for leaf in ranked]
+    else:
+        check_masks(masks, scores)
+        lowest = jnp.iinfo(_key_type(dtype)).min
+        keys = [
+            jnp.where(m, _key(leaf), lowest)
+            for leaf, m in zip(ranked, jax.tree.leaves(masks))
+        ]
+    k = jnp.clip(jnp.asarray(k), 0).astype(jnp.uint32)
+    bracket = _search(keys, k, _guesses(keys, k))
+    # Where k keys reach `low` there is no tie to break, and only a comparison is left.
+    kept = lax.cond(bracket.num_low == k, _all_reaching, _first_of_equals, keys, bracket, k)
+    nonfinite = sum((_count_nonfinite(key) for key in keys), jnp.uint32(0))
+    return Selection(jax.tree.unflatten(treedef, kept), nonfinite)
+
+
+def select_per_layer(scores: Scores, ks: PyTree, masks: Masks | None = None) -> Selection:
+    """As `keep_top_per_layer`, with the number of scores that are not finite."""
     if jax.tree.structure(ks) != jax.tree.structure(scores):
         raise ValueError(
             "`ks` must hold one count for every leaf of `scores`.\n"
             f"  scores: {jax.tree.structure(scores)}\n  ks: {jax.tree.structure(ks)}"
         )
-    if masks is None:
-        return jax.tree.map(keep_top, scores, ks)
-    check_masks(masks, scores)
-    return jax.tree.map(keep_top, scores, ks, masks)
+    leaves, treedef = jax.tree.flatten(scores)
+    eligible = [None] * len(leaves)
+    if masks is not None:
+        check_masks(masks, scores)
+        eligible = jax.tree.leaves(masks)
+    parts = [select(*each) for each in zip(leaves, jax.tree.leaves(ks), eligible)]
+    nonfinite = sum((part.nonfinite for part in parts), jnp.uint32(0))
+    return Selection(jax.tree.unflatten(treedef, [part.masks for part in parts]), nonfinite)
 
 
 def _check_count(k: int | np.integer | Leaf, size: int) -> None:
@@ -150,38 +172,42 @@ def _checked_size(scores: PyTree) -> int:
                 "floating."
             )
         size += leaf.size
-    if size >= 2**32:
-        raise ValueError(f"`scores` has {size} entries; at most 2**32 - 1 are counted.")
+    if size > 2**32 - 2:
+        raise ValueError(f"`scores` has {size} entries; at most 2**32 - 2 are counted.")
     return size
 
 
-def _key(scores: Array, eligible: Array | None = None) -> Int[Array, "..."]:
-    """Whole numbers in the order of the scores, NaN below all, the ineligible lowest."""
+def _key(scores: Array) -> Int[Array, "..."]:
+    """Whole numbers in the order of the scores. NaN is below all, above the type's least,
+    which is for what may not be kept; the type's greatest is no key."""
     signed = _key_type(scores.dtype)
     lowest = jnp.iinfo(signed).min
     bits = lax.bitcast_convert_type(scores, signed)
     # Sign and magnitude to two's complement; minus zero becomes zero.
     keys = jnp.where(bits < 0, lowest - bits, bits)
-    keys = jnp.where(jnp.isnan(scores), lowest + 1, keys)
-    return keys if eligible is None else jnp.where(eligible, keys, lowest)
+    return jnp.where(jnp.isnan(scores), lowest + 1, keys)
 
 
 def _key_type(dtype) -> jnp.dtype:
     return jnp.dtype({4: jnp.int32, 8: jnp.int64}[jnp.dtype(dtype).itemsize])
 
 
-def _count(holds: Callable[[Array], Array], leaf: _Leaf) -> Integer[Array, ""]:
-    """Number of the leaf's keys for which it holds."""
-    return count_where(lambda *parts: holds(_key(*parts)), *leaf)
+def _count_nonfinite(keys: Array) -> Integer[Array, ""]:
+    lowest = jnp.iinfo(keys.dtype).min
+    infinity = jnp.asarray(jnp.inf, f"float{keys.dtype.itemsize * 8}")
+    low, high = _key(-infinity), _key(infinity)
+    return count_where(lambda key: (key != lowest) & ((key <= low) | (key >= high)), keys)
 
 
-def _search(leaves: list[_Leaf], k: Array, size: int) -> _Bracket:
-    key_type = _key_type(leaves[0][0].dtype)
+def _search(keys: list[Array], k: Array, guesses: Array | None) -> _Bracket:
+    """Narrows until k keys reach `low`, or `low` is what several keys around it equal."""
+    key_type = keys[0].dtype
     limits = jnp.iinfo(key_type)
-    guesses = _guesses(leaves, k, size)
+    size = sum(key.size for key in keys)
+    none = k == 0
     bracket = _Bracket(
-        low=jnp.where(k == 0, limits.max, limits.min).astype(key_type),
-        num_low=jnp.where(k == 0, jnp.uint32(0), jnp.uint32(size)),
+        low=jnp.where(none, limits.max, limits.min).astype(key_type),
+        num_low=jnp.where(none, jnp.uint32(0), jnp.uint32(size)),
         high=jnp.asarray(limits.max, key_type),
         num_high=jnp.uint32(0),
     )
@@ -191,71 +217,103 @@ def _search(leaves: list[_Leaf], k: Array, size: int) -> _Bracket:
         return (bracket.num_low != k) & (bracket.high - 1 > bracket.low)
 
     def narrow(state):
-        bracket, step, helped = state
-        guess = guesses[jnp.minimum(step, 1)]
-        useful = (step < 2) & (guess > bracket.low) & (guess < bracket.high)
-        candidate = jnp.where(helped, _evenly(bracket, k), _middle(bracket))
-        candidate = jnp.where(useful, guess, candidate)
-        number = sum(
-            (_count(lambda key: key >= candidate, leaf) for leaf in leaves), jnp.uint32(0)
-        )
-        low = bracket._replace(low=candidate, num_low=number)
-        high = bracket._replace(high=candidate, num_high=number)
-        narrowed = jax.tree.map(lambda a, b: jnp.where(number >= k, a, b), low, high)
+        bracket, helped, first = state
+        candidates = jnp.where(helped, _around(bracket, k), _spaced(bracket))
+        if guesses is not None:
+            candidates = jnp.where(first, guesses, candidates)
+        numbers = sum(count_reaching(key, candidates) for key in keys)
+        narrowed = _narrowed(bracket, candidates, numbers, k)
         before, after = (b.num_low - b.num_high for b in (bracket, narrowed))
-        return narrowed, step + 1, (step < 2) | (after <= before // 2)
+        return narrowed, first | (after <= before // 4), jnp.bool_(False)
 
-    return lax.while_loop(unfinished, narrow, (bracket, jnp.int32(0), jnp.bool_(True)))[0]
-
-
-def _middle(bracket: _Bracket) -> Array:
-    low, high = bracket.low, bracket.high
-    return (low & high) + ((low ^ high) >> 1)
+    start = (bracket, jnp.bool_(guesses is not None), jnp.bool_(True))
+    return lax.while_loop(unfinished, narrow, start)[0]
 
 
-def _evenly(bracket: _Bracket, k: Array) -> Array:
-    """Where k keys would reach if those in the bracket were evenly spread."""
+def _narrowed(bracket: _Bracket, candidates: Array, numbers: Array, k: Array) -> _Bracket:
+    low, num_low, high, num_high = bracket
+    enough = numbers >= k
+    return _Bracket(
+        low=jnp.maximum(low, jnp.max(jnp.where(enough, candidates, low))),
+        num_low=jnp.minimum(num_low, jnp.min(jnp.where(enough, numbers, num_low))),
+        high=jnp.minimum(high, jnp.min(jnp.where(enough, high, candidates))),
+        num_high=jnp.maximum(num_high, jnp.max(jnp.where(enough, num_high, numbers))),
+    )
+
+
+def _around(bracket: _Bracket, k: Array) -> Array:
+    """Where k keys would reach if those in the bracket lay at random: one and three
+    standard deviations to each side of what is expected."""
+    width, between = _extent(bracket)
+    share = (bracket.num_low - k).astype(jnp.float32) / between
+    deviation = jnp.sqrt(share * (1 - share) / between)
+    shares = share + jnp.array([-3.0, -1.0, 1.0, 3.0]) * deviation
+    # Short of 1, or rounding could lead out of the type.
+    shares = jnp.clip(shares, 0, 1 - 2.0**-10)
+    return _at(bracket, (shares * width.astype(jnp.float32)).astype(width.dtype))
+
+
+def _spaced(bracket: _Bracket) -> Array:
+    width, _ = _extent(bracket)
+    step = jnp.maximum(width // (CANDIDATES + 1), 1)
+    return _at(bracket, step * jnp.arange(1, CANDIDATES + 1, dtype=width.dtype))
+
+
+def _extent(bracket: _Bracket) -> tuple[Array, Array]:
+    """The bracket's width, unsigned, and the number of keys in it, floating."""
     low, num_low, high, num_high = bracket
     unsigned = jnp.dtype(f"uint{low.dtype.itemsize * 8}")
     width = high.astype(unsigned) - low.astype(unsigned)
-    share = (num_low - k).astype(jnp.float32) / (num_low - num_high).astype(jnp.float32)
-    share = jnp.minimum(share, 1 - 2.0**-10)  # or rounding could lead beyond the bracket
-    ahead = (share * width.astype(jnp.float32)).astype(unsigned)
+    return width, (num_low - num_high).astype(jnp.float32)
+
+
+def _at(bracket: _Bracket, ahead: Array) -> Array:
+    """The keys so far ahead of `low`, inside the bracket."""
+    width, _ = _extent(bracket)
     ahead = jnp.clip(ahead, 1, width - 1)
-    return (low.astype(unsigned) + ahead).astype(low.dtype)
+    return (bracket.low.astype(ahead.dtype) + ahead).astype(bracket.low.dtype)
 
 
-def _guesses(leaves: list[_Leaf], k: Array, size: int) -> Array:
-    """Two keys that enclose the threshold, most likely, from a sample of every leaf."""
-    stride = -(-size // _SAMPLE)
-    keys = [_key(*(x.reshape(-1)[::stride] for x in leaf)) for leaf in leaves]
-    sample = jnp.sort(jnp.concatenate(keys))
+def _guesses(keys: list[Array], k: Array) -> Array | None:
+    """Candidates around the threshold, most likely, from a sample of every leaf."""
+    if not one_device():
+        return None  # a sample would have to be gathered
+    size = sum(key.size for key in keys)
+    wanted = np.clip(size // _SAMPLED_PART, _SMALLEST_SAMPLE, _LARGEST_SAMPLE)
+    stride = -(-size // int(wanted))
+    sample = jnp.sort(jnp.concatenate([key.reshape(-1)[::stride] for key in keys]))
     fraction = k.astype(jnp.float32) / float(size)
     expected = (1.0 - fraction) * sample.size
-    spread = 4.0 * jnp.sqrt(sample.size * fraction * (1.0 - fraction)) + 2.0
-    places = jnp.stack([expected - spread, expected + spread]).astype(jnp.int32)
-    return sample[jnp.clip(places, 0, sample.size - 1)]
+    deviation = jnp.sqrt(sample.size * fraction * (1.0 - fraction))
+    places = expected + jnp.array([-4.0, -1.0, 1.0, 4.0]) * deviation
+    places = places + jnp.array([-2.0, 0.0, 0.0, 2.0])
+    return sample[jnp.clip(places.astype(jnp.int32), 0, sample.size - 1)]
 
 
-def _first_of_equals(leaves: list[_Leaf], bracket: _Bracket, k: Array) -> list[Array]:
-    """All keys above the threshold and the first few of those equal to it."""
-    room = k - bracket.num_high
-    kept = []
-    for leaf in leaves:
-        key = _key(*leaf)
-        equal = key == bracket.low
-        number = _count(lambda key: key == bracket.low, leaf)
-        here = jnp.minimum(room, number)
-        first = lax.cond(
-            here == number,
-            lambda equal, here: equal,
-            lambda equal, here: equal & (_running_count(equal) <= here),
-            *(equal, here),
-        )
-        kept.append((key > bracket.low) | first)
-        room = room - here
-    return kept
+def _all_reaching(keys: list[Array], bracket: _Bracket, k: Array) -> list[Array]:
+    # The lowest key is not eligible, and reaches only if fewer than k others are.
+    low = jnp.maximum(bracket.low, jnp.iinfo(bracket.low.dtype).min + 1)
+    return [key >= low for key in keys]
 
 
-def _running_count(x: Bool[Array, "..."]) -> Array:
-    return jnp.cumsum(x.reshape(-1), dtype=jnp.uint32).reshape(x.shape)
+def _first_of_equals(keys: list[Array], bracket: _Bracket, k: Array) -> list[Array]:
+    """All keys above the threshold, and the first few of those equal to it."""
+    tied = _places(keys, bracket.low)
+    chosen = _search(tied, k - bracket.num_high, None)
+    least = jnp.iinfo(bracket.low.dtype).min
+    return [
+        (key > bracket.low) | (place >= chosen.low) & (key > least)
+        for key, place in zip(keys, tied)
+    ]
+
+
+def _places(keys: list[Array], tie: Array) -> list[Array]:
+    """For keys that equal the tie a key that is higher the earlier they come."""
+    limits = jnp.iinfo(jnp.int32)
+    places, start = [], 0
+    for key in keys:
+        index = lax.iota(jnp.uint32, key.size).reshape(key.shape) + jnp.uint32(start)
+        place = lax.bitcast_convert_type(jnp.uint32(limits.max - 1) - index, jnp.int32)
+        places.append(jnp.where(key == tie, place, limits.min))
+        start += key.size
+    return places

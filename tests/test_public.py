@@ -18,8 +18,8 @@ PUBLIC = sorted(
 )
 # Imports go downwards only: a module may import those before it.
 ORDER = (
-    "trees schedules scaled windows masks equations contractions structure arithmetic "
-    "control rules tokens plain interpreter flow paths selection scores "
+    "trees schedules counting scaled windows masks equations contractions structure "
+    "arithmetic control rules tokens plain interpreter flow paths selection scores "
     "wires wiring junctions units balance pruning analysis optim interop models cli"
 ).split()
 

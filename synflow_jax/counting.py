@@ -1,0 +1,85 @@
+"""How many entries: whole numbers that need no scores of other devices.
+
+XLA reduces an array to one number on one CPU core and without wide registers. The sum of a
+few long rows, in narrow integers, it treats like elementwise code, twenty times faster; so
+on a CPU entries are counted in rows.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Integer, UInt
+
+# Candidates that `count_reaching` takes: their counts share one pass and one uint32.
+CANDIDATES = 4
+_BITS = 32 // CANDIDATES
+
+# Rows of a pass for one number; and of a pass for CANDIDATES, whose fields hold 15 and
+# whose sums over the second number of rows fit int16.
+_ROWS = 16
+_FIELD_ROWS, _SUM_ROWS = 15, 16
+
+
+def one_device() -> bool:
+    """Whether arrays cannot be spread over devices, so that reshaping moves nothing."""
+    return jax.device_count() == 1
+
+
+def _in_rows() -> bool:
+    return jax.default_backend() == "cpu" and one_device()
+
+
+def count_where(holds: Callable[..., Array], *leaves: Array) -> Integer[Array, ""]:
+    """Number of entries, as uint32, for which an elementwise predicate holds.
+
+    Args:
+      holds: takes equally shaped slices of the leaves and returns booleans of that shape.
+      leaves: arrays of one shape.
+
+    Example:
+      >>> int(count_where(lambda x: x > 1, jnp.arange(4)))
+      2
+    """
+    width = leaves[0].size // _ROWS
+    if not _in_rows() or width < _ROWS:
+        return jnp.sum(holds(*leaves), dtype=jnp.uint32)
+    flat = [leaf.reshape(-1) for leaf in leaves]
+    rows = holds(*(x[: width * _ROWS].reshape(_ROWS, width) for x in flat))
+    rest = holds(*(x[width * _ROWS :] for x in flat))
+    columns = jnp.sum(rows, axis=0, dtype=jnp.int8)
+    return jnp.sum(columns, dtype=jnp.uint32) + jnp.sum(rest, dtype=jnp.uint32)
+
+
+def count_reaching(
+    keys: Int[Array, "..."], candidates: Int[Array, " candidates"]
+) -> UInt[Array, " candidates"]:
+    """Numbers of keys that reach each of `CANDIDATES` whole numbers, in one pass.
+
+    Example:
+      >>> count_reaching(jnp.arange(10), jnp.array([2, 3, 8, 20])).tolist()
+      [8, 7, 2, 0]
+    """
+    if not _in_rows():
+        numbers = [jnp.sum(keys >= c, dtype=jnp.uint32) for c in candidates]
+        return jnp.stack(numbers)
+    flat = keys.reshape(-1)
+    width = flat.size // (_FIELD_ROWS * _SUM_ROWS)
+    size = width * _FIELD_ROWS * _SUM_ROWS
+    rest = flat[None, size:] >= candidates[:, None]
+    rest = jnp.sum(rest, axis=1, dtype=jnp.uint32)
+    if not width:
+        return rest
+    rows = flat[:size].reshape(_FIELD_ROWS, -1)
+    shifts = [jnp.uint32(_BITS * i) for i in range(CANDIDATES)]
+    fields = [(rows >= c).astype(jnp.uint32) << s for c, s in zip(candidates, shifts)]
+    columns = jnp.sum(sum(fields[1:], fields[0]), axis=0, dtype=jnp.uint32)
+    # Each field by itself: two sums of all of them, one after the other, XLA makes one
+    # loop of, eight times slower.
+    columns = columns.reshape(_SUM_ROWS, width)
+    numbers = [_total(columns >> s & jnp.uint32(2**_BITS - 1)) for s in shifts]
+    return jnp.stack(numbers) + rest
+
+
+def _total(small: UInt[Array, "rows columns"]) -> Integer[Array, ""]:
+    return jnp.sum(jnp.sum(small, axis=0, dtype=jnp.int16), dtype=jnp.uint32)
