@@ -24,7 +24,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
 
 import synflow_jax as sj
 from benchmarks import measuring
@@ -266,7 +265,7 @@ def main(argv=None):
         if name not in models.NETWORKS and name != "transformer48":
             parser.error(f"there is no network {name}.")
     jax.config.update("jax_enable_x64", True)
-    console, facts = Console(highlight=False), measuring.described()
+    console, facts = measuring.console(), measuring.described()
     for name in args.names or DEFAULT:
         for row in overlaps(name) if args.overlap else [measured(name)]:
             console.print(", ".join(f"{k} {v}" for k, v in row.items()), soft_wrap=True)

@@ -18,7 +18,6 @@ import time
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
 from rich.table import Table
 
 import synflow_jax as sj
@@ -152,7 +151,7 @@ def parsed(argv=None):
 
 def main(argv=None):
     args = parsed(argv)
-    console = Console(highlight=False)
+    console = measuring.console()
     names = args.names or (QUICK if args.quick else list(models.NETWORKS))
     if not args.names and not args.all:
         left_out = [name for name in names if name in GIANTS]

@@ -11,6 +11,7 @@ import statistics
 import time
 
 import jax
+from rich.console import Console
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch")
 
@@ -74,6 +75,12 @@ def _status(field):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith(field))
     return 1024 * int(line.split()[1])
+
+
+def console():
+    """Wide enough for the tables where it is not a terminal."""
+    plain = Console(highlight=False)
+    return plain if plain.is_terminal else Console(highlight=False, width=120)
 
 
 def append(path, rows):

@@ -26,22 +26,22 @@ def prune(name, params, counts):
     """
     layers = {layer: _tensors(parts) for layer, parts in _flattened(params)}
     kernels = [layer for layer in layers if layers[layer]["kernel"] is not None]
-    sizes = {layer: layers[layer]["kernel"].abs() for layer in kernels}
-    total = sum(size.numel() for size in sizes.values())
+    weights = {layer: layers[layer]["kernel"] for layer in kernels}
+    total = sum(weight.numel() for weight in weights.values())
     network, shape = NETWORKS[name], models.NETWORKS[name].input_shape
     image = torch.ones(1, shape[2], *shape[:2])
 
     def run():
-        masks = {layer: torch.ones_like(sizes[layer]) for layer in kernels}
+        masks = {layer: torch.ones_like(weights[layer]) for layer in kernels}
         for count in counts:
             for layer in kernels:
-                masked = sizes[layer] * masks[layer]
-                layers[layer]["kernel"] = masked.requires_grad_()
+                size = (weights[layer] * masks[layer]).abs_()
+                layers[layer]["kernel"] = size.requires_grad_()
             network(layers, image).sum().backward()
             scores = {}
             for layer in kernels:
-                weight = layers[layer]["kernel"]
-                scores[layer] = (weight.detach() * weight.grad).abs_()
+                size = layers[layer]["kernel"]
+                scores[layer] = (size.detach() * size.grad).abs_()
             if count < total:
                 flat = torch.cat([score.flatten() for score in scores.values()])
                 threshold = torch.kthvalue(flat, total - int(count)).values
@@ -69,7 +69,7 @@ def _tensors(parts):
     tensors = {"kernel": None}
     for name, value in parts.items():
         array = in_torch_layout(value) if name == "kernel" else np.asarray(value)
-        tensors[name] = torch.from_numpy(np.ascontiguousarray(array)).clone()
+        tensors[name] = torch.from_numpy(np.array(array, order="C"))
         if name == "bias":  # the flow has no shifts
             tensors[name].zero_()
     return tensors

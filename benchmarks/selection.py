@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from rich.console import Console
 from rich.table import Table
 
 import synflow_jax as sj
@@ -110,7 +109,7 @@ def main(argv=None):
     facts = measuring.described()
     rows = [measured(shapes) for shapes in trees]
     measuring.append(args.out, [row | facts for row in rows])
-    Console(highlight=False).print(table(rows))
+    measuring.console().print(table(rows))
 
 
 if __name__ == "__main__":
