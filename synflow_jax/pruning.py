@@ -92,8 +92,9 @@ def iterative(
         return PruneState(all_kept(params))
 
     def step(state: PruneState, params: Params, k: PyTree):
-        chosen = tuple(prunable_leaves(params, prunable))
-        masks, info = _one_round(score_fn, scope, chosen, params, state.masks, k)
+        chosen = prunable_leaves(params, prunable)
+        one_round = functools.partial(_one_round, score_fn, scope, chosen)
+        masks, info = _one_by_one(one_round)(params, state.masks, k)
         return PruneState(masks), info
 
     return Pruner(init, step)
@@ -161,15 +162,13 @@ def prune(
         params, density, rounds, schedule=schedule, scope=scope, prunable=prunable
     )
     chosen = tuple(prunable_leaves(params, prunable))
-    run = functools.partial(_rounds, score_fn, scope, chosen)
-    masks = all_kept(params)
     if on_round is None:
-        masks, info = run(params, masks, counts)
+        masks, info = _all_rounds(score_fn, scope, chosen, params, counts)
         _check_finite(info, params, first=1)
         return masks, info
-    infos = []
+    masks, infos = all_kept(params), []
     for i in range(len(counts)):
-        masks, info = run(params, masks, counts[i : i + 1])
+        masks, info = _rounds(score_fn, scope, chosen, params, masks, counts[i : i + 1])
         _check_finite(info, params, first=i + 1)
         infos.append(info)
         on_round(jax.tree.map(lambda x: x[0], info))
@@ -220,11 +219,32 @@ def counts_per_round(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _all_rounds(score_fn, scope, chosen, params, counts):
+    def rounds(params, counts):
+        return _rounds(score_fn, scope, chosen, params, all_kept(params), counts)
+
+    return _one_by_one(rounds)(params, counts)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
 def _rounds(score_fn, scope, chosen, params, masks, counts):
     def one_round(masks, k):
         return _one_round(score_fn, scope, chosen, params, masks, k)
 
     return lax.scan(one_round, masks, counts)
+
+
+def _one_by_one(function: Callable) -> Callable:
+    """Under `jax.vmap` on a CPU: each element of the batch by itself.
+
+    A CPU has no cores to spare for a batch, and XLA's convolutions with a kernel for each
+    image are slow there.
+    """
+    if jax.default_backend() != "cpu":
+        return function
+    one_by_one = jax.custom_batching.sequential_vmap(function)
+    # Masks have no gradient; said here, since such a function can not be asked for one.
+    return lambda *args: one_by_one(*lax.stop_gradient(args))
 
 
 def _one_round(

@@ -242,15 +242,20 @@ def _narrowed(bracket: _Bracket, candidates: Array, numbers: Array, k: Array) ->
 
 
 def _around(bracket: _Bracket, k: Array) -> Array:
-    """Where k keys would reach if those in the bracket lay at random: one and three
-    standard deviations to each side of what is expected."""
+    """Where k keys would reach if those in the bracket lay at random, and to each side of
+    it one and three times as far as that may be wrong."""
     width, between = _extent(bracket)
+    extent = width.astype(jnp.float32)
     share = (bracket.num_low - k).astype(jnp.float32) / between
-    deviation = jnp.sqrt(share * (1 - share) / between)
-    shares = share + jnp.array([-3.0, -1.0, 1.0, 3.0]) * deviation
+    # Keys lie at random, and less densely towards the upper end: of ordinary scores, about
+    # half as densely an octave further up. An octave is 2**digits keys.
+    digits = {4: 23, 8: 52}[width.dtype.itemsize]
+    chance = jnp.sqrt(share * (1 - share) / between)
+    slope = share * (1 - share) * extent * 2.0 ** -(digits + 2)
+    shares = share + jnp.array([-3.0, -1.0, 1.0, 3.0]) * (chance + slope)
     # Short of 1, or rounding could lead out of the type.
     shares = jnp.clip(shares, 0, 1 - 2.0**-10)
-    return _at(bracket, (shares * width.astype(jnp.float32)).astype(width.dtype))
+    return _at(bracket, (shares * extent).astype(width.dtype))
 
 
 def _spaced(bracket: _Bracket) -> Array:

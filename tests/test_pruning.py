@@ -142,6 +142,21 @@ def test_vmap_over_counts_prunes_to_several_densities_at_once():
         nets.assert_equal(nets.element(states.masks, i), want)
 
 
+def test_gradients_of_a_pruned_network_take_the_masks_as_given():
+    params = {"kernel": jnp.array([[1.0, -2.0], [-3.0, 4.0]])}
+    score = sj.magnitude()
+
+    def squares(params):
+        masks, _ = sj.prune(score, params, 0.5, rounds=2)
+        return jnp.sum(sj.apply_masks(params, masks)["kernel"] ** 2)
+
+    got = jax.grad(squares)(params)["kernel"]
+    np.testing.assert_array_equal(got, [[0.0, 0.0], [-6.0, 8.0]])
+    batch = jax.tree.map(lambda p: jnp.stack([p, -p]), params)
+    got = jax.vmap(jax.grad(squares))(batch)["kernel"]
+    np.testing.assert_array_equal(got[1], [[0.0, 0.0], [6.0, -8.0]])
+
+
 def test_prune_works_inside_jit():
     masks, _ = jax.jit(lambda p: sj.prune(SYNFLOW, p, 0.1))(params_of())
     nets.assert_equal(masks, sj.prune(SYNFLOW, params_of(), 0.1)[0])
