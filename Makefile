@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m experiments.demo
@@ -10,6 +10,11 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 	JAX_ENABLE_X64=1 $(BIN)/python -m pytest tests/x64
+
+# PyTorch only here; on Linux without a GPU a CPU build of it is enough.
+bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench,plots]'
+	$(BIN)/python -m benchmarks
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
