@@ -45,15 +45,15 @@ def quick():
     yield "selection", [selection.measured([(5000,)], seconds=0)]
     yield "score", [flow.measured("mlp", 0.0, 1)]
     yield "score_in_loop", [flow.measured("mlp", 0.0, 1, loop=True)]
-    rates = loop.machine(least=1)
+    rates = loop.machine(least=2)
     rows = [loop.measured("mlp", rounds=2, turns=1, rates=rates, pytorch=pytorch)]
     yield "loop", rows
     yield (
         "scaling",
         [
-            *scaling.by_weights(widths=(0.2, 0.4), least=1),
-            *scaling.by_rounds(rounds=(1, 2), least=1),
-            *scaling.by_batch(seeds=(2,), densities=2, rounds=2, least=1),
+            *scaling.by_weights(widths=(0.2, 0.4), least=2),
+            *scaling.by_rounds(rounds=(1, 2), least=2),
+            *scaling.by_batch(seeds=(2,), densities=2, rounds=2, least=2),
         ],
     )
 

@@ -39,13 +39,14 @@ def interleaved(functions, *, seconds=0.0, least=5):
     Args:
       functions: each called without arguments; what they return is waited for.
       seconds: at least so long, together.
-      least: and at least so many turns, after one that does not count.
+      least: and at least so many turns; if several, after one that does not count.
 
     Returns:
       ``(milliseconds, turns)``: the median of each function, and the number of turns.
     """
-    for function in functions:
-        jax.block_until_ready(function())
+    if least > 1:
+        for function in functions:
+            jax.block_until_ready(function())
     spent = [[] for _ in functions]
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(spent[0]) < least:

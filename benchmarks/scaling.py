@@ -103,8 +103,11 @@ def by_batch(network="mlp", seeds=SEEDS, densities=DENSITIES, rounds=100, least=
 
 
 def table(rows):
-    shown = Table(title="scaling: ms of a round, for seeds and densities of all of them")
-    for column in ("axis", "value", "ms", "times the first, or one"):
+    shown = Table(
+        title="how the loop scales",
+        caption="ms of a round; of seeds and densities, all rounds",
+    )
+    for column in ("axis", "value", "ms", "times the first, or a single one"):
         shown.add_column(column, justify="left" if column == "axis" else "right")
     for row in rows:
         shown.add_row(

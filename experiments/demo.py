@@ -31,6 +31,7 @@ from experiments import data, figures, report, runs, sweep, train
 from experiments.console import CONSOLE, progress, say
 from experiments.networks import SmallConvNet
 from synflow_jax import models
+from synflow_jax.cli import keep_programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     config = tyro.cli(Config, args=args, prog="python -m experiments.demo")
     command = shlex.join(["python", "-m", "experiments.demo", *args])
+    keep_programs()
     try:
         path = run(smoke(config) if config.smoke else config, command)
     except (FileNotFoundError, FileExistsError) as error:

@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args=argv,
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
+    keep_programs()
     try:
         if isinstance(command, Prune):
             _prune(command)
@@ -91,6 +92,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"synflow: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs on disk, so that the next process need not compile them.
+
+    In ``~/.cache/synflow_jax``, unless JAX was told a place (JAX_COMPILATION_CACHE_DIR) or
+    not to (JAX_ENABLE_COMPILATION_CACHE=0).
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        place = pathlib.Path("~/.cache/synflow_jax").expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(place))
 
 
 def _prune(command: Prune) -> None:

@@ -7,6 +7,9 @@ import jax
 import jaxtyping
 import pytest
 
+# Nothing is kept on disk between runs, in processes that tests start neither.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+jax.config.update("jax_enable_compilation_cache", False)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

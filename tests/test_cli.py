@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -134,6 +135,19 @@ def test_a_wrong_command_line_exits_with_code_2(text):
     with pytest.raises(SystemExit) as exit_:
         cli.main(text.split())
     assert exit_.value.code == 2
+
+
+@pytest.mark.parametrize("chosen", [None, "/elsewhere"])
+def test_compiled_programs_are_kept_where_the_user_says(chosen, monkeypatch, capsys):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("HOME", "/home/somebody")
+    try:
+        jax.config.update("jax_compilation_cache_dir", chosen)
+        assert cli.main(["inspect", "nowhere"]) == 2
+        expected = chosen or "/home/somebody/.cache/synflow_jax"
+        assert jax.config.jax_compilation_cache_dir == expected
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_the_installed_command_prints_its_help():
