@@ -132,7 +132,7 @@ def select(
             for leaf, m in zip(ranked, jax.tree.leaves(masks))
         ]
     k = jnp.clip(jnp.asarray(k), 0).astype(jnp.uint32)
-    bracket = _search(keys, k, _guesses(keys, k))
+    bracket = _search(keys, k, _whole(keys), _guesses(keys, k))
     # Where k keys reach `low` there is no tie to break, and only a comparison is left.
     kept = lax.cond(bracket.num_low == k, _all_reaching, _first_of_equals, keys, bracket, k)
     nonfinite = sum((_count_nonfinite(key) for key in keys), jnp.uint32(0))
@@ -199,18 +199,23 @@ def _count_nonfinite(keys: Array) -> Integer[Array, ""]:
     return count_where(lambda key: (key != lowest) & ((key <= low) | (key >= high)), keys)
 
 
-def _search(keys: list[Array], k: Array, guesses: Array | None) -> _Bracket:
-    """Narrows until k keys reach `low`, or `low` is what several keys around it equal."""
+def _whole(keys: list[Array]) -> _Bracket:
+    """All keys reach the type's least number, none its greatest."""
     key_type = keys[0].dtype
     limits = jnp.iinfo(key_type)
     size = sum(key.size for key in keys)
-    none = k == 0
-    bracket = _Bracket(
-        low=jnp.where(none, limits.max, limits.min).astype(key_type),
-        num_low=jnp.where(none, jnp.uint32(0), jnp.uint32(size)),
+    return _Bracket(
+        low=jnp.asarray(limits.min, key_type),
+        num_low=jnp.uint32(size),
         high=jnp.asarray(limits.max, key_type),
         num_high=jnp.uint32(0),
     )
+
+
+def _search(
+    keys: list[Array], k: Array, bracket: _Bracket, guesses: Array | None = None
+) -> _Bracket:
+    """Narrows until k keys reach `low`, or `low` is what several keys around it equal."""
 
     def unfinished(state):
         bracket, *_ = state
@@ -226,6 +231,9 @@ def _search(keys: list[Array], k: Array, guesses: Array | None) -> _Bracket:
         before, after = (b.num_low - b.num_high for b in (bracket, narrowed))
         return narrowed, first | (after <= before // 4), jnp.bool_(False)
 
+    # None at all are what reach the end of the bracket.
+    none = bracket._replace(low=bracket.high, num_low=bracket.num_high)
+    bracket = jax.tree.map(lambda a, b: jnp.where(k == 0, a, b), none, bracket)
     start = (bracket, jnp.bool_(guesses is not None), jnp.bool_(True))
     return lax.while_loop(unfinished, narrow, start)[0]
 
@@ -303,8 +311,14 @@ def _all_reaching(keys: list[Array], bracket: _Bracket, k: Array) -> list[Array]
 
 def _first_of_equals(keys: list[Array], bracket: _Bracket, k: Array) -> list[Array]:
     """All keys above the threshold, and the first few of those equal to it."""
-    tied = _places(keys, bracket.low)
-    chosen = _search(tied, k - bracket.num_high, None)
+    tied, last = _places(keys, bracket.low)
+    all_tied = _Bracket(
+        low=last,
+        num_low=bracket.num_low - bracket.num_high,
+        high=jnp.int32(jnp.iinfo(jnp.int32).max),
+        num_high=jnp.uint32(0),
+    )
+    chosen = _search(tied, k - bracket.num_high, all_tied)
     least = jnp.iinfo(bracket.low.dtype).min
     return [
         (key > bracket.low) | (place >= chosen.low) & (key > least)
@@ -312,13 +326,18 @@ def _first_of_equals(keys: list[Array], bracket: _Bracket, k: Array) -> list[Arr
     ]
 
 
-def _places(keys: list[Array], tie: Array) -> list[Array]:
-    """For keys that equal the tie a key that is higher the earlier they come."""
+def _places(keys: list[Array], tie: Array) -> tuple[list[Array], Array]:
+    """For keys that equal the tie a key that is higher the earlier they come, and the one
+    that the very last entry would have."""
     limits = jnp.iinfo(jnp.int32)
-    places, start = [], 0
+    first, start = jnp.uint32(limits.max - 1), 0
+
+    def place(index):
+        return lax.bitcast_convert_type(first - index, jnp.int32)
+
+    places = []
     for key in keys:
         index = lax.iota(jnp.uint32, key.size).reshape(key.shape) + jnp.uint32(start)
-        place = lax.bitcast_convert_type(jnp.uint32(limits.max - 1) - index, jnp.int32)
-        places.append(jnp.where(key == tie, place, limits.min))
+        places.append(jnp.where(key == tie, place(index), limits.min))
         start += key.size
-    return places
+    return places, place(jnp.uint32(start - 1))

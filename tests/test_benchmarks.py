@@ -1,14 +1,20 @@
-"""The benchmark of a score: it runs, its rival gives the same scores, nothing is silent."""
+"""The benchmarks: they run, rivals compute the same, the README shows what was measured."""
 
 import json
+import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import synflow_jax as sj
+from benchmarks import __main__ as everything
+from benchmarks import figure, loop, measuring, selection
 from benchmarks import flow as benchmark
 from synflow_jax import models
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("loop", [[], ["--loop"]])
@@ -52,3 +58,63 @@ def test_the_giants_are_left_out_by_name(monkeypatch, capsys):
     with pytest.raises(pytest.skip.Exception):
         benchmark.main([])
     assert "left out, see --all: resnet1202" in capsys.readouterr().out
+
+
+def test_the_rivals_of_keep_top_keep_the_same():
+    scores = jnp.asarray(np.random.default_rng(0).permutation(500), jnp.float32)
+    want = sj.keep_top(scores, 5)
+    np.testing.assert_array_equal(selection.by_sort(scores, jnp.uint32(5)), want)
+    np.testing.assert_array_equal(selection.by_top_k(5)(scores), want)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("name", ["mlp", "resnet20"])
+def test_pytorch_prunes_the_same_network(name):
+    pytest.importorskip("torch")
+    from benchmarks import pytorch_baseline
+
+    apply_fn, params, shape = models.build(name, jax.random.key(0))
+    masks, info = sj.prune(sj.synflow(apply_fn, shape), params, 0.5, rounds=2)
+    theirs = pytorch_baseline.prune(name, params, info.kept.tolist())()
+    ours = dict(zip(sj.leaf_names(masks), jax.tree.leaves(masks)))
+    assert sum(int(mask.sum()) for mask in theirs.values()) == int(info.kept[-1])
+    for layer, mask in theirs.items():
+        want = pytorch_baseline.in_torch_layout(ours[f"{layer}/kernel"])
+        assert (mask.numpy() == want).mean() > 0.999
+
+
+def test_all_of_them_run_and_write_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        everything.main(["--quick"])
+    printed = capsys.readouterr().out
+    for part in ("keeping 1%", "one score", "in a loop", "2 │", "how the loop scales"):
+        assert part in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_floor_is_bytes_over_bandwidth_and_products_over_their_rate():
+    rates = {"bytes_per_s": 1e9, "multiply_adds_per_s": 1e9}
+    assert loop.floor_ms(0, 1e6, rates) == pytest.approx(3.0)
+    assert loop.floor_ms(1e6, 0, rates) == pytest.approx(loop.BYTES)
+
+
+def test_multiply_adds_of_a_product():
+    apply_fn, params = lambda params, x: x @ params, jnp.ones((30, 7))
+    assert loop.multiply_adds(apply_fn, params, (30,)) == pytest.approx(210, rel=0.1)
+
+
+def test_the_peak_is_what_a_function_adds():
+    peak = measuring.peak_above(lambda: np.ones(2**25, np.float32).sum())
+    assert peak is None or 2**26 < peak < 2**28
+
+
+def test_the_readme_shows_what_was_measured():
+    results = json.loads((ROOT / "results/bench.json").read_text())
+    assert figure.markdown(results) in (ROOT / "README.md").read_text()
+
+
+def test_the_figure_is_drawn(tmp_path):
+    results = json.loads((ROOT / "results/bench.json").read_text())
+    figure.draw(results, tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").stat().st_size > 20_000
