@@ -84,7 +84,7 @@ def main(argv=None):
     results["seconds"] = round(time.perf_counter() - start)
     if not args.quick:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        figure.draw(results, FIGURE)
+        figure.draw(figure.read(RESULTS.parent), FIGURE)
         console.print(f"wrote {RESULTS} and {FIGURE} after {results['seconds']} s")
 
 

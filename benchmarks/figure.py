@@ -34,6 +34,18 @@ SETTINGS = {
 }
 
 
+def read(folder=pathlib.Path("results")):
+    """The results, with the longer runs in the place of the short ones."""
+    results = json.loads((folder / "bench.json").read_text())
+    lines = (folder / "loop_cpu.jsonl").read_text().splitlines()
+    longer = {row["network"]: row for row in map(json.loads, lines)}
+    results["loop"] = [
+        max(row, longer.get(row["network"], row), key=lambda row: row["rounds"])
+        for row in results["loop"]
+    ]
+    return results
+
+
 def draw(results, path):
     """Left: rounds of the whole loop; right: one selection against the number of scores."""
     with matplotlib.rc_context(SETTINGS):
@@ -80,7 +92,7 @@ def markdown(results):
     """The table of the README."""
     lines = [
         "| 100 rounds to 10^2 | weights | seconds | PyTorch | times faster | compiling |",
-        "|---|---|---|---|---|---|",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for row in results["loop"]:
         scale = 100 / row["rounds"]
@@ -98,6 +110,6 @@ def _short(seconds):
 
 
 if __name__ == "__main__":
-    found = json.loads(pathlib.Path("results/bench.json").read_text())
+    found = read()
     draw(found, pathlib.Path("docs/bench.png"))
     print(markdown(found))

@@ -60,6 +60,7 @@ def test_the_giants_are_left_out_by_name(monkeypatch, capsys):
     assert "left out, see --all: resnet1202" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_the_rivals_of_keep_top_keep_the_same():
     scores = jnp.asarray(np.random.default_rng(0).permutation(500), jnp.float32)
     want = sj.keep_top(scores, 5)
@@ -110,11 +111,10 @@ def test_the_peak_is_what_a_function_adds():
 
 
 def test_the_readme_shows_what_was_measured():
-    results = json.loads((ROOT / "results/bench.json").read_text())
+    results = figure.read(ROOT / "results")
     assert figure.markdown(results) in (ROOT / "README.md").read_text()
 
 
 def test_the_figure_is_drawn(tmp_path):
-    results = json.loads((ROOT / "results/bench.json").read_text())
-    figure.draw(results, tmp_path / "bench.png")
+    figure.draw(figure.read(ROOT / "results"), tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 20_000
