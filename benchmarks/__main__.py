@@ -1,6 +1,6 @@
 """All benchmarks in under ten minutes: tables, results/bench.json and docs/bench.png.
 
-    python -m benchmarks             # needs the extra `bench`
+    python -m benchmarks             # needs the extras `bench` and `plots`
     python -m benchmarks --quick     # seconds; a smoke test that writes nothing
 
 Each part by itself, and more of it: benchmarks.selection, .flow, .loop, .scaling, .depth.
@@ -45,7 +45,7 @@ def quick():
     yield "selection", [selection.measured([(5000,)], seconds=0)]
     yield "score", [flow.measured("mlp", 0.0, 1)]
     yield "score_in_loop", [flow.measured("mlp", 0.0, 1, loop=True)]
-    rates = loop.machine(least=2)
+    rates = loop.machine(2**20, 256)
     rows = [loop.measured("mlp", rounds=2, turns=1, rates=rates, pytorch=pytorch)]
     yield "loop", rows
     yield (
@@ -86,6 +86,8 @@ def main(argv=None):
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         figure.draw(figure.read(RESULTS.parent), FIGURE)
         console.print(f"wrote {RESULTS} and {FIGURE} after {results['seconds']} s")
+        console.print("README.md shows this table (a test compares them):")
+        print(figure.markdown(figure.read(RESULTS.parent)))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@
     python -m benchmarks.loop --no-pytorch         # without the extra `bench`
 
 Both prune the same weights to 10^2 by the same whole numbers, in turns, compilation not
-included (it is reported). The floor is a round that moves each weight's bytes once as often
-as it must, at the bandwidth of a copy, and does its multiply-adds at the rate of a large
-matrix product, both measured in this run.
+included (it is reported). What is called the floor is an estimate: a round that moves each
+weight's bytes as often as it must, at the rate at which a large array is read and written
+in place, and then does its multiply-adds at the rate of a large matrix product, both
+measured in this run.
 """
 
 import argparse
@@ -37,10 +38,10 @@ PASSES = 20
 BYTES = 4 + 4 + 4 + 4 + 4 + 1
 
 
-def machine(least=9):
-    """Rates in 1/s: bytes of a copy, read and written, and multiply-adds of a product."""
-    numbers = jnp.ones(2**26)
-    matrix = jnp.ones((2048, 2048))
+def machine(numbers=2**26, side=2048, least=9):
+    """Rates in 1/s: bytes read and written in place, and multiply-adds of a product."""
+    numbers = jnp.ones(numbers)
+    matrix = jnp.ones((side, side))
     square = jax.jit(lambda x: x @ x)
 
     @jax.jit
@@ -53,7 +54,7 @@ def machine(least=9):
     )
     return {
         "bytes_per_s": 2 * PASSES * numbers.nbytes / moved * 1e3,
-        "multiply_adds_per_s": 2048**3 / product * 1e3,
+        "multiply_adds_per_s": side**3 / product * 1e3,
     }
 
 
@@ -105,7 +106,8 @@ def measured(name, *, rounds=100, turns=3, rates=None, pytorch=True):
         "times_floor": round(seconds[0] / floor, 2),
         "turns": turns,
         "compile_s": round(first_s - seconds[0], 1),
-        "peak_over_weights": None if peak is None else round(peak / weights, 2),
+        # Of a small network it is what the process had at hand anyway.
+        "peak_over_weights": round(peak / weights, 2) if peak and weights > 2**24 else None,
         **{f"giga_{key}": round(rate / 1e9, 1) for key, rate in rates.items()},
     }
 
@@ -136,6 +138,12 @@ def main(argv=None):
     pytorch = not args.no_pytorch
     if pytorch and importlib.util.find_spec("torch") is None:
         parser.error("PyTorch is not installed: pip install '.[bench]', or --no-pytorch.")
+    known = list(models.NETWORKS)
+    if pytorch:
+        from benchmarks.pytorch_baseline import NETWORKS as known
+    unknown = [name for name in args.names if name not in known]
+    if unknown:
+        parser.error(f"no {', '.join(unknown)} here; there are {', '.join(known)}.")
     console, facts, rates = measuring.console(), measuring.described(), machine()
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()))
     rows = []

@@ -19,6 +19,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch")
 def described():
     """What the numbers depend on."""
     cores = getattr(os, "process_cpu_count", os.cpu_count)()
+    jax.config.update("jax_enable_compilation_cache", False)  # compiling is timed
     facts = {
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
@@ -39,14 +40,13 @@ def interleaved(functions, *, seconds=0.0, least=5):
     Args:
       functions: each called without arguments; what they return is waited for.
       seconds: at least so long, together.
-      least: and at least so many turns; if several, after one that does not count.
+      least: and at least so many turns, after one that does not count.
 
     Returns:
       ``(milliseconds, turns)``: the median of each function, and the number of turns.
     """
-    if least > 1:
-        for function in functions:
-            jax.block_until_ready(function())
+    for function in functions:
+        jax.block_until_ready(function())
     spent = [[] for _ in functions]
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(spent[0]) < least:
@@ -60,7 +60,8 @@ def interleaved(functions, *, seconds=0.0, least=5):
 def peak_above(function):
     """Bytes by which the process grew while the function ran, at its largest.
 
-    None where the system does not keep a peak that can be reset (it is Linux's).
+    At least these: memory that the process had freed and kept does not count. None where
+    the system does not keep a peak that can be reset (it is Linux's).
     """
     gc.collect()
     try:

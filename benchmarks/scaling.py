@@ -33,7 +33,7 @@ def _row(axis, value, milliseconds, turns, beside):
         "axis": axis,
         "value": value,
         "ms": round(milliseconds, 3),
-        "times_one": None if beside is None else round(milliseconds / beside, 2),
+        "times_one": round(milliseconds / beside, 2),
         "turns": turns,
     }
 

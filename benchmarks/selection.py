@@ -3,8 +3,9 @@
     python -m benchmarks.selection                 # 10^4 to 10^7 scores, and VGG-16's
     python -m benchmarks.selection --sizes 1e5 1e6
 
-One in a hundred is kept. `keep_top` gets leaves and a traced k and returns masks; its
-rivals get the scores in one flat array. `numpy.partition` returns no masks.
+One in a hundred is kept, all are eligible and few tie. `keep_top` gets leaves and a traced
+k and returns masks; its rivals get the scores in one flat array. `numpy.partition` returns
+no masks.
 """
 
 import argparse

@@ -100,9 +100,10 @@ def keep_programs() -> None:
     In ``~/.cache/synflow_jax``, unless JAX was told a place (JAX_COMPILATION_CACHE_DIR) or
     not to (JAX_ENABLE_COMPILATION_CACHE=0).
     """
-    if jax.config.jax_compilation_cache_dir is None:
-        place = pathlib.Path("~/.cache/synflow_jax").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(place))
+    place = os.path.expanduser("~/.cache/synflow_jax")
+    found = not place.startswith("~")  # a home for whoever runs this
+    if found and jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", place)
 
 
 def _prune(command: Prune) -> None:

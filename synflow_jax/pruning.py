@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Float, Integer, PyTree
 
 from synflow_jax.masks import all_kept, count
@@ -116,7 +117,7 @@ def prune(
     One jitted scan: it compiles once for all rounds and every density, and again only for
     another ``score_fn`` object, other shapes or another number of rounds; so make the
     criterion once and reuse it. It works inside `jax.jit` and under `jax.vmap` over a batch
-    of parameters.
+    of parameters, keys or data; on a CPU the elements of a batch are pruned one by one.
 
     Args:
       score_fn: the criterion, such as ``synflow(apply_fn, input_shape)``.
@@ -240,11 +241,24 @@ def _one_by_one(function: Callable) -> Callable:
     A CPU has no cores to spare for a batch, and XLA's convolutions with a kernel for each
     image are slow there.
     """
-    if jax.default_backend() != "cpu":
-        return function
-    one_by_one = jax.custom_batching.sequential_vmap(function)
-    # Masks have no gradient; said here, since such a function can not be asked for one.
-    return lambda *args: one_by_one(*lax.stop_gradient(args))
+
+    def call(*args):
+        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
+        if jax.default_backend() != "cpu" or not traced:
+            return function(*args)
+        # What the criterion closes over, such as its data, may be part of the batch, and
+        # `sequential_vmap` batches nothing but arguments.
+        program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+
+        def flat(consts, leaves):
+            return jaxpr_as_fun(ClosedJaxpr(program.jaxpr, consts))(*leaves)
+
+        # Masks have no gradient; said here, since `sequential_vmap` has no reverse mode.
+        operands = lax.stop_gradient((program.consts, jax.tree.leaves(args)))
+        outs = jax.custom_batching.sequential_vmap(flat)(*operands)
+        return jax.tree.unflatten(jax.tree.structure(shapes), outs)
+
+    return call
 
 
 def _one_round(

@@ -70,8 +70,8 @@ def keep_top(
 
     Raises:
       ValueError: while tracing, if a leaf is not floating, if ``masks`` does not mirror
-        ``scores``, if a concrete ``k`` is out of range, or if the tree has 2**32 entries
-        or more.
+        ``scores``, if a concrete ``k`` is out of range, or if the tree has more than
+        2**32 - 2 entries.
 
     Example:
       >>> keep_top({"a": jnp.array([0.1, 0.9]), "b": jnp.array([0.5])}, 2)
@@ -117,6 +117,8 @@ def select(
     leaves, treedef = jax.tree.flatten(scores)
     size = _checked_size(scores)
     _check_count(k, size)
+    if masks is not None:
+        check_masks(masks, scores)
     if size == 0:
         nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, bool), scores)
         return Selection(nothing, jnp.uint32(0))
@@ -125,13 +127,14 @@ def select(
     if masks is None:
         keys = [_key(leaf) for leaf in ranked]
     else:
-        check_masks(masks, scores)
         lowest = jnp.iinfo(_key_type(dtype)).min
         keys = [
             jnp.where(m, _key(leaf), lowest)
             for leaf, m in zip(ranked, jax.tree.leaves(masks))
         ]
-    k = jnp.clip(jnp.asarray(k), 0).astype(jnp.uint32)
+    if isinstance(k, jax.core.Tracer):
+        k = jnp.clip(k, 0)  # before it loses its sign
+    k = jnp.minimum(jnp.asarray(k, jnp.uint32), jnp.uint32(size))
     bracket = _search(keys, k, _whole(keys), _guesses(keys, k))
     # Where k keys reach `low` there is no tie to break, and only a comparison is left.
     kept = lax.cond(bracket.num_low == k, _all_reaching, _first_of_equals, keys, bracket, k)
@@ -234,7 +237,7 @@ def _search(
     # None at all are what reach the end of the bracket.
     none = bracket._replace(low=bracket.high, num_low=bracket.num_high)
     bracket = jax.tree.map(lambda a, b: jnp.where(k == 0, a, b), none, bracket)
-    start = (bracket, jnp.bool_(guesses is not None), jnp.bool_(True))
+    start = (bracket, jnp.bool_(False), jnp.bool_(True))
     return lax.while_loop(unfinished, narrow, start)[0]
 
 
@@ -260,7 +263,7 @@ def _around(bracket: _Bracket, k: Array) -> Array:
     digits = {4: 23, 8: 52}[width.dtype.itemsize]
     chance = jnp.sqrt(share * (1 - share) / between)
     slope = share * (1 - share) * extent * 2.0 ** -(digits + 2)
-    shares = share + jnp.array([-3.0, -1.0, 1.0, 3.0]) * (chance + slope)
+    shares = share + jnp.array([-3.0, -1.0, 1.0, 3.0], jnp.float32) * (chance + slope)
     # Short of 1, or rounding could lead out of the type.
     shares = jnp.clip(shares, 0, 1 - 2.0**-10)
     return _at(bracket, (shares * extent).astype(width.dtype))
@@ -298,8 +301,8 @@ def _guesses(keys: list[Array], k: Array) -> Array | None:
     fraction = k.astype(jnp.float32) / float(size)
     expected = (1.0 - fraction) * sample.size
     deviation = jnp.sqrt(sample.size * fraction * (1.0 - fraction))
-    places = expected + jnp.array([-4.0, -1.0, 1.0, 4.0]) * deviation
-    places = places + jnp.array([-2.0, 0.0, 0.0, 2.0])
+    places = expected + jnp.array([-4.0, -1.0, 1.0, 4.0], jnp.float32) * deviation
+    places = places + jnp.array([-2.0, 0.0, 0.0, 2.0], jnp.float32)
     return sample[jnp.clip(places.astype(jnp.int32), 0, sample.size - 1)]
 
 

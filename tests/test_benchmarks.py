@@ -69,7 +69,7 @@ def test_the_rivals_of_keep_top_keep_the_same():
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("name", ["mlp", "resnet20"])
+@pytest.mark.parametrize("name", ["mlp", "resnet20", "vgg16_cifar"])
 def test_pytorch_prunes_the_same_network(name):
     pytest.importorskip("torch")
     from benchmarks import pytorch_baseline
@@ -78,7 +78,8 @@ def test_pytorch_prunes_the_same_network(name):
     masks, info = sj.prune(sj.synflow(apply_fn, shape), params, 0.5, rounds=2)
     theirs = pytorch_baseline.prune(name, params, info.kept.tolist())()
     ours = dict(zip(sj.leaf_names(masks), jax.tree.leaves(masks)))
-    assert sum(int(mask.sum()) for mask in theirs.values()) == int(info.kept[-1])
+    kept = sum(int(mask.sum()) for mask in theirs.values())
+    assert kept == pytest.approx(int(info.kept[-1]), abs=3)  # it drops ties
     for layer, mask in theirs.items():
         want = pytorch_baseline.in_torch_layout(ours[f"{layer}/kernel"])
         assert (mask.numpy() == want).mean() > 0.999
@@ -89,7 +90,13 @@ def test_all_of_them_run_and_write_nothing(tmp_path, monkeypatch, capsys):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         everything.main(["--quick"])
     printed = capsys.readouterr().out
-    for part in ("keeping 1%", "one score", "in a loop", "2 │", "how the loop scales"):
+    for part in (
+        "keeping 1%",
+        "one score",
+        "in a loop",
+        "times floor",
+        "how the loop scales",
+    ):
         assert part in printed
     assert not list(tmp_path.iterdir())
 

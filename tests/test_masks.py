@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 import synflow_jax as sj
-from synflow_jax.counting import count_where
+from synflow_jax.counting import count_reaching, count_where
 from tests import nets
 
 
@@ -42,6 +42,15 @@ def test_counts_agree_with_numpy(size):
     assert int(sj.count({"x": jnp.asarray(x < 3), "y": jnp.ones((2, 2), bool)})) == (
         (x < 3).sum() + 4
     )
+
+
+@pytest.mark.parametrize("size", [0, 1, 239, 240, 241, 480, 40_003])
+def test_counts_of_several_candidates_agree_with_numpy(size):
+    x = np.random.default_rng(size).integers(-5, 10, size).astype(np.int32)
+    candidates = np.array([-(2**31), 0, 3, 2**31 - 1], np.int32)
+    want = [(x >= c).sum() for c in candidates]
+    got = count_reaching(jnp.asarray(x), jnp.asarray(candidates))
+    np.testing.assert_array_equal(got, want)
 
 
 def test_a_predicate_may_read_several_leaves():

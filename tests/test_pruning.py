@@ -142,6 +142,30 @@ def test_vmap_over_counts_prunes_to_several_densities_at_once():
         nets.assert_equal(nets.element(states.masks, i), want)
 
 
+def test_vmap_over_what_a_criterion_closes_over():
+    """A batch of keys, and of data: none of it is an argument of `prune`."""
+    params = params_of()
+    keys = jax.random.split(jax.random.key(0), 3)
+    got = jax.vmap(lambda key: sj.prune(sj.random(key), params, 0.1, rounds=2)[0])(keys)
+    for i, key in enumerate(keys):
+        one, _ = sj.prune(sj.random(key), params, 0.1, rounds=2)
+        nets.assert_equal(nets.element(got, i), one)
+
+    def scaled(by):
+        return lambda params, masks: jax.tree.map(lambda p: p * by, params)
+
+    signs = jnp.array([1.0, -1.0])
+    got = jax.vmap(lambda by: sj.prune(scaled(by), params, 0.1, rounds=1)[0])(signs)
+    one, _ = sj.prune(scaled(-1.0), params, 0.1, rounds=1)
+    nets.assert_equal(nets.element(got, 1), one)
+
+
+def test_a_step_refuses_a_count_beyond_the_weights():
+    pruner, params = sj.iterative(SYNFLOW), params_of()
+    with pytest.raises(ValueError, match=f"between 0 and the {SIZE} scores; got 1000"):
+        pruner.step(pruner.init(params), params, 1000)
+
+
 def test_gradients_of_a_pruned_network_take_the_masks_as_given():
     params = {"kernel": jnp.array([[1.0, -2.0], [-3.0, 4.0]])}
     score = sj.magnitude()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
+from synflow_jax.selection import select, select_per_layer
 from tests import nets
 
 # A few fixed trees: values are drawn freely, shapes are not, so that the suite compiles
@@ -200,6 +201,7 @@ import jax, jax.numpy as jnp, numpy as np
 import synflow_jax as sj
 from jax.sharding import NamedSharding, PartitionSpec as P
 
+ALL_REDUCE = {"all-reduce", "all-reduce-start", "all-reduce-done"}
 mesh = jax.make_mesh((8,), ("devices",))
 places = {"a": P("devices"), "b": P(None, None, None, "devices"), "c": P("devices")}
 rng = np.random.default_rng(0)
@@ -220,8 +222,9 @@ for scores in (scores, {n: np.round(s) for n, s in scores.items()}):  # then wit
     for n, s in spread.items():
         assert masks[n].sharding.is_equivalent_to(s.sharding, s.ndim)
 program = keep.lower(spread, jnp.uint32(1)).compile().as_text()
-exchanges = re.findall(r"= (.*?) (all-[a-z]+|collective-[a-z]+|reduce-scatter)\\(", program)
-assert exchanges and {kind for _, kind in exchanges} == {"all-reduce"}, exchanges
+kinds = "all-[a-z-]+|collective-[a-z-]+|ragged-[a-z-]+|reduce-scatter[a-z-]*"
+exchanges = re.findall(rf"= (.*?) ({kinds})\\(", program)
+assert exchanges and {kind for _, kind in exchanges} <= ALL_REDUCE, exchanges
 assert all("[" not in what.replace("[]", "") for what, _ in exchanges), exchanges
 """
 
@@ -231,3 +234,31 @@ def test_devices_exchange_counts_and_no_scores():
     flags = "--xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", SHARDED], env=environment, check=True)
+
+
+def test_scores_that_are_not_finite_are_counted_where_they_could_be_kept():
+    values = [jnp.nan, jnp.inf, -jnp.inf, 3.4e38, -3.4e38, 0.0, jnp.nan]
+    scores = {"a": jnp.array(values), "b": jnp.full((3, 2), -jnp.inf)}
+    masks = {"a": jnp.array([True] * 6 + [False]), "b": jnp.zeros((3, 2), bool)}
+    assert int(select(scores, 2).nonfinite) == 4 + 6
+    assert int(select(scores, 2, masks).nonfinite) == 3
+    ks = {"a": 1, "b": 1}
+    assert int(select_per_layer(scores, ks, masks).nonfinite) == 3
+
+
+@pytest.mark.parametrize("alive", [0.5, 0.01, 0.0])
+def test_large_trees_with_little_left_agree_with_a_stable_sort(alive):
+    """Where most entries may not be kept, and of the rest many tie."""
+    rng = np.random.default_rng(0)
+    scores = np.round(rng.standard_normal(60_000), 2).astype(np.float32)
+    masks = rng.random(scores.size) < alive
+    places = np.flatnonzero(masks)
+    order = places[np.argsort(-scores[places], kind="stable")]
+    for k in (0, 1, len(places) // 3, len(places), scores.size):
+        got = keep({"w": jnp.asarray(scores)}, jnp.int32(k), {"w": jnp.asarray(masks)})
+        np.testing.assert_array_equal(np.flatnonzero(got["w"]), np.sort(order[:k]))
+
+
+def test_a_traced_k_beyond_the_scores_keeps_all():
+    assert bool(keep({"w": jnp.arange(5.0)}, jnp.int32(7))["w"].all())
+    assert not bool(keep({"w": jnp.arange(5.0)}, jnp.int32(-7))["w"].any())
