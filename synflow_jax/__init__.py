@@ -25,6 +25,10 @@ from synflow_jax.pruning import counts_per_round as counts_per_round
 from synflow_jax.pruning import iterative as iterative
 from synflow_jax.pruning import prune as prune
 from synflow_jax.rules import flow_rules as flow_rules
+from synflow_jax.saliency import fisher as fisher
+from synflow_jax.saliency import gradient_norm as gradient_norm
+from synflow_jax.saliency import grasp as grasp
+from synflow_jax.saliency import snip as snip
 from synflow_jax.schedules import exponential as exponential
 from synflow_jax.schedules import linear as linear
 from synflow_jax.schedules import num_kept as num_kept

@@ -41,7 +41,8 @@ class PruneInfo(NamedTuple):
     Attributes:
       kept: prunable weights kept after the round.
       density: the same as a fraction of all prunable weights.
-      nonfinite: weights alive before the round whose score was NaN or infinite.
+      nonfinite: weights alive before the round whose score was NaN or infinite; with
+        ``regrow`` of all prunable weights.
     """
 
     kept: Integer[Array, "*rounds"]
@@ -63,7 +64,11 @@ class Pruner(NamedTuple):
 
 
 def iterative(
-    score_fn: ScoreFn, *, scope: Scope = "global", prunable: Prunable = is_kernel
+    score_fn: ScoreFn,
+    *,
+    scope: Scope = "global",
+    prunable: Prunable = is_kernel,
+    regrow: bool = False,
 ) -> Pruner:
     """One round of pruning as a pair of pure functions; `prune` is a scan over it.
 
@@ -75,9 +80,10 @@ def iterative(
       scope: ``"global"``: one ranking over all prunable weights; ``k`` is one count.
         ``"layer"``: one ranking a leaf; ``k`` has one count for each prunable leaf.
       prunable: ``prunable(path, leaf) -> bool``; leaves it refuses stay whole.
+      regrow: as in `prune`.
 
     Returns:
-      A `Pruner`. A pruned weight never returns, whatever its score.
+      A `Pruner`. Without ``regrow`` a pruned weight never returns, whatever its score.
 
     Example:
       >>> from synflow_jax.scores import magnitude
@@ -94,7 +100,7 @@ def iterative(
 
     def step(state: PruneState, params: Params, k: PyTree):
         chosen = prunable_leaves(params, prunable)
-        one_round = functools.partial(_one_round, score_fn, scope, chosen)
+        one_round = functools.partial(_one_round, score_fn, scope, chosen, regrow)
         masks, info = _one_by_one(one_round)(params, state.masks, k)
         return PruneState(masks), info
 
@@ -110,6 +116,7 @@ def prune(
     schedule: Schedule = exponential,
     scope: Scope = "global",
     prunable: Prunable = is_kernel,
+    regrow: bool = False,
     on_round: Callable[[PruneInfo], None] | None = None,
 ) -> tuple[Masks, PruneInfo]:
     """Prunes to a density in rounds: score, keep the best, score what is left.
@@ -130,6 +137,9 @@ def prune(
         leaf, each leaf pruned to the density.
       prunable: ``prunable(path, leaf) -> bool``, the path being the leaf's name such as
         ``"Dense_0/kernel"``; leaves it refuses stay whole and do not count.
+      regrow: let pruned weights return in later rounds, if their score is among the
+        highest: rounds in the manner of FORCE. Only `snip` and its kin say what a pruned
+        weight is worth; the other criteria score it 0.
       on_round: called on the host after each round with that round's `PruneInfo`, to show
         progress. The rounds are then dispatched one at a time. Not under jit or vmap.
 
@@ -156,7 +166,9 @@ def prune(
       Array([3, 2], dtype=int32)
 
     References:
-      Tanaka et al. 2020 (arXiv 2006.05467), Algorithm 1.
+      Tanaka et al. 2020 (arXiv 2006.05467), Algorithm 1. Rounds with regrowth: de Jorge et
+      al., "Progressive Skeletonization: Trimming more fat from a network at
+      initialization", ICLR 2021 (FORCE).
     """
     params = jax.tree.map(jnp.asarray, params)
     counts = counts_per_round(
@@ -164,12 +176,13 @@ def prune(
     )
     chosen = tuple(prunable_leaves(params, prunable))
     if on_round is None:
-        masks, info = _all_rounds(score_fn, scope, chosen, params, counts)
+        masks, info = _all_rounds(score_fn, scope, chosen, regrow, params, counts)
         _check_finite(info, params, first=1)
         return masks, info
     masks, infos = all_kept(params), []
     for i in range(len(counts)):
-        masks, info = _rounds(score_fn, scope, chosen, params, masks, counts[i : i + 1])
+        one = counts[i : i + 1]
+        masks, info = _rounds(score_fn, scope, chosen, regrow, params, masks, one)
         _check_finite(info, params, first=i + 1)
         infos.append(info)
         on_round(jax.tree.map(lambda x: x[0], info))
@@ -219,18 +232,19 @@ def counts_per_round(
     return np.asarray(counts, np.uint32)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _all_rounds(score_fn, scope, chosen, params, counts):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _all_rounds(score_fn, scope, chosen, regrow, params, counts):
     def rounds(params, counts):
-        return _rounds(score_fn, scope, chosen, params, all_kept(params), counts)
+        masks = all_kept(params)
+        return _rounds(score_fn, scope, chosen, regrow, params, masks, counts)
 
     return _one_by_one(rounds)(params, counts)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
-def _rounds(score_fn, scope, chosen, params, masks, counts):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+def _rounds(score_fn, scope, chosen, regrow, params, masks, counts):
     def one_round(masks, k):
-        return _one_round(score_fn, scope, chosen, params, masks, k)
+        return _one_round(score_fn, scope, chosen, regrow, params, masks, k)
 
     return lax.scan(one_round, masks, counts)
 
@@ -265,6 +279,7 @@ def _one_round(
     score_fn: ScoreFn,
     scope: Scope,
     chosen: Sequence[bool],
+    regrow: bool,
     params: Params,
     masks: Masks,
     k: PyTree,
@@ -274,15 +289,16 @@ def _one_round(
     scores = [s for s, yes in zip(jax.tree.leaves(scores), chosen) if yes]
     leaves, treedef = jax.tree.flatten(masks)
     alive = [mask for mask, yes in zip(leaves, chosen) if yes]
+    eligible = None if regrow else alive
     if scope == "global":
-        kept, nonfinite = select(scores, k, alive)
+        kept, nonfinite = select(scores, k, eligible)
     elif jnp.shape(k) != (len(scores),):
         raise ValueError(
             f'`k` has shape {jnp.shape(k)}, but for scope "layer" it needs one count for '
             f"each of the {len(scores)} prunable leaves."
         )
     else:
-        kept, nonfinite = select_per_layer(scores, list(k), alive)
+        kept, nonfinite = select_per_layer(scores, list(k), eligible)
     size = sum(score.size for score in scores)
     number = count(kept)
     info = PruneInfo(

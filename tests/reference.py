@@ -109,6 +109,15 @@ def score(case: str, dtype=jnp.float32):
     return synflow(apply_fn, shape, biases=case in SHIFTED), params
 
 
+def batch(case: str) -> dict[str, np.ndarray]:
+    """The one batch of noise on which the reference scored SNIP and GraSP."""
+    spec = read(case)["spec"]
+    rng = np.random.default_rng(10_000 + spec["seed"])
+    images = rng.standard_normal([64, *spec["input_shape"]]).astype(np.float32)
+    labels = rng.integers(0, spec["num_classes"], 64)
+    return {"image": images.transpose(0, 2, 3, 1), "label": labels.astype(np.int32)}
+
+
 def kernels_of(tree) -> list:
     """The leaves named kernel, in the order of the network."""
     named = zip(leaf_names(tree), jax.tree.leaves(tree))

@@ -20,7 +20,8 @@ PUBLIC = sorted(
 ORDER = (
     "trees schedules counting scaled windows masks equations contractions structure "
     "arithmetic control rules tokens plain interpreter flow paths selection scores "
-    "wires wiring junctions units balance pruning analysis optim interop models cli"
+    "saliency wires wiring junctions units balance pruning analysis optim interop models "
+    "cli"
 ).split()
 
 

@@ -20,7 +20,7 @@ CASES = (
     "resnet20_c10_bn",
     "vgg16bn_c10",
 )
-SCHEDULES = ("synflow_exp100", "synflow_lin100", "synflow_1it", "mag")
+SCHEDULES = ("synflow_exp100", "synflow_lin100", "synflow_1it", "mag", "snip", "grasp")
 SAMPLES = 40  # one-shot scores kept of each layer, evenly spaced
 
 
@@ -48,6 +48,9 @@ def main(folder: pathlib.Path) -> None:
                 scores = npz[f"synflow_f64/{i}"].ravel()
                 places = np.linspace(0, scores.size - 1, SAMPLES).astype(int)
                 arrays[f"{case}/scores/{i}"] = scores[places]
+                for name in ("snip", "grasp"):
+                    scores = npz[f"{name}_f64/{i}"].ravel()
+                    arrays[f"{case}/{name}/{i}"] = scores[places]
             if case == "resnet20_c10":  # starting points for a single round
                 for name in ("synflow_exp100_c1/f64", "synflow_exp100_c2/f64"):
                     arrays[f"{case}/mask/{name}"] = npz[f"mask/{name}"]

@@ -1,0 +1,270 @@
+"""Criteria that need data or a loss: synaptic saliency of the training loss and its kin.
+
+Each is a weight times a derivative at the pruned network (Tanaka et al. 2020, section 4:
+synaptic saliency). What is pruned gets a score too, the derivative there times the weight
+that it had: `prune` looks at it only if weights may return (``regrow=True``).
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from synflow_jax.masks import apply_masks
+from synflow_jax.trees import (
+    Masks,
+    Params,
+    Prunable,
+    ScoreFn,
+    Scores,
+    is_floating,
+    is_kernel,
+    prunable_leaves,
+    widened,
+)
+
+# ``loss_fn(params, batch) -> scalar``.
+LossFn = Callable[[Params, PyTree], Float[Array, ""]]
+
+
+def snip(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
+    r"""How much the loss changes, to first order, if a weight is removed.
+
+    ``|w * g|`` with ``g`` the gradient of the loss in the masked weights, summed over the
+    batches; it is the size of the loss's derivative in the mask.
+
+    Args:
+      loss_fn: ``loss_fn(params, batch) -> scalar``, such as a batch's mean cross-entropy,
+        of the network in evaluation mode (or in training mode, where batch norm should see
+        the batch).
+      batches: a pytree with a leading axis of batches. They are gone through one by one,
+        so memory does not grow with their number.
+
+    Returns:
+      ``score(params, masks) -> scores``: leaves shaped like ``params``, float32 (float64
+      for float64 parameters), non-negative.
+
+    Raises:
+      ValueError: while tracing, if ``masks`` does not mirror ``params``, a leaf of
+        ``batches`` has no leading axis or another length than the rest, or the loss is no
+        scalar.
+
+    Example:
+      >>> def loss(params, batch):
+      ...     return jnp.mean((batch["x"] @ params["w"] - batch["y"]) ** 2)
+      >>> batches = {"x": jnp.ones((1, 4, 2)), "y": jnp.zeros((1, 4))}
+      >>> params = {"w": jnp.array([1.0, -3.0])}
+      >>> snip(loss, batches)(params, {"w": jnp.array([True, True])})["w"]
+      Array([ 4., 12.], dtype=float32)
+
+    References:
+      Lee et al., "SNIP: Single-shot Network Pruning based on Connection Sensitivity", ICLR
+      2019, equation 5 before its normalisation, which changes no ranking; as a baseline in
+      Tanaka et al. 2020.
+    """
+
+    def score(params: Params, masks: Masks) -> Scores:
+        weights, gradient = _at(loss_fn, params, masks)
+        total = _sum_over(batches, lambda batch: gradient(weights, batch))
+        return _scores(lambda w, g: jnp.abs(w * g), params, total)
+
+    return score
+
+
+def grasp(loss_fn: LossFn, batches: PyTree, *, prunable: Prunable = is_kernel) -> ScoreFn:
+    r"""How much of the gradient's norm is lost, to first order, if a weight is removed.
+
+    ``w * (H g)``, signed: ``g`` is the gradient of the loss in the prunable weights, summed
+    over the batches, ``H`` the loss's Hessian, also summed. Weights whose removal would
+    increase the norm of the gradient have the lowest, negative scores and go first.
+
+    Args:
+      loss_fn: as in `snip`. The authors divide the network's outputs by a temperature of
+        200 before the cross-entropy; do so in ``loss_fn``.
+      batches: as in `snip`. Products of the Hessian and the gradient are taken batch by
+        batch; the Hessian is never formed.
+      prunable: the weights whose gradient counts, as `prune` has it.
+
+    Returns:
+      ``score(params, masks) -> scores``: leaves shaped like ``params``, signed.
+
+    Raises:
+      ValueError: as `snip` does, or if no leaf is prunable.
+
+    Example:
+      >>> def loss(params, batch):
+      ...     return jnp.mean((batch["x"] @ params["kernel"] - batch["y"]) ** 2)
+      >>> batches = {"x": jnp.eye(2)[None], "y": jnp.zeros((1, 2, 1))}
+      >>> params = {"kernel": jnp.array([[1.0], [-3.0]])}
+      >>> score = grasp(loss, batches)(params, {"kernel": jnp.ones((2, 1), bool)})
+      >>> score["kernel"].ravel()
+      Array([1., 9.], dtype=float32)
+
+    References:
+      Wang et al., "Picking Winning Tickets Before Training by Preserving Gradient Flow",
+      ICLR 2020, equation 8 with its sign turned so that higher means keep; as a baseline in
+      Tanaka et al. 2020.
+    """
+
+    def score(params: Params, masks: Masks) -> Scores:
+        weights, gradient = _at(loss_fn, params, masks)
+        total = _sum_over(batches, lambda batch: gradient(weights, batch))
+        direction = _direction(total, params, masks, prunable)
+
+        def product(batch):
+            at_batch = functools.partial(gradient, batch=batch)
+            return jax.jvp(at_batch, (weights,), (direction,))[1]
+
+        return _scores(jnp.multiply, params, _sum_over(batches, product))
+
+    return score
+
+
+def fisher(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
+    r"""The squared saliency of each batch, summed: the diagonal of the empirical Fisher
+    information times the squared weight.
+
+    With batches of one example each it is the empirical Fisher information; with one batch
+    of all it is the square of `snip`, and ranks like it.
+
+    Args:
+      loss_fn: as in `snip`.
+      batches: as in `snip`.
+
+    Returns:
+      ``score(params, masks) -> scores``: leaves shaped like ``params``, non-negative.
+
+    Raises:
+      ValueError: as `snip` does.
+
+    Example:
+      >>> def loss(params, batch):
+      ...     return jnp.sum(batch * params["w"])
+      >>> params = {"w": jnp.array([1.0, -3.0])}
+      >>> score = fisher(loss, jnp.array([[1.0, 1.0], [-1.0, 1.0]]))
+      >>> score(params, {"w": jnp.ones(2, bool)})["w"]
+      Array([ 2., 18.], dtype=float32)
+
+    References:
+      Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", 2018;
+      Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019
+      (Taylor-FO).
+    """
+
+    def score(params: Params, masks: Masks) -> Scores:
+        weights, gradient = _at(loss_fn, params, masks)
+
+        def squares(batch):
+            return [g * g for g in gradient(weights, batch)]
+
+        return _scores(lambda w, g: w * w * g, params, _sum_over(batches, squares))
+
+    return score
+
+
+def gradient_norm(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
+    r"""The size of the loss's gradient in each weight, whatever the weight.
+
+    Args:
+      loss_fn: as in `snip`.
+      batches: as in `snip`.
+
+    Returns:
+      ``score(params, masks) -> scores``: ``|g|``, leaves shaped like ``params``.
+
+    Raises:
+      ValueError: as `snip` does.
+
+    Example:
+      >>> def loss(params, batch):
+      ...     return jnp.sum(batch * params["w"])
+      >>> params = {"w": jnp.array([1.0, -3.0])}
+      >>> score = gradient_norm(loss, jnp.array([[1.0, 1.0], [-1.0, 1.0]]))
+      >>> score(params, {"w": jnp.ones(2, bool)})["w"]
+      Array([0., 2.], dtype=float32)
+
+    References:
+      A baseline of Evci et al., "Rigging the Lottery", ICML 2020, for growing weights.
+    """
+
+    def score(params: Params, masks: Masks) -> Scores:
+        weights, gradient = _at(loss_fn, params, masks)
+        total = _sum_over(batches, lambda batch: gradient(weights, batch))
+        return _scores(lambda w, g: jnp.abs(g), params, total)
+
+    return score
+
+
+# The floating leaves of a tree of parameters, in order: what is differentiated.
+_Floating = list[Array]
+
+
+def _at(loss_fn: LossFn, params: Params, masks: Masks) -> tuple[_Floating, Callable]:
+    """The masked weights, and ``gradient(weights, batch)`` of the loss in them."""
+    masked = apply_masks(widened(params), masks)
+    leaves, treedef = jax.tree.flatten(masked)
+
+    def loss(weights: _Floating, batch: PyTree) -> Array:
+        rest = iter(weights)
+        merged = [next(rest) if is_floating(leaf) else leaf for leaf in leaves]
+        value = loss_fn(jax.tree.unflatten(treedef, merged), batch)
+        if jnp.shape(value) != ():
+            raise ValueError(
+                f"`loss_fn` returned an array of shape {jnp.shape(value)}; a loss is a "
+                "scalar, such as the mean over the batch."
+            )
+        return value
+
+    return [leaf for leaf in leaves if is_floating(leaf)], jax.grad(loss)
+
+
+def _sum_over(batches: PyTree, of_batch: Callable[[PyTree], _Floating]) -> _Floating:
+    """The sum over the leading axis of the batches, one batch at a time."""
+    leaves = jax.tree.leaves(batches)
+    shapes = [jnp.shape(leaf) for leaf in leaves]
+    if (
+        not shapes
+        or len({shape[:1] for shape in shapes}) > 1
+        or shapes[0][:1] in ((), (0,))
+    ):
+        raise ValueError(
+            "`batches` is a pytree of arrays with a leading axis of batches, of one length "
+            f"for all; got the shapes {shapes}."
+        )
+    batches = jax.tree.map(jnp.asarray, batches)
+    one = jax.tree.map(lambda leaf: leaf[0], batches)
+    shapes = jax.eval_shape(of_batch, one)
+
+    def add(total, batch):
+        return jax.tree.map(jnp.add, total, of_batch(batch)), None
+
+    return lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), batches)[0]
+
+
+def _direction(
+    gradient: _Floating, params: Params, masks: Masks, prunable: Prunable
+) -> _Floating:
+    """The gradient in the prunable weights that are left; zero elsewhere."""
+    chosen = prunable_leaves(params, prunable)
+    trees = zip(jax.tree.leaves(params), jax.tree.leaves(masks), chosen)
+    counted = [mask if yes else None for leaf, mask, yes in trees if is_floating(leaf)]
+    return [
+        jnp.zeros_like(g) if mask is None else jnp.where(mask, g, jnp.zeros_like(g))
+        for g, mask in zip(gradient, counted)
+    ]
+
+
+def _scores(
+    combine: Callable[[Array, Array], Array], params: Params, derivatives: _Floating
+) -> Scores:
+    """Each weight combined with its derivative; 0 for leaves without floating numbers."""
+    leaves, treedef = jax.tree.flatten(widened(params))
+    rest = iter(derivatives)
+    scores = [
+        combine(leaf, next(rest)) if is_floating(leaf) else jnp.zeros(leaf.shape)
+        for leaf in leaves
+    ]
+    return jax.tree.unflatten(treedef, scores)
