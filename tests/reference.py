@@ -11,8 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from synflow_jax import leaf_names, synflow
+from synflow_jax import grasp, leaf_names, snip, synflow
 from synflow_jax.models import MLP, VGG, CifarResNet, ConvNet
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -116,6 +117,25 @@ def batch(case: str) -> dict[str, np.ndarray]:
     images = rng.standard_normal([64, *spec["input_shape"]]).astype(np.float32)
     labels = rng.integers(0, spec["num_classes"], 64)
     return {"image": images.transpose(0, 2, 3, 1), "label": labels.astype(np.int32)}
+
+
+# The reference's GraSP divides logits by 200; both it and SNIP are divided by a total.
+SALIENCIES = {"snip": (snip, 1.0), "grasp": (grasp, 200.0)}
+
+
+def saliency(name: str, case: str, dtype=jnp.float32):
+    """The criterion on the reference's batch, and the parameters."""
+    make, temperature = SALIENCIES[name]
+    apply_fn, params, _ = network(case, dtype)
+
+    def loss_fn(params, batch):
+        logits = apply_fn(params, batch["image"]) / temperature
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels
+        return jnp.mean(losses(logits, batch["label"]))
+
+    drawn = batch(case)
+    batches = {"image": drawn["image"][None].astype(dtype), "label": drawn["label"][None]}
+    return make(loss_fn, batches), params
 
 
 def kernels_of(tree) -> list:

@@ -11,7 +11,6 @@ single round.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import synflow_jax as sj
@@ -80,31 +79,15 @@ def test_masks_of_magnitude_are_the_references_bit_for_bit(case):
         assert reference.digest(masks) == want["sha_total"]
 
 
-def cross_entropy(apply_fn, temperature):
-    def loss_fn(params, batch):
-        logits = apply_fn(params, batch["image"]) / temperature
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels
-        return jnp.mean(losses(logits, batch["label"]))
-
-    return loss_fn
-
-
-# The reference's GraSP divides logits by 200; both it and SNIP are divided by a total.
-SALIENCIES = {"snip": (sj.snip, 1.0), "grasp": (sj.grasp, 200.0)}
-
-
-@pytest.mark.parametrize("case", [c for c in CASES if c != "vgg16bn_c10"])
-@pytest.mark.parametrize("name", SALIENCIES)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", reference.SALIENCIES)
 def test_saliencies_and_their_masks_are_the_references(name, case):
-    make, temperature = SALIENCIES[name]
-    apply_fn, params, _ = reference.network(case)
-    batches = jax.tree.map(lambda x: x[None], reference.batch(case))
-    score = make(cross_entropy(apply_fn, temperature), batches)
+    score, params = reference.saliency(name, case)
     scores = reference.kernels_of(jax.jit(score)(params, sj.all_kept(params)))
     total = abs(sum(float(s.astype(np.float64).sum()) for s in map(np.asarray, scores)))
-    # Of the largest. The reference's own precisions differ by 3e-6, with random batch norm
-    # by 1e-3.
-    tolerance = 1e-3 if case.endswith("bn") else 5e-5
+    # Of the largest. In ResNet-20 activations near zero change sign with the rounding, and
+    # GraSP's total is a small sum of large terms; tests/x64 compares it closely.
+    tolerance = 1e-3 if case.startswith("resnet") else 1e-5
     stored = reference.arrays()
     largest = max(abs(stored[f"{case}/{name}/{i}"]).max() for i in range(len(scores)))
     for i, got in enumerate(scores):

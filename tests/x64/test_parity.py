@@ -30,6 +30,21 @@ def test_one_shot_scores_agree_to_the_last_digits(case):
         np.testing.assert_allclose(np.ravel(got)[places], want, rtol=1e-11)
 
 
+@pytest.mark.parametrize("case", ["fc_mnist_bias", "conv_cifar10", "resnet20_c10_bn"])
+@pytest.mark.parametrize("name", reference.SALIENCIES)
+def test_saliencies_agree_to_the_last_digits(name, case):
+    score, params = reference.saliency(name, case, jnp.float64)
+    scores = reference.kernels_of(jax.jit(score)(params, sj.all_kept(params)))
+    total = abs(sum(float(s.sum()) for s in scores))
+    stored = reference.arrays()
+    largest = max(abs(stored[f"{case}/{name}/{i}"]).max() for i in range(len(scores)))
+    for i, got in enumerate(scores):
+        want = stored[f"{case}/{name}/{i}"]
+        places = np.linspace(0, got.size - 1, len(want)).astype(int)
+        got = np.ravel(got)[places] / total
+        np.testing.assert_allclose(got, want, atol=1e-8 * largest)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("case", CASES)
 def test_masks_after_100_rounds_are_the_references_bit_for_bit(case, schedule):
