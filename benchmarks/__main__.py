@@ -32,9 +32,9 @@ def full():
     )
     yield "score", [flow.measured(name, 3.0, 1) for name in SCORED]
     yield "score_in_loop", [flow.measured(name, 3.0, 1, loop=True) for name in LOOPED]
-    rows = [loop.measured(name, turns=2, rates=rates) for name in loop.NAMES]
+    rows = [loop.measured(name, rates, turns=2) for name in loop.NAMES]
     # A hundred rounds of this one take PyTorch minutes; benchmarks.loop runs them.
-    rows.append(loop.measured("vgg19_imagenet", rounds=3, turns=1, rates=rates))
+    rows.append(loop.measured("vgg19_imagenet", rates, rounds=3, turns=1))
     yield "loop", rows
     yield "scaling", scaling.by_weights() + scaling.by_rounds() + scaling.by_batch()
 
@@ -46,7 +46,7 @@ def quick():
     yield "score", [flow.measured("mlp", 0.0, 1)]
     yield "score_in_loop", [flow.measured("mlp", 0.0, 1, loop=True)]
     rates = loop.machine(2**20, 256)
-    rows = [loop.measured("mlp", rounds=2, turns=1, rates=rates, pytorch=pytorch)]
+    rows = [loop.measured("mlp", rates, rounds=2, turns=1, pytorch=pytorch)]
     yield "loop", rows
     yield (
         "scaling",
@@ -84,10 +84,11 @@ def main(argv=None):
     results["seconds"] = round(time.perf_counter() - start)
     if not args.quick:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        figure.draw(figure.read(RESULTS.parent), FIGURE)
+        shown = figure.read(RESULTS.parent)
+        figure.draw(shown, FIGURE)
         console.print(f"wrote {RESULTS} and {FIGURE} after {results['seconds']} s")
         console.print("README.md shows this table (a test compares them):")
-        print(figure.markdown(figure.read(RESULTS.parent)))
+        print(figure.markdown(shown))
 
 
 if __name__ == "__main__":

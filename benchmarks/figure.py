@@ -1,6 +1,9 @@
 """The figure and the table of the README, from results/bench.json.
 
-python -m benchmarks.figure    # draws docs/bench.png again and prints the table
+    python -m benchmarks.figure    # draws docs/bench.png again and prints the table
+
+A network that `benchmarks.loop --out results/loop_cpu.jsonl` ran for more rounds than fit
+into `make bench` is shown with those.
 """
 
 import json

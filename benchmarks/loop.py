@@ -70,9 +70,8 @@ def floor_ms(weights, forward, rates):
     return 1e3 * (moved + 3 * forward / rates["multiply_adds_per_s"])
 
 
-def measured(name, *, rounds=100, turns=3, rates=None, pytorch=True):
+def measured(name, rates, *, rounds=100, turns=3, pytorch=True):
     """The row of one network; all times are of the rounds together."""
-    rates = rates or machine()
     apply_fn, params, input_shape = models.build(name, jax.random.key(0))
     score = sj.synflow(apply_fn, input_shape)
     # The first of 100 rounds to DENSITY, or all of them.
@@ -148,9 +147,7 @@ def main(argv=None):
     console.print(", ".join(f"{key} {value}" for key, value in facts.items()))
     rows = []
     for name in args.names:
-        row = measured(
-            name, rounds=args.rounds, turns=args.turns, rates=rates, pytorch=pytorch
-        )
+        row = measured(name, rates, rounds=args.rounds, turns=args.turns, pytorch=pytorch)
         rows.append(row)
         console.print(", ".join(f"{k} {v}" for k, v in row.items()), soft_wrap=True)
         measuring.append(args.out, [row | facts])

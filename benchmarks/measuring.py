@@ -13,13 +13,15 @@ import time
 import jax
 from rich.console import Console
 
+# Compiling is timed.
+jax.config.update("jax_enable_compilation_cache", False)
+
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch")
 
 
 def described():
     """What the numbers depend on."""
     cores = getattr(os, "process_cpu_count", os.cpu_count)()
-    jax.config.update("jax_enable_compilation_cache", False)  # compiling is timed
     facts = {
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),

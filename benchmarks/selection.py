@@ -48,13 +48,12 @@ def by_top_k(k):
     return select
 
 
-def measured(shapes, *, seconds=2.0, slow=None):
+def measured(shapes, *, seconds=2.0):
     """The row of one tree of scores, spread like SynFlow's over many orders of size.
 
     Args:
       shapes: of the leaves.
-      seconds: of interleaved runs.
-      slow: also time the sort and top_k; default, up to `LARGEST_SORT` scores.
+      seconds: of interleaved runs; the sort and top_k only up to `LARGEST_SORT` scores.
     """
     rng = np.random.default_rng(0)
     leaves = [
@@ -68,7 +67,7 @@ def measured(shapes, *, seconds=2.0, slow=None):
         "keep_top": lambda: select(leaves, count),
         "numpy_partition": lambda: np.partition(flat, flat.size - k),
     }
-    if slow or slow is None and flat.size <= LARGEST_SORT:
+    if flat.size <= LARGEST_SORT:
         sort, top_k = jax.jit(by_sort), jax.jit(by_top_k(k))
         functions["sort"] = lambda: sort(device, count)
         functions["top_k"] = lambda: top_k(device)

@@ -16,8 +16,7 @@ CANDIDATES = 4
 _BITS = 32 // CANDIDATES
 
 # Rows of a pass for one number; and of a pass for CANDIDATES, where a field counts 15 rows
-# and the sums of 16 fields, at most 240, fit int16. Fewer rows are better: longer ones are
-# read in order.
+# and the sums of 16 fields, at most 240, fit int16.
 _ROWS = 16
 _FIELD_ROWS, _SUM_ROWS = 15, 16
 

@@ -26,7 +26,14 @@ from synflow_jax.interpreter import Settings, interpret
 from synflow_jax.rules import flow_rules
 from synflow_jax.scaled import Scaled
 from synflow_jax.structure import pooled_entries
-from synflow_jax.trees import Masks, Params, is_floating, scoring_dtype, widened
+from synflow_jax.trees import (
+    Masks,
+    Params,
+    is_floating,
+    scoring_dtype,
+    split_floating,
+    widened,
+)
 
 
 def on_paths(apply_fn: Callable[..., PyTree], params: Params, input_shape: PyTree) -> Masks:
@@ -55,9 +62,9 @@ def on_paths(apply_fn: Callable[..., PyTree], params: Params, input_shape: PyTre
     """
     # Raises what flow raises, with the line of the model.
     jax.eval_shape(lambda params: log_flow(apply_fn, params, input_shape), params)
-    leaves, treedef = jax.tree.flatten(widened(params))
-    floating = [is_floating(leaf) for leaf in leaves]
-    dtype = scoring_dtype(*leaves)
+    wide = widened(params)
+    weights, merged = split_floating(wide)
+    dtype = scoring_dtype(*jax.tree.leaves(wide))
     inputs = jax.tree.map(
         lambda x: x.astype(dtype) if is_floating(x) else x, ones(input_shape)
     )
@@ -71,22 +78,15 @@ def on_paths(apply_fn: Callable[..., PyTree], params: Params, input_shape: PyTre
     @jax.jit
     def gradients(weights):
         def outputs_reached(weights):
-            weights = iter(weights)
-            mixed = [next(weights) if f else x for f, x in zip(floating, leaves)]
-            tree = jax.tree.unflatten(treedef, mixed)
-            outs = interpret(apply_fn, tree, (inputs,), settings)
+            outs = interpret(apply_fn, merged(weights), (inputs,), settings)
             outs = jax.tree.leaves(outs, is_leaf=lambda x: isinstance(x, Scaled))
             flows = [out.mantissa for out in outs if isinstance(out, Scaled)]
             return sum(map(jnp.sum, flows), jnp.zeros((), dtype))
 
         return jax.grad(outputs_reached)(weights)
 
-    found = iter(gradients([leaf for f, leaf in zip(floating, leaves) if f]))
-    alive = [
-        (next(found) != 0) & (leaf != 0) if f else jnp.zeros(jnp.shape(leaf), bool)
-        for f, leaf in zip(floating, leaves)
-    ]
-    return jax.tree.unflatten(treedef, alive)
+    alive = [(found != 0) & (w != 0) for found, w in zip(gradients(weights), weights)]
+    return merged(alive, lambda leaf: jnp.zeros(jnp.shape(leaf), bool))
 
 
 # --- zeros and ones -----------------------------------------------------------------------

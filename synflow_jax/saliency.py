@@ -22,7 +22,9 @@ from synflow_jax.trees import (
     Scores,
     is_floating,
     is_kernel,
+    no_score,
     prunable_leaves,
+    split_floating,
     widened,
 )
 
@@ -31,7 +33,7 @@ LossFn = Callable[[Params, PyTree], Float[Array, ""]]
 
 
 def snip(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
-    r"""How much the loss changes, to first order, if a weight is removed.
+    """How much the loss changes, to first order, if a weight is removed.
 
     ``|w * g|`` with ``g`` the gradient of the loss in the masked weights, summed over the
     batches; it is the size of the loss's derivative in the mask.
@@ -68,14 +70,14 @@ def snip(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
 
     def score(params: Params, masks: Masks) -> Scores:
         weights, gradient = _at(loss_fn, params, masks)
-        total = _sum_over(batches, lambda batch: gradient(weights, batch))
+        total = _sum_over(batches, weights, gradient)
         return _scores(lambda w, g: jnp.abs(w * g), params, total)
 
     return score
 
 
 def grasp(loss_fn: LossFn, batches: PyTree, *, prunable: Prunable = is_kernel) -> ScoreFn:
-    r"""How much of the gradient's norm is lost, to first order, if a weight is removed.
+    """How much of the gradient's norm is lost, to first order, if a weight is removed.
 
     ``w * (H g)``, signed: ``g`` is the gradient of the loss in the prunable weights, summed
     over the batches, ``H`` the loss's Hessian, also summed. Weights whose removal would
@@ -111,20 +113,20 @@ def grasp(loss_fn: LossFn, batches: PyTree, *, prunable: Prunable = is_kernel) -
 
     def score(params: Params, masks: Masks) -> Scores:
         weights, gradient = _at(loss_fn, params, masks)
-        total = _sum_over(batches, lambda batch: gradient(weights, batch))
+        total = _sum_over(batches, weights, gradient)
         direction = _direction(total, params, masks, prunable)
 
-        def product(batch):
+        def product(weights, batch):
             at_batch = functools.partial(gradient, batch=batch)
             return jax.jvp(at_batch, (weights,), (direction,))[1]
 
-        return _scores(jnp.multiply, params, _sum_over(batches, product))
+        return _scores(jnp.multiply, params, _sum_over(batches, weights, product))
 
     return score
 
 
 def fisher(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
-    r"""The squared saliency of each batch, summed: the diagonal of the empirical Fisher
+    """The squared saliency of each batch, summed: the diagonal of the empirical Fisher
     information times the squared weight.
 
     With batches of one example each it is the empirical Fisher information; with one batch
@@ -157,16 +159,17 @@ def fisher(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
     def score(params: Params, masks: Masks) -> Scores:
         weights, gradient = _at(loss_fn, params, masks)
 
-        def squares(batch):
+        def squares(weights, batch):
             return [g * g for g in gradient(weights, batch)]
 
-        return _scores(lambda w, g: w * w * g, params, _sum_over(batches, squares))
+        total = _sum_over(batches, weights, squares)
+        return _scores(lambda w, g: w * w * g, params, total)
 
     return score
 
 
 def gradient_norm(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
-    r"""The size of the loss's gradient in each weight, whatever the weight.
+    """The size of the loss's gradient in each weight, whatever the weight.
 
     Args:
       loss_fn: as in `snip`.
@@ -192,7 +195,7 @@ def gradient_norm(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
 
     def score(params: Params, masks: Masks) -> Scores:
         weights, gradient = _at(loss_fn, params, masks)
-        total = _sum_over(batches, lambda batch: gradient(weights, batch))
+        total = _sum_over(batches, weights, gradient)
         return _scores(lambda w, g: jnp.abs(g), params, total)
 
     return score
@@ -204,13 +207,10 @@ _Floating = list[Array]
 
 def _at(loss_fn: LossFn, params: Params, masks: Masks) -> tuple[_Floating, Callable]:
     """The masked weights, and ``gradient(weights, batch)`` of the loss in them."""
-    masked = apply_masks(widened(params), masks)
-    leaves, treedef = jax.tree.flatten(masked)
+    weights, masked = split_floating(apply_masks(widened(params), masks))
 
     def loss(weights: _Floating, batch: PyTree) -> Array:
-        rest = iter(weights)
-        merged = [next(rest) if is_floating(leaf) else leaf for leaf in leaves]
-        value = loss_fn(jax.tree.unflatten(treedef, merged), batch)
+        value = loss_fn(masked(weights), batch)
         if jnp.shape(value) != ():
             raise ValueError(
                 f"`loss_fn` returned an array of shape {jnp.shape(value)}; a loss is a "
@@ -218,11 +218,13 @@ def _at(loss_fn: LossFn, params: Params, masks: Masks) -> tuple[_Floating, Calla
             )
         return value
 
-    return [leaf for leaf in leaves if is_floating(leaf)], jax.grad(loss)
+    return weights, jax.grad(loss)
 
 
-def _sum_over(batches: PyTree, of_batch: Callable[[PyTree], _Floating]) -> _Floating:
-    """The sum over the leading axis of the batches, one batch at a time."""
+def _sum_over(
+    batches: PyTree, weights: _Floating, derivative: Callable[..., _Floating]
+) -> _Floating:
+    """The sum of ``derivative(weights, batch)``, one batch at a time."""
     leaves = jax.tree.leaves(batches)
     shapes = [jnp.shape(leaf) for leaf in leaves]
     if (
@@ -234,14 +236,12 @@ def _sum_over(batches: PyTree, of_batch: Callable[[PyTree], _Floating]) -> _Floa
             "`batches` is a pytree of arrays with a leading axis of batches, of one length "
             f"for all; got the shapes {shapes}."
         )
-    batches = jax.tree.map(jnp.asarray, batches)
-    one = jax.tree.map(lambda leaf: leaf[0], batches)
-    shapes = jax.eval_shape(of_batch, one)
 
     def add(total, batch):
-        return jax.tree.map(jnp.add, total, of_batch(batch)), None
+        return jax.tree.map(jnp.add, total, derivative(weights, batch)), None
 
-    return lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), batches)[0]
+    zeros = [jnp.zeros_like(weight) for weight in weights]
+    return lax.scan(add, zeros, jax.tree.map(jnp.asarray, batches))[0]
 
 
 def _direction(
@@ -250,21 +250,13 @@ def _direction(
     """The gradient in the prunable weights that are left; zero elsewhere."""
     chosen = prunable_leaves(params, prunable)
     trees = zip(jax.tree.leaves(params), jax.tree.leaves(masks), chosen)
-    counted = [mask if yes else None for leaf, mask, yes in trees if is_floating(leaf)]
-    return [
-        jnp.zeros_like(g) if mask is None else jnp.where(mask, g, jnp.zeros_like(g))
-        for g, mask in zip(gradient, counted)
-    ]
+    counted = [mask & yes for leaf, mask, yes in trees if is_floating(leaf)]
+    return [jnp.where(c, g, jnp.zeros_like(g)) for g, c in zip(gradient, counted)]
 
 
 def _scores(
     combine: Callable[[Array, Array], Array], params: Params, derivatives: _Floating
 ) -> Scores:
     """Each weight combined with its derivative; 0 for leaves without floating numbers."""
-    leaves, treedef = jax.tree.flatten(widened(params))
-    rest = iter(derivatives)
-    scores = [
-        combine(leaf, next(rest)) if is_floating(leaf) else jnp.zeros(leaf.shape)
-        for leaf in leaves
-    ]
-    return jax.tree.unflatten(treedef, scores)
+    weights, merged = split_floating(widened(params))
+    return merged([combine(w, d) for w, d in zip(weights, derivatives)], no_score)

@@ -16,6 +16,8 @@ from synflow_jax.trees import (
     Scores,
     check_masks,
     is_floating,
+    no_score,
+    split_floating,
     widened,
 )
 
@@ -64,39 +66,28 @@ def synflow(
     inputs = ones(input_shape)
 
     def score(params: Params, masks: Masks) -> Scores:
-        check_masks(masks, params)
-        weights, treedef = jax.tree.flatten(widened(params))
-        floating = [is_floating(leaf) for leaf in weights]
-        alive = jax.tree.leaves(apply_masks(widened(params), masks))
+        wide = widened(params)
+        weights, merged = split_floating(wide)
+        alive, masked = split_floating(apply_masks(wide, masks))
 
-        def mantissa_of_flow(differentiated):
-            chosen = iter(differentiated)
-            leaves = [next(chosen) if f else x for f, x in zip(floating, alive)]
-            tree = jax.tree.unflatten(treedef, leaves)
-            return total_flow(apply_fn, tree, inputs, biases=biases).mantissa
+        def mantissa_of_flow(alive):
+            return total_flow(apply_fn, masked(alive), inputs, biases=biases).mantissa
 
-        # In the masked weights; the weights and masks themselves are met again only in
-        # `_share`. So the compiler keeps no copy of all weights until the backward pass.
-        differentiated = [x for f, x in zip(floating, alive) if f]
-        total, gradients = jax.value_and_grad(mantissa_of_flow)(differentiated)
+        # In the masked weights; the weights and masks themselves are met again only in the
+        # shares. So the compiler keeps no copy of all weights until the backward pass.
+        total, gradients = jax.value_and_grad(mantissa_of_flow)(alive)
         # Where nothing flows every score is zero, not zero over zero.
         divisor = jnp.where(total == 0, jnp.ones_like(total), total)
-        gradients = iter(gradients)
-        scores = [
-            _share(weight, mask, next(gradients) / divisor)
-            if f
-            else jnp.zeros(weight.shape, jnp.float32)
-            for f, weight, mask in zip(floating, weights, jax.tree.leaves(masks))
-        ]
-        return jax.tree.unflatten(treedef, scores)
+        shares = [_share(w, g / divisor) for w, g in zip(weights, gradients)]
+        return apply_masks(merged(shares, no_score), masks)
 
     return score
 
 
-def _share(weight: Array, mask: Array, gradient: Array) -> Array:
+def _share(weight: Array, gradient: Array) -> Array:
     """The weight times its gradient; zero for a zero weight, whatever its gradient."""
     share = jnp.abs(weight * gradient)
-    return jnp.where(mask & (weight != 0), share, jnp.zeros_like(weight))
+    return jnp.where(weight != 0, share, jnp.zeros_like(weight))
 
 
 def magnitude() -> ScoreFn:
@@ -158,4 +149,4 @@ def random(key: Key[Array, ""]) -> ScoreFn:
 
 
 def _size(leaf: Array) -> Array:
-    return jnp.abs(leaf) if is_floating(leaf) else jnp.zeros(leaf.shape, jnp.float32)
+    return jnp.abs(leaf) if is_floating(leaf) else no_score(leaf)

@@ -322,9 +322,9 @@ def _first_of_equals(keys: list[Array], bracket: _Bracket, k: Array) -> list[Arr
         num_high=jnp.uint32(0),
     )
     chosen = _search(tied, k - bracket.num_high, all_tied)
-    least = jnp.iinfo(bracket.low.dtype).min
+    lowest = jnp.iinfo(bracket.low.dtype).min
     return [
-        (key > bracket.low) | (place >= chosen.low) & (key > least)
+        (key > bracket.low) | (place >= chosen.low) & (key > lowest)
         for key, place in zip(keys, tied)
     ]
 

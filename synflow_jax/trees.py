@@ -1,6 +1,6 @@
 """Parameter pytrees: their types, their leaves' names, and the one check."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +141,29 @@ def widened(params: PyTree) -> PyTree:
         return leaf.astype(scoring_dtype(leaf))
 
     return jax.tree.map(widen, params)
+
+
+def split_floating(tree: PyTree) -> tuple[list[Leaf], Callable[..., PyTree]]:
+    """The floating leaves, which can be differentiated, and the way back to a tree.
+
+    Returns:
+      ``(leaves, merged)``: ``merged(others)`` is the tree with other leaves in the place of
+      the floating ones; ``merged(others, rest)`` also has ``rest(leaf)`` in the place of
+      every leaf that is not floating.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+
+    def merged(others: Sequence, rest: Callable = lambda leaf: leaf) -> PyTree:
+        others = iter(others)
+        mixed = [next(others) if is_floating(leaf) else rest(leaf) for leaf in leaves]
+        return jax.tree.unflatten(treedef, mixed)
+
+    return [leaf for leaf in leaves if is_floating(leaf)], merged
+
+
+def no_score(leaf: Leaf) -> Array:
+    """What a leaf scores that holds no floating numbers."""
+    return jnp.zeros(jnp.shape(leaf), jnp.float32)
 
 
 def is_floating(leaf: Leaf) -> bool:

@@ -138,6 +138,23 @@ def saliency(name: str, case: str, dtype=jnp.float32):
     return make(loss_fn, batches), params
 
 
+def sampled(scores, stored: np.ndarray) -> np.ndarray:
+    """Of a layer's scores those of which the reference's are stored."""
+    places = np.linspace(0, scores.size - 1, len(stored)).astype(int)
+    return np.ravel(scores)[places]
+
+
+def assert_saliencies_agree(name: str, case: str, scores: list, tolerance: float):
+    """Scores over their total, within a tolerance relative to the largest."""
+    total = abs(sum(float(np.asarray(s, np.float64).sum()) for s in scores))
+    results = arrays()
+    stored = [results[f"{case}/{name}/{i}"] for i in range(len(scores))]
+    largest = max(abs(want).max() for want in stored)
+    for got, want in zip(scores, stored):
+        got = sampled(got, want) / total
+        np.testing.assert_allclose(got, want, atol=tolerance * largest)
+
+
 def kernels_of(tree) -> list:
     """The leaves named kernel, in the order of the network."""
     named = zip(leaf_names(tree), jax.tree.leaves(tree))
