@@ -1,10 +1,11 @@
-"""How many entries: whole numbers that need no scores of other devices.
+"""How many entries, and how much in total: numbers that need no scores of other devices.
 
 XLA reduces an array to one number on one CPU core and without wide registers. The sum of a
-few long rows, in narrow integers, it treats like elementwise code, twenty times faster; so
-on a CPU entries are counted in rows.
+few long rows it treats like elementwise code, in narrow integers twenty times faster and in
+floats five times; so on a CPU entries are counted and added in rows.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -83,3 +84,28 @@ def count_reaching(
 
 def _total(small: UInt[Array, "rows columns"]) -> Integer[Array, ""]:
     return jnp.sum(jnp.sum(small, axis=0, dtype=jnp.int16), dtype=jnp.uint32)
+
+
+def sum_of(value: Callable[..., Array], *leaves: Array) -> Array:
+    """The sum, over all entries, of an elementwise function.
+
+    Args:
+      value: takes equally shaped slices of the leaves and returns floats of that shape.
+      leaves: arrays of one shape.
+
+    Example:
+      >>> float(sum_of(lambda x, y: jnp.where(x > 1, y, 0.0), jnp.arange(4), jnp.ones(4)))
+      2.0
+    """
+    width = leaves[0].size // _ROWS**2
+    if not _in_rows() or width < _ROWS:
+        return jnp.sum(value(*leaves))
+    flat, size = [leaf.reshape(-1) for leaf in leaves], width * _ROWS**2
+    rows = [x[:size].reshape(_ROWS, _ROWS * width) for x in flat]
+    columns = _added([value(*(x[i] for x in rows)) for i in range(_ROWS)])
+    columns = _added(list(columns.reshape(_ROWS, width)))
+    return jnp.sum(columns) + jnp.sum(value(*(x[size:] for x in flat)))
+
+
+def _added(rows: list[Array]) -> Array:
+    return functools.reduce(jnp.add, rows)

@@ -52,7 +52,7 @@ def dot_general(network: Network, eqn: core.JaxprEqn, left: Value, right: Value)
             wires.append(wire.reshape(wire.shape[: len(b)]))
         ids = placed(network.wires.unite(*wires), batch, shape)
         return [network.flow(ids, left, right)]
-    network.spoiled |= leaves_of(other)
+    network.spoil(other)
     kept = network.wires.along(flow.ids, contracted)
     kept = kept.transpose([*batched, *free[first], *contracted])
     kept = kept.reshape(kept.shape[: len(batched) + len(free[first])])
@@ -86,7 +86,7 @@ def conv_general_dilated(network: Network, eqn: core.JaxprEqn, image: Value, ker
         network.layer(image, kernel, sources, placed(channel, [out], shape))
     else:
         channel, parents = np.repeat(wires.along(ids, [1])[:, 0], each), [image]
-        network.spoiled |= leaves_of(kernel)
+        network.spoil(kernel)
     ids = placed(channel, [numbers.out_spec[1]], eqn.outvars[0].aval.shape)
     return [network.flow(ids, *parents)]
 
@@ -96,7 +96,7 @@ def embedding(network: Network, eqn: core.JaxprEqn, table: Value, index: Value):
     shape, rows = eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     if not isinstance(table, Weights) or isinstance(index, Weights):
-        network.spoiled |= leaves_of(table, index)
+        network.spoil(table, index)
         return [network.source(shape)]
     start = network.source(())
     chosen = numbers.collapsed_slice_dims
@@ -134,13 +134,13 @@ def divide(network: Network, eqn: core.JaxprEqn, left: Value, right: Value):
     """As `first_operand`; something plain over the flow is a factor that carries none."""
     if not isinstance(left, Flow):
         return gone(network, eqn, left, right)
-    network.spoiled |= leaves_of(right)
+    network.spoil(right)
     return first_operand(network, eqn, left, right)
 
 
 def multiply(network: Network, eqn: core.JaxprEqn, left: Value, right: Value):
     """Scaling keeps the wires. Each of two flows gives its share to the product."""
-    network.spoiled |= leaves_of(left, right)
+    network.spoil(left, right)
     return entrywise(network, eqn, left, right)
 
 
@@ -232,7 +232,7 @@ def pooling(network: Network, eqn: core.JaxprEqn, flow: Value, *init: Value):
 def mixing(network: Network, eqn: core.JaxprEqn, *operands: Value):
     """Not understood: all that goes in is one wire with all that comes out."""
     flows = [x for x in operands if isinstance(x, Flow)]
-    network.spoiled |= leaves_of(*operands)
+    network.spoil(*operands)
     one = network.flow(network.everything(flows), *flows)
     return [Flow(np.broadcast_to(one.ids, v.aval.shape), one.note) for v in eqn.outvars]
 

@@ -9,11 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
-from jaxtyping import Array, Float, Integer, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Integer, PyTree
 
+from synflow_jax import budget
+from synflow_jax.allocations import Allocation, whole_counts
 from synflow_jax.masks import all_kept, count
-from synflow_jax.schedules import Schedule, check_rounds, exponential, num_kept
-from synflow_jax.selection import select, select_per_layer
+from synflow_jax.schedules import (
+    Certified,
+    Schedule,
+    check_density,
+    check_rounds,
+    exponential,
+    num_kept,
+)
+from synflow_jax.selection import Selection, select, select_per_layer
 from synflow_jax.trees import (
     Masks,
     Params,
@@ -41,13 +50,28 @@ class PruneInfo(NamedTuple):
     Attributes:
       kept: prunable weights kept after the round.
       density: the same as a fraction of all prunable weights.
+      removed: total score of what the round removed. With `synflow` it is the share of the
+        flow that passed through it, the paper's prune-size ratio.
+      certified: whether the round cannot have disconnected the network: it removed less
+        than the whole flow, and the flow is a sum over paths. Never of other criteria than
+        `synflow` and its kin, whose scores say nothing about it.
+      stopped: whether a `certified` schedule ended here, above its target, because any
+        weight more would have cut the last path.
       nonfinite: weights alive before the round whose score was NaN or infinite; with
         ``regrow`` of all prunable weights.
     """
 
     kept: Integer[Array, "*rounds"]
     density: Float[Array, "*rounds"]
+    removed: Float[Array, "*rounds"]
+    certified: Bool[Array, "*rounds"]
+    stopped: Bool[Array, "*rounds"]
     nonfinite: Integer[Array, "*rounds"]
+
+    @property
+    def certificate(self) -> Bool[Array, ""]:
+        """Whether no round can have disconnected the network."""
+        return jnp.all(self.certified)
 
 
 class Pruner(NamedTuple):
@@ -113,8 +137,9 @@ def prune(
     density: float,
     *,
     rounds: int = 100,
-    schedule: Schedule = exponential,
+    schedule: Schedule | Certified = exponential,
     scope: Scope = "global",
+    allocation: Allocation | None = None,
     prunable: Prunable = is_kernel,
     regrow: bool = False,
     on_round: Callable[[PruneInfo], None] | None = None,
@@ -132,9 +157,12 @@ def prune(
       density: fraction of the prunable weights kept, in (0, 1]: 0.01 is a compression of
         10^2.
       rounds: number of rounds, the paper's n. With 1 even SynFlow disconnects networks.
-      schedule: ``schedule(density, rounds) -> densities``, such as `exponential`.
+      schedule: ``schedule(density, rounds) -> densities``, such as `exponential`; or
+        `certified`, which finds the number of rounds itself.
       scope: ``"global"``: one ranking over all prunable weights. ``"layer"``: one ranking a
         leaf, each leaf pruned to the density.
+      allocation: how many weights each leaf keeps, such as `uniform`, `erk`, `balanced` or
+        ``densities_of(masks)``; the criterion then chooses within the leaves.
       prunable: ``prunable(path, leaf) -> bool``, the path being the leaf's name such as
         ``"Dense_0/kernel"``; leaves it refuses stay whole and do not count.
       regrow: let pruned weights return in later rounds, if their score is among the
@@ -146,11 +174,15 @@ def prune(
     Returns:
       ``(masks, info)``: boolean leaves shaped like ``params``, True = kept, with exactly
       ``num_kept(size, density)`` prunable weights kept (in each leaf for scope "layer");
-      and a `PruneInfo` whose arrays have a leading axis ``rounds``.
+      and a `PruneInfo` whose arrays have a leading axis ``rounds``. A `certified` schedule
+      has as many rounds as it took; under jit and vmap `MAX_ROUNDS`, the last ones without
+      effect. It keeps more weights where nothing more can go.
 
     Raises:
       ValueError: if an argument is out of range, no leaf is prunable, or the criterion
-        does not return scores shaped like the parameters.
+        does not return scores shaped like the parameters; with `certified`, if the
+        criterion is not synflow, or if its scores do not bound what their removal removes
+        (attention, gates), naming the line.
       FloatingPointError: if a score is NaN or infinite (not under jit or vmap, where
         ``info.nonfinite`` reports it).
 
@@ -171,10 +203,24 @@ def prune(
       initialization", ICLR 2021 (FORCE).
     """
     params = jax.tree.map(jnp.asarray, params)
-    counts = counts_per_round(
-        params, density, rounds, schedule=schedule, scope=scope, prunable=prunable
-    )
     chosen = tuple(prunable_leaves(params, prunable))
+    if isinstance(schedule, Certified):
+        if scope != "global" or allocation is not None or regrow:
+            raise ValueError(
+                "a `certified` schedule ranks all weights together and lets none return: "
+                '`scope` is "global", `allocation` None and `regrow` False.'
+            )
+        return _certified(score_fn, chosen, params, density, schedule.max_ratio, on_round)
+    counts = counts_per_round(
+        params,
+        density,
+        rounds,
+        schedule=schedule,
+        scope=scope,
+        allocation=allocation,
+        prunable=prunable,
+    )
+    scope = "global" if counts.ndim == 1 else "layer"
     if on_round is None:
         masks, info = _all_rounds(score_fn, scope, chosen, regrow, params, counts)
         _check_finite(info, params, first=1)
@@ -194,18 +240,21 @@ def counts_per_round(
     density: float,
     rounds: int,
     *,
-    schedule: Schedule = exponential,
+    schedule: Schedule | Certified = exponential,
     scope: Scope = "global",
+    allocation: Allocation | None = None,
     prunable: Prunable = is_kernel,
 ) -> Integer[np.ndarray, "rounds *leaves"]:
     """Whole numbers of weights to keep after each round, computed on the host.
 
     Args:
       params: a pytree of arrays, of which only names, shapes and dtypes are read.
-      density, rounds, schedule, scope, prunable: as in `prune`.
+      density, rounds, schedule, scope, allocation, prunable: as in `prune`, but for
+        `certified`, whose counts are found in the rounds.
 
     Returns:
-      ``[rounds]`` for scope "global"; ``[rounds, prunable leaves]`` for scope "layer".
+      ``[rounds]`` for scope "global"; ``[rounds, prunable leaves]`` for scope "layer" and
+      with an allocation.
 
     Raises:
       ValueError: if an argument is out of range or no leaf is prunable.
@@ -218,14 +267,26 @@ def counts_per_round(
     check_rounds(rounds)
     rounds = int(rounds)
     chosen = prunable_leaves(params, prunable)
-    sizes = [leaf.size for leaf, yes in zip(jax.tree.leaves(params), chosen) if yes]
+    named = zip(leaf_names(params), jax.tree.leaves(params), chosen)
+    leaves = [(name, leaf) for name, leaf, yes in named if yes]
+    sizes = [leaf.size for _, leaf in leaves]
+    if isinstance(schedule, Certified):
+        raise ValueError("a `certified` schedule finds its counts in the rounds.")
     densities = schedule(density, rounds)
     if np.shape(densities) != (rounds,):
         raise ValueError(
             f"`schedule` must return one density for each of the {rounds} rounds; it "
             f"returned shape {np.shape(densities)}."
         )
-    if scope == "global":
+    if allocation is not None:
+        shapes = {name: leaf.shape for name, leaf in leaves}
+        if len(shapes) < len(leaves):
+            raise ValueError(
+                f"two leaves have one name: {', '.join(n for n, _ in leaves)}."
+            )
+        totals = [num_kept(sum(sizes), d) for d in densities]
+        counts = whole_counts(allocation, shapes, totals)
+    elif scope == "global":
         counts = [num_kept(sum(sizes), d) for d in densities]
     else:
         counts = [[num_kept(size, d) for size in sizes] for d in densities]
@@ -275,6 +336,9 @@ def _one_by_one(function: Callable) -> Callable:
     return call
 
 
+# --- one round ----------------------------------------------------------------------------
+
+
 def _one_round(
     score_fn: ScoreFn,
     scope: Scope,
@@ -284,31 +348,159 @@ def _one_round(
     masks: Masks,
     k: PyTree,
 ) -> tuple[Masks, PruneInfo]:
-    scores = score_fn(params, masks)
-    check_like(scores, params, name="scores")
-    scores = [s for s, yes in zip(jax.tree.leaves(scores), chosen) if yes]
-    leaves, treedef = jax.tree.flatten(masks)
-    alive = [mask for mask, yes in zip(leaves, chosen) if yes]
+    scores, alive = _scored(score_fn, chosen, params, masks)
     eligible = None if regrow else alive
     if scope == "global":
-        kept, nonfinite = select(scores, k, eligible)
+        selection = select(scores, k, eligible)
     elif jnp.shape(k) != (len(scores),):
         raise ValueError(
             f'`k` has shape {jnp.shape(k)}, but for scope "layer" it needs one count for '
             f"each of the {len(scores)} prunable leaves."
         )
     else:
-        kept, nonfinite = select_per_layer(scores, list(k), eligible)
-    size = sum(score.size for score in scores)
-    number = count(kept)
+        selection = select_per_layer(scores, list(k), eligible)
+    certifies = not regrow and _why_unbounded(score_fn, params, chosen) is None
+    return _outcome(selection, chosen, masks, certifies)
+
+
+def _scored(
+    score_fn: ScoreFn, chosen: Sequence[bool], params: Params, masks: Masks
+) -> tuple[list[Array], list[Array]]:
+    """The scores of the prunable leaves, and what of them is alive."""
+    scores = score_fn(params, masks)
+    check_like(scores, params, name="scores")
+    scores = [s for s, yes in zip(jax.tree.leaves(scores), chosen) if yes]
+    return scores, [m for m, yes in zip(jax.tree.leaves(masks), chosen) if yes]
+
+
+def _outcome(
+    selection: Selection, chosen: Sequence[bool], masks: Masks, certifies: bool
+) -> tuple[Masks, PruneInfo]:
+    kept, size = count(selection.masks), sum(mask.size for mask in selection.masks)
     info = PruneInfo(
-        kept=number,
-        density=number.astype(jnp.float32) / float(size),
-        nonfinite=nonfinite,
+        kept=kept,
+        density=kept.astype(jnp.float32) / float(size),
+        removed=selection.removed,
+        # A network without flow was disconnected before.
+        certified=certifies & selection.positive & (selection.removed < _WHOLE),
+        stopped=jnp.bool_(False),
+        nonfinite=selection.nonfinite,
     )
-    remaining = iter(kept)
+    remaining = iter(selection.masks)
+    leaves, treedef = jax.tree.flatten(masks)
     masks = [next(remaining) if yes else mask for mask, yes in zip(leaves, chosen)]
     return jax.tree.unflatten(treedef, masks), info
+
+
+def _why_unbounded(score_fn: ScoreFn, params: Params, chosen: Sequence[bool]) -> str | None:
+    """Why removing weights may remove more of the flow than their scores; None if not."""
+    ask = getattr(score_fn, "why_unbounded", None)
+    if ask is None:
+        return "the criterion's scores are not shares of the flow, as those of synflow are."
+    return ask(params, chosen)
+
+
+# --- certified rounds ---------------------------------------------------------------------
+
+# What a certified schedule may take; each of its rounds removes at least one weight.
+MAX_ROUNDS = 10_000
+
+# Scores are sums in float32: what carries more than this may carry everything.
+_WHOLE = 1 - 2.0**-10
+
+
+def _certified(
+    score_fn: ScoreFn,
+    chosen: tuple[bool, ...],
+    params: Params,
+    density: float,
+    max_ratio: float,
+    on_round: Callable[[PruneInfo], None] | None,
+) -> tuple[Masks, PruneInfo]:
+    check_density(density)
+    leaves = [leaf for leaf, yes in zip(jax.tree.leaves(params), chosen) if yes]
+    target = np.uint32(num_kept(sum(leaf.size for leaf in leaves), density))
+    ratio = np.float32(min(max_ratio, _WHOLE))
+    if on_round is None:
+        masks, infos, rounds = _adaptive_rounds(score_fn, chosen, params, target, ratio)
+        if not isinstance(rounds, jax.core.Tracer):
+            infos = jax.tree.map(lambda x: x[: int(rounds)], infos)
+        _check_finite(infos, params, first=1)
+        return masks, infos
+    masks, infos = all_kept(params), []
+    while not infos or _unfinished(infos[-1], target, len(infos)):
+        masks, info = _adaptive_round(score_fn, chosen, params, masks, target, ratio)
+        _check_finite(jax.tree.map(lambda x: x[None], info), params, first=len(infos) + 1)
+        infos.append(info)
+        on_round(info)
+    return masks, jax.tree.map(lambda *xs: jnp.stack(xs), *infos)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _adaptive_rounds(score_fn, chosen, params, target, ratio):
+    """The masks, what each of `MAX_ROUNDS` reports, and how many rounds there were."""
+
+    def all_rounds(params, target, ratio):
+        def round_(masks):
+            return _affordable_round(score_fn, chosen, params, masks, target, ratio)
+
+        def unfinished(state):
+            _, info, _, done = state
+            return _unfinished(info, target, done)
+
+        def another(state):
+            masks, _, infos, done = state
+            masks, info = round_(masks)
+            infos = jax.tree.map(lambda xs, x: xs.at[done].set(x), infos, info)
+            return masks, info, infos, done + 1
+
+        masks, info = round_(all_kept(params))
+        infos = jax.tree.map(lambda x: jnp.zeros((MAX_ROUNDS,), x.dtype).at[0].set(x), info)
+        start = (masks, info, infos, jnp.int32(1))
+        masks, last, infos, done = lax.while_loop(unfinished, another, start)
+        # Rounds that did not take place leave everything as it is.
+        last = last._replace(removed=jnp.zeros_like(last.removed))
+        took_place = jnp.arange(MAX_ROUNDS) < done
+        infos = jax.tree.map(lambda xs, x: jnp.where(took_place, xs, x), infos, last)
+        return masks, infos, done
+
+    return _one_by_one(all_rounds)(params, target, ratio)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _adaptive_round(score_fn, chosen, params, masks, target, ratio):
+    return _affordable_round(score_fn, chosen, params, masks, target, ratio)
+
+
+def _unfinished(info: PruneInfo, target: ArrayLike, done: ArrayLike) -> Array:
+    going = (info.kept.astype(jnp.uint32) > target) & ~info.stopped
+    return going & (info.nonfinite == 0) & (done < MAX_ROUNDS)
+
+
+def _affordable_round(
+    score_fn: ScoreFn,
+    chosen: Sequence[bool],
+    params: Params,
+    masks: Masks,
+    target: Array,
+    ratio: Array,
+) -> tuple[Masks, PruneInfo]:
+    """Removes as many weights as carry ``ratio`` of the flow, or one that carries more."""
+    why = _why_unbounded(score_fn, params, chosen)
+    if why is not None:
+        raise ValueError(f"`schedule` cannot certify rounds of this criterion: {why}")
+    scores, alive = _scored(score_fn, chosen, params, masks)
+    before = count(alive).astype(jnp.uint32)
+    affordable = budget.within(scores, alive, ratio.astype(scores[0].dtype))
+    one = (affordable.kept == before) & (affordable.next < _WHOLE)
+    k = jnp.maximum(jnp.where(one, before - 1, affordable.kept), target)
+    # Nothing flows if nothing scores: then no weight is the right one.
+    k = jnp.where(jnp.isfinite(affordable.next), k, before)
+    masks, info = _outcome(select(scores, k, alive), chosen, masks, certifies=True)
+    return masks, info._replace(stopped=(k == before) & (before > target))
+
+
+# --- checks -------------------------------------------------------------------------------
 
 
 def _check_scope(scope: str) -> None:

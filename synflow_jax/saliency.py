@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from synflow_jax.masks import apply_masks
 from synflow_jax.trees import (
@@ -20,6 +20,8 @@ from synflow_jax.trees import (
     Prunable,
     ScoreFn,
     Scores,
+    check_key,
+    check_masks,
     is_floating,
     is_kernel,
     no_score,
@@ -201,6 +203,68 @@ def gradient_norm(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
     return score
 
 
+def ntk_sap(
+    apply_fn: Callable[[Params, PyTree], PyTree], inputs: PyTree, key: Key[Array, ""]
+) -> ScoreFn:
+    """How much the spectrum of the neural tangent kernel changes if a weight is removed.
+
+    ``|d/dm |J (m * v)|**2|`` at the masks ``m``, with ``J`` the derivative of the outputs
+    in the masked weights and ``v`` normal: on average over ``v``, ``|J v|**2`` is the trace
+    of the kernel ``J J^T``, its nuclear norm. One direction is drawn for each batch.
+
+    No labels, and inputs that may be noise. Cost: for each batch a derivative along ``v``
+    and its gradient, some three times a gradient.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> y``.
+      inputs: a pytree of arrays with a leading axis of batches; normal noise in the paper.
+      key: a `jax.random.key` for the directions.
+
+    Returns:
+      ``score(params, masks) -> scores``: float32 or better, non-negative. A pruned weight
+      scores what it would if it came back. Leaves without floating numbers score 0.
+
+    Raises:
+      ValueError: while tracing, if the masks do not mirror the parameters or ``inputs``
+        have no leading axis of batches in common; if ``key`` is not a single typed key.
+
+    Example:
+      >>> params, masks = {"w": jnp.array([2.0, 3.0])}, {"w": jnp.array([True, True])}
+      >>> score = ntk_sap(lambda params, x: x * params["w"], jnp.ones((1, 1, 2)),
+      ...                 jax.random.key(0))
+      >>> score(params, masks)["w"].shape  # 2 v**2, whatever the weights
+      (2,)
+
+    References:
+      Wang, Li and Sun, "NTK-SAP: Improving Neural Network Pruning by Aligning Training
+      Dynamics", ICLR 2023, equation 6, in the limit of a small perturbation. The paper
+      also draws new weights for each batch; here they are those that are pruned.
+    """
+    check_key(key)
+
+    def score(params: Params, masks: Masks) -> Scores:
+        check_masks(masks, params)
+        weights, merged = split_floating(widened(params))
+        pairs = zip(jax.tree.leaves(params), jax.tree.leaves(masks))
+        kept = [mask for leaf, mask in pairs if is_floating(leaf)]
+        strengths = [mask.astype(w.dtype) for w, mask in zip(weights, kept)]
+
+        def change(strengths: _Floating, batch: tuple[PyTree, Array]) -> Array:
+            x, number = batch
+            keys = jax.random.split(jax.random.fold_in(key, number), len(weights))
+            draws = [jax.random.normal(k, w.shape, w.dtype) for k, w in zip(keys, weights)]
+            masked = [m * w for m, w in zip(strengths, weights)]
+            along = [m * v for m, v in zip(strengths, draws)]
+            _, changes = jax.jvp(lambda ws: apply_fn(merged(ws), x), (masked,), (along,))
+            return sum(jnp.sum(jnp.square(c)) for c in jax.tree.leaves(changes))
+
+        numbered = (inputs, jnp.arange(_length(inputs, "inputs")))
+        total = _sum_over(numbered, strengths, jax.grad(change))
+        return merged([jnp.abs(t) for t in total], no_score)
+
+    return score
+
+
 # The floating leaves of a tree of parameters, in order: what is differentiated.
 _Floating = list[Array]
 
@@ -225,23 +289,29 @@ def _sum_over(
     batches: PyTree, weights: _Floating, derivative: Callable[..., _Floating]
 ) -> _Floating:
     """The sum of ``derivative(weights, batch)``, one batch at a time."""
-    leaves = jax.tree.leaves(batches)
-    shapes = [jnp.shape(leaf) for leaf in leaves]
-    if (
-        not shapes
-        or len({shape[:1] for shape in shapes}) > 1
-        or shapes[0][:1] in ((), (0,))
-    ):
-        raise ValueError(
-            "`batches` is a pytree of arrays with a leading axis of batches, of one length "
-            f"for all; got the shapes {shapes}."
-        )
+    _length(batches, "batches")
 
     def add(total, batch):
         return jax.tree.map(jnp.add, total, derivative(weights, batch)), None
 
     zeros = [jnp.zeros_like(weight) for weight in weights]
     return lax.scan(add, zeros, jax.tree.map(jnp.asarray, batches))[0]
+
+
+def _length(batches: PyTree, name: str) -> int:
+    """The number of batches."""
+    leaves = jax.tree.leaves(batches)
+    shapes = [jnp.shape(leaf) for leaf in leaves]
+    if (
+        not leaves
+        or any(not shape or not shape[0] for shape in shapes)
+        or len({shape[0] for shape in shapes}) > 1
+    ):
+        raise ValueError(
+            f"`{name}` is a pytree of arrays with a leading axis of batches, of one length "
+            f"for all; got the shapes {shapes}."
+        )
+    return shapes[0][0]
 
 
 def _direction(

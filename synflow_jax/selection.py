@@ -10,15 +10,22 @@ scores, so the leaves are never sorted, copied together or gathered.
 Ties are a selection of their own: of the places of equal scores, the first few.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Int, Integer, PyTree
+from jaxtyping import Array, Bool, Float, Int, Integer, PyTree
 
-from synflow_jax.counting import CANDIDATES, count_reaching, count_where, one_device
+from synflow_jax.counting import (
+    CANDIDATES,
+    count_reaching,
+    count_where,
+    one_device,
+    sum_of,
+)
 from synflow_jax.trees import (
     Leaf,
     Masks,
@@ -34,9 +41,18 @@ _LARGEST_SAMPLE, _SAMPLED_PART, _SMALLEST_SAMPLE = 16384, 128, 1024
 
 
 class Selection(NamedTuple):
-    """What is kept, and how many eligible scores were NaN or infinite."""
+    """What is kept, and what is known of the scores on the way.
+
+    Attributes:
+      masks: True = kept.
+      removed: total score of what was eligible and is not kept.
+      positive: whether any eligible score was above zero.
+      nonfinite: eligible scores that were NaN or infinite.
+    """
 
     masks: Masks
+    removed: Float[Array, ""]
+    positive: Bool[Array, ""]
     nonfinite: Integer[Array, ""]
 
 
@@ -113,7 +129,7 @@ def keep_top_per_layer(
 def select(
     scores: Scores, k: int | np.integer | Integer[Leaf, ""], masks: Masks | None = None
 ) -> Selection:
-    """As `keep_top`, with the number of scores that are not finite."""
+    """As `keep_top`, with what is known of the scores on the way."""
     leaves, treedef = jax.tree.flatten(scores)
     size = _checked_size(scores)
     _check_count(k, size)
@@ -121,7 +137,7 @@ def select(
         check_masks(masks, scores)
     if size == 0:
         nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, bool), scores)
-        return Selection(nothing, jnp.uint32(0))
+        return Selection(nothing, jnp.float32(0), jnp.bool_(False), jnp.uint32(0))
     dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves))
     ranked = [jnp.asarray(leaf, dtype) for leaf in leaves]
     if masks is None:
@@ -139,11 +155,16 @@ def select(
     # Where k keys reach `low` there is no tie to break, and only a comparison is left.
     kept = lax.cond(bracket.num_low == k, _all_reaching, _first_of_equals, keys, bracket, k)
     nonfinite = sum((_count_nonfinite(key) for key in keys), jnp.uint32(0))
-    return Selection(jax.tree.unflatten(treedef, kept), nonfinite)
+    return Selection(
+        jax.tree.unflatten(treedef, kept),
+        _removed(keys, bracket, k),
+        lax.cond(bracket.low > 0, lambda keys: jnp.bool_(True), _any_positive, keys),
+        nonfinite,
+    )
 
 
 def select_per_layer(scores: Scores, ks: PyTree, masks: Masks | None = None) -> Selection:
-    """As `keep_top_per_layer`, with the number of scores that are not finite."""
+    """As `keep_top_per_layer`, with what is known of the scores on the way."""
     if jax.tree.structure(ks) != jax.tree.structure(scores):
         raise ValueError(
             "`ks` must hold one count for every leaf of `scores`.\n"
@@ -155,8 +176,12 @@ def select_per_layer(scores: Scores, ks: PyTree, masks: Masks | None = None) -> 
         check_masks(masks, scores)
         eligible = jax.tree.leaves(masks)
     parts = [select(*each) for each in zip(leaves, jax.tree.leaves(ks), eligible)]
-    nonfinite = sum((part.nonfinite for part in parts), jnp.uint32(0))
-    return Selection(jax.tree.unflatten(treedef, [part.masks for part in parts]), nonfinite)
+    return Selection(
+        jax.tree.unflatten(treedef, [part.masks for part in parts]),
+        sum((part.removed for part in parts), jnp.float32(0)),
+        functools.reduce(jnp.logical_or, [part.positive for part in parts], False),
+        sum((part.nonfinite for part in parts), jnp.uint32(0)),
+    )
 
 
 def _check_count(k: int | np.integer | Leaf, size: int) -> None:
@@ -191,6 +216,12 @@ def _key(scores: Array) -> Int[Array, "..."]:
     return jnp.where(jnp.isnan(scores), lowest + 1, keys)
 
 
+def _score(key: Array) -> Float[Array, "..."]:
+    """The score that has this key."""
+    bits = jnp.where(key < 0, jnp.iinfo(key.dtype).min - key, key)
+    return lax.bitcast_convert_type(bits, f"float{key.dtype.itemsize * 8}")
+
+
 def _key_type(dtype) -> jnp.dtype:
     return jnp.dtype({4: jnp.int32, 8: jnp.int64}[jnp.dtype(dtype).itemsize])
 
@@ -200,6 +231,25 @@ def _count_nonfinite(keys: Array) -> Integer[Array, ""]:
     infinity = jnp.asarray(jnp.inf, f"float{keys.dtype.itemsize * 8}")
     low, high = _key(-infinity), _key(infinity)
     return count_where(lambda key: (key != lowest) & ((key <= low) | (key >= high)), keys)
+
+
+def _removed(keys: list[Array], bracket: _Bracket, k: Array) -> Float[Array, ""]:
+    """The total below the threshold, and of those equal to it what is too many."""
+    nan = jnp.iinfo(bracket.low.dtype).min + 1
+
+    def below(key):
+        counts = (key > nan) & (key < bracket.low)
+        return jnp.where(counts, _score(key), jnp.zeros((), _score(key).dtype))
+
+    ties = bracket.num_low - k
+    threshold = _score(bracket.low)
+    tied = ties.astype(threshold.dtype) * threshold
+    tied = jnp.where(ties == 0, jnp.zeros_like(tied), tied)
+    return sum((sum_of(below, key) for key in keys), tied)
+
+
+def _any_positive(keys: list[Array]) -> Bool[Array, ""]:
+    return sum(count_where(lambda key: key > 0, key) for key in keys) > 0
 
 
 def _whole(keys: list[Array]) -> _Bracket:

@@ -1,6 +1,8 @@
 """Parameter pytrees: their types, their leaves' names, and the one check."""
 
+import fnmatch
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +57,54 @@ def is_kernel(path: str, leaf: Leaf) -> bool:
     return names_kernel(path) and leaf.ndim >= 2 and is_floating(leaf)
 
 
+class Matching(NamedTuple):
+    """Leaves chosen by their names; `matching` makes it.
+
+    Attributes:
+      patterns: a leaf matches one of them, or with none is a kernel (`is_kernel`).
+      without: and none of these.
+    """
+
+    patterns: tuple[str, ...]
+    without: tuple[str, ...]
+
+    def __call__(self, path: str, leaf: Leaf) -> bool:
+        if self.patterns:
+            chosen = any(fnmatch.fnmatchcase(path, p) for p in self.patterns)
+        else:
+            chosen = is_kernel(path, leaf)
+        return chosen and not any(fnmatch.fnmatchcase(path, p) for p in self.without)
+
+
+def matching(*patterns: str, without: str | Sequence[str] = ()) -> Matching:
+    """Chooses leaves by patterns of their names, for ``prunable``.
+
+    ``*`` stands for anything, slashes included, as in a shell: ``"*/kernel"`` are all
+    kernels, ``"*/scale"`` the scales of norms, ``"*shortcut*"`` what lies in shortcuts.
+
+    Args:
+      patterns: leaves that match one of them are prunable. Default: `is_kernel`.
+      without: a pattern, or several, of leaves that are not.
+
+    Returns:
+      ``prunable(path, leaf) -> bool``. Where it is used, a pattern that matches no leaf of
+      the parameters is a ValueError that names it.
+
+    Example:
+      >>> no_classifier = matching(without="linear/*")
+      >>> no_classifier("linear/kernel", jnp.ones((2, 3)))
+      False
+      >>> no_classifier("conv/kernel", jnp.ones((2, 3)))
+      True
+      >>> kernels_and_biases = matching("*/kernel", "*/bias")
+    """
+    without = (without,) if isinstance(without, str) else tuple(without)
+    for pattern in (*patterns, *without):
+        if not isinstance(pattern, str):
+            raise ValueError(f"a pattern is a string such as '*/kernel'; got {pattern!r}.")
+    return Matching(patterns, without)
+
+
 def names_kernel(path: str) -> bool:
     """Whether a leaf's name is that of weights: its last key ``kernel`` or ``weight``."""
     # Flax keeps the value of a partitioned parameter in a box, under its name.
@@ -65,9 +115,17 @@ def prunable_leaves(params: PyTree, prunable: Prunable) -> list[bool]:
     """Asks ``prunable`` about every leaf, in `jax.tree.leaves` order.
 
     Raises:
-      ValueError: if no leaf is prunable, or one that is holds no floating numbers.
+      ValueError: if no leaf is prunable, one that is holds no floating numbers, or a
+        pattern of `matching` matches no leaf.
     """
     names, leaves = leaf_names(params), jax.tree.leaves(params)
+    if isinstance(prunable, Matching):
+        for pattern in (*prunable.patterns, *prunable.without):
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                raise ValueError(
+                    f"the pattern {pattern!r} of `prunable` matches no leaf; they are "
+                    f"{', '.join(names) or '(none)'}."
+                )
     chosen = [bool(prunable(name, leaf)) for name, leaf in zip(names, leaves)]
     for name, leaf, yes in zip(names, leaves, chosen):
         if yes and not is_floating(leaf):
@@ -123,6 +181,16 @@ def check_masks(masks: PyTree, params: PyTree) -> None:
                 f"`masks{jax.tree_util.keystr(path)}` has dtype {jnp.result_type(leaf)}; "
                 "masks are boolean, True for a weight that is kept."
             )
+
+
+def check_key(key: Array) -> None:
+    """Raises unless ``key`` is a single typed key.
+
+    Raises:
+      ValueError: saying what came.
+    """
+    if not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key) or key.shape:
+        raise ValueError(f"`key` is one jax.random.key(seed); got {key!r}.")
 
 
 def scoring_dtype(*leaves: Leaf) -> jnp.dtype:

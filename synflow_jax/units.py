@@ -55,12 +55,14 @@ class Units(NamedTuple):
         several; consecutive from 0.
       starts: for each unit, whether flow enters it other than through weights.
       ends: for each unit, whether flow leaves it other than through weights.
+      computed: leaves that are computed with before the result meets the flow.
     """
 
     layers: list[Layer]
     space: np.ndarray
     starts: np.ndarray
     ends: np.ndarray
+    computed: frozenset[int]
 
 
 def units_of(apply_fn: Callable[..., PyTree], params: PyTree, inputs: PyTree) -> Units:
@@ -117,6 +119,7 @@ def _resolved(network: Network, shapes: Sequence[tuple[int, ...]]) -> Units:
         space,
         marked(network.inputs),
         marked(network.ends),
+        frozenset(network.computed),
     )
 
 

@@ -117,6 +117,7 @@ class Network:
         self.ends: list[np.ndarray] = []  # where flow leaves other than through weights
         self.pairs: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
         self.spoiled: set[int] = set()  # leaves that act elsewhere than as layers
+        self.computed: set[int] = set()  # those of them that are computed with before
 
     def flow(self, ids: np.ndarray, *parents: Flow) -> Flow:
         """A value computed from others, with what was united to make it."""
@@ -126,6 +127,11 @@ class Network:
         """A value where flow starts, all of it on one wire."""
         self.inputs.append(self.wires.new(()))
         return self.flow(np.broadcast_to(self.inputs[-1], shape))
+
+    def spoil(self, *values: "Value") -> None:
+        """These act on the flow otherwise than as weights between units."""
+        self.spoiled |= leaves_of(*values)
+        self.computed |= leaves_of(*(x for x in values if isinstance(x, Plain)))
 
     def passes(self, *flows: Flow) -> None:
         """The flow goes on from these values: what was noted on the way to them holds."""

@@ -7,7 +7,14 @@ import pytest
 
 import synflow_jax as sj
 from tests import nets
-from tests.test_scores import CRITERIA, RETURNING, batches, example, loss_fn
+from tests.test_scores import (
+    CRITERIA,
+    OF_A_LOSS,
+    apply_fn,
+    batches,
+    example,
+    loss_fn,
+)
 
 
 def total_loss(params, data):
@@ -73,7 +80,49 @@ def test_the_gradient_norm_does_not_know_the_weight():
     nets.assert_close(got, jax.tree.map(jnp.abs, gradients))
 
 
-@pytest.mark.parametrize("name", RETURNING)
+def test_ntk_sap_is_the_derivative_of_the_kernel_along_what_it_draws():
+    """Against dense Jacobians: |J (m * v)|**2 for the directions that were drawn, and on
+    average over many the trace of the neural tangent kernel."""
+    params, masks = example()
+    x, key = batches()["x"], jax.random.key(3)
+    leaves, treedef = jax.tree.flatten(params)
+    kept = [m.astype(jnp.float32) for m in jax.tree.leaves(masks)]
+
+    def change(kept, number):
+        keys = jax.random.split(jax.random.fold_in(key, number), len(leaves))
+        draws = [jax.random.normal(k, w.shape) for k, w in zip(keys, leaves)]
+
+        def outputs(weights):
+            return apply_fn(jax.tree.unflatten(treedef, weights), x[number])
+
+        jacobian = jax.jacobian(outputs)([m * w for m, w in zip(kept, leaves)])
+        moved = [m * v for m, v in zip(kept, draws)]
+        parts = [jnp.tensordot(j, v, v.ndim) for j, v in zip(jacobian, moved)]
+        return jnp.sum(sum(parts) ** 2)
+
+    want = [jax.grad(change)(kept, number) for number in (0, 1)]
+    want = jax.tree.map(lambda a, b: jnp.abs(a + b), *want)
+    got = jax.tree.leaves(sj.ntk_sap(apply_fn, x, key)(params, masks))
+    for g, w in zip(got, want):
+        np.testing.assert_allclose(g, w, rtol=1e-3, atol=1e-4)
+
+
+def test_ntk_sap_draws_another_direction_for_each_batch():
+    params, masks = example()
+    x, key = batches()["x"], jax.random.key(0)
+    same = jnp.concatenate([x[:1], x[:1]])
+    once, twice = (sj.ntk_sap(apply_fn, b, key)(params, masks) for b in (x[:1], same))
+    ratio = twice["b"]["kernel"] / once["b"]["kernel"]
+    assert (abs(ratio - 2) > 1e-2).any()
+
+
+def test_inputs_without_a_leading_axis_are_refused(no_typecheck):
+    params, masks = example()
+    with pytest.raises(ValueError, match="`inputs`.*leading axis"):
+        sj.ntk_sap(apply_fn, {}, jax.random.key(0))(params, masks)
+
+
+@pytest.mark.parametrize("name", OF_A_LOSS)
 def test_batches_are_gone_through_one_by_one(name):
     """One loop whatever their number: the program does not grow, nor does its memory."""
     params, masks = example()
@@ -85,7 +134,7 @@ def test_batches_are_gone_through_one_by_one(name):
     assert programs[0].count("\n") == programs[1].count("\n")
 
 
-@pytest.mark.parametrize("name", RETURNING)
+@pytest.mark.parametrize("name", OF_A_LOSS)
 def test_whole_numbers_among_the_parameters_score_zero(name):
     params, masks = example()
     with_steps = {**params, "steps": jnp.arange(3)}
@@ -99,7 +148,7 @@ def test_whole_numbers_among_the_parameters_score_zero(name):
     nets.assert_close(scores, CRITERIA[name]()(params, masks))
 
 
-@pytest.mark.parametrize("name", RETURNING)
+@pytest.mark.parametrize("name", OF_A_LOSS)
 @pytest.mark.parametrize(
     "data",
     [{}, {"x": 1.0}, {"x": jnp.ones((0, 4, 3))}, {"x": jnp.ones((2, 3)), "y": jnp.ones(3)}],
@@ -110,7 +159,7 @@ def test_batches_without_one_leading_axis_are_refused(name, data, no_typecheck):
         getattr(sj, name)(loss_fn, data)(params, masks)
 
 
-@pytest.mark.parametrize("name", RETURNING)
+@pytest.mark.parametrize("name", OF_A_LOSS)
 def test_a_loss_that_is_no_scalar_is_refused(name, no_typecheck):
     params, masks = example()
     score = getattr(sj, name)(lambda params, batch: batch["x"] @ jnp.ones(3), batches())

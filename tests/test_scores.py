@@ -27,16 +27,19 @@ def batches(number=2, size=4):
 # A new criterion is a new row.
 CRITERIA = {
     "synflow": lambda: sj.synflow(apply_fn, (3,)),
+    "synflow_l2": lambda: sj.synflow_l2(apply_fn, (3,)),
     "magnitude": sj.magnitude,
     "random": lambda: sj.random(jax.random.key(0)),
     "snip": lambda: sj.snip(loss_fn, batches()),
     "grasp": lambda: sj.grasp(loss_fn, batches()),
     "fisher": lambda: sj.fisher(loss_fn, batches()),
     "gradient_norm": lambda: sj.gradient_norm(loss_fn, batches()),
+    "ntk_sap": lambda: sj.ntk_sap(apply_fn, batches()["x"], jax.random.key(0)),
 }
 
 # What is pruned scores what it would if it came back, which only `regrow` reads.
-RETURNING = ("snip", "grasp", "fisher", "gradient_norm")
+OF_A_LOSS = ("snip", "grasp", "fisher", "gradient_norm")
+RETURNING = (*OF_A_LOSS, "ntk_sap")
 
 
 def example(dtype=jnp.float32):
@@ -187,6 +190,17 @@ def test_synflow_with_biases_sees_the_flow_that_they_add():
     np.testing.assert_allclose(inflow, 1, rtol=1e-5)
 
 
+def test_synflow_l2_is_the_sum_over_the_squares_of_paths():
+    weights = [
+        np.random.default_rng(0).standard_normal(s) for s in ((2, 3), (3, 4), (4, 2))
+    ]
+    params = [jnp.asarray(w, jnp.float32) for w in weights]
+    got = sj.synflow_l2(nets.mlp, (2,))(params, sj.all_kept(params))
+    total, want = nets.flow_by_paths([w**2 for w in weights])
+    for g, w in zip(got, want):
+        np.testing.assert_allclose(g, w / total, rtol=1e-5)
+
+
 def test_random_scores_are_uniform_and_depend_on_the_key():
     params = {"w": jnp.zeros((100, 100))}
     masks = sj.all_kept(params)
@@ -204,12 +218,12 @@ def test_random_draws_differ_between_leaves_of_one_shape():
     assert not np.array_equal(scores["a"], scores["b"])
 
 
-@pytest.mark.parametrize("key", [0, jnp.zeros(2, jnp.uint32)])
-def test_random_wants_one_typed_key(key, no_typecheck):
-    with pytest.raises(ValueError, match="jax.random.key"):
-        sj.random(key)
-    with pytest.raises(ValueError, match="jax.random.key"):
-        sj.random(jax.random.split(jax.random.key(0), 2))
+@pytest.mark.parametrize("make", [sj.random, lambda k: sj.ntk_sap(apply_fn, 1.0, k)])
+def test_one_typed_key_is_wanted(make, no_typecheck):
+    keys = 0, jnp.zeros(2, jnp.uint32), jax.random.split(jax.random.key(0), 2)
+    for key in keys:
+        with pytest.raises(ValueError, match="jax.random.key"):
+            make(key)
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="about XLA's CPU compiler")

@@ -66,6 +66,55 @@ def test_nothing_prunable_is_an_error_that_lists_the_leaves():
         prunable_leaves(PARAMS, lambda path, leaf: False)
 
 
+RESIDUAL = {
+    "stem": {"kernel": jnp.ones((2, 4)), "bias": jnp.ones(4)},
+    "block": {
+        "kernel": jnp.ones((4, 4)),
+        "shortcut": {"kernel": jnp.ones((4, 4))},
+        "norm": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
+    },
+    "linear": {"kernel": jnp.ones((4, 2))},
+}
+
+
+@pytest.mark.parametrize(
+    ("prunable", "want"),
+    [
+        (sj.matching(), "block/kernel block/shortcut/kernel linear/kernel stem/kernel"),
+        (sj.matching(without="linear/*"), "block/kernel block/shortcut/kernel stem/kernel"),
+        (sj.matching(without=["linear/*", "*shortcut*"]), "block/kernel stem/kernel"),
+        (sj.matching("*/bias"), "block/norm/bias stem/bias"),
+        (sj.matching("*/scale", "stem/*"), "block/norm/scale stem/bias stem/kernel"),
+        (
+            sj.matching("*", without="*/kernel"),
+            "block/norm/bias block/norm/scale stem/bias",
+        ),
+    ],
+)
+def test_leaves_are_chosen_by_patterns_of_their_names(prunable, want):
+    chosen = prunable_leaves(RESIDUAL, prunable)
+    names = [name for name, yes in zip(sj.leaf_names(RESIDUAL), chosen) if yes]
+    assert names == want.split()
+    masks, info = sj.prune(sj.magnitude(), RESIDUAL, 0.5, rounds=1, prunable=prunable)
+    whole = [bool(mask.all()) for mask in jax.tree.leaves(masks)]
+    assert all(kept for kept, yes in zip(whole, chosen) if not yes)
+
+
+@pytest.mark.parametrize(
+    "prunable", [sj.matching("*/kernels"), sj.matching(without=["linear/*", "conv/*"])]
+)
+def test_a_pattern_that_matches_nothing_is_an_error(prunable):
+    with pytest.raises(
+        ValueError, match="'(./kernels|conv/.)' of `prunable` matches no leaf.*stem/kernel"
+    ):
+        sj.prune(sj.magnitude(), RESIDUAL, 0.5, rounds=1, prunable=prunable)
+
+
+def test_patterns_are_strings(no_typecheck):
+    with pytest.raises(ValueError, match="a pattern is a string.*got 3"):
+        sj.matching(3)
+
+
 def test_whole_numbers_cannot_be_pruned():
     with pytest.raises(ValueError, match="`steps`, which has dtype int32"):
         prunable_leaves({"steps": jnp.arange(3)}, lambda path, leaf: True)

@@ -1,0 +1,102 @@
+"""Whether what is pruned removes at most its scores of the flow.
+
+Theorem T5: if the flow is a sum over paths, of products of the weights on each, then
+removing weights removes no path that is not counted in their scores, so of a flow of 1 at
+least 1 minus the total of their scores is left. So a round that removes less than 1 cannot
+disconnect the network.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from synflow_jax.arithmetic import multiply
+from synflow_jax.equations import (
+    Equation,
+    Inverse,
+    Value,
+    carries_flow,
+    origin_of,
+    sees_kinds,
+)
+from synflow_jax.interpreter import FlowError, Settings, interpret
+from synflow_jax.rules import flow_rules
+from synflow_jax.trees import Params, is_floating, leaf_names, scoring_dtype, widened
+from synflow_jax.units import units_of
+
+
+def why_unbounded(
+    apply_fn: Callable[..., PyTree], params: Params, chosen: Sequence[bool], inputs: PyTree
+) -> str | None:
+    """Why removing weights may remove more of the flow than their scores; None if not.
+
+    The flow is a sum over paths unless two flows are multiplied (attention, gates), and
+    the weights on them are the parameters unless these are computed with before they are
+    used (a standardised kernel).
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> y``.
+      params: the parameters, of which only shapes and dtypes are read.
+      chosen: for each leaf, whether it may lose weights.
+      inputs: what ``apply_fn`` takes as ``x``.
+
+    Returns:
+      A sentence that names the line or the leaf, or None.
+    """
+    shapes = jax.eval_shape(widened, params)
+    dtype = jnp.dtype(scoring_dtype(*jax.tree.leaves(shapes)))
+    inputs = jax.tree.map(  # as `flow` takes them
+        lambda x: x.astype(dtype) if is_floating(x) else x, inputs
+    )
+    settings = Settings(dtype, rules={**flow_rules, **_REFUSING})
+
+    def outputs(params):
+        flows = interpret(apply_fn, params, (inputs,), settings)
+        return jax.tree.map(jnp.asarray, jax.tree.leaves(flows))
+
+    try:
+        jax.eval_shape(outputs, shapes)
+    except FlowError as error:
+        return str(error)
+    computed = units_of(apply_fn, shapes, inputs).computed
+    for number, (name, yes) in enumerate(zip(leaf_names(params), chosen)):
+        if yes and number in computed:
+            return f"`{name}` is computed with before it is used as weights."
+    return None
+
+
+def _refuse() -> None:
+    raise ValueError(
+        "two flows are multiplied, and without one of them the other is lost too."
+    )
+
+
+@sees_kinds
+def _multiply(equation: Equation, left: Value, right: Value):
+    both = carries_flow(left) and carries_flow(right)
+    if both and not isinstance(left, Inverse) and not isinstance(right, Inverse):
+        if origin_of(left) is not origin_of(right):
+            _refuse()
+    return multiply(equation, left, right)
+
+
+def _refusing(name: str) -> Callable[..., Sequence[Value]]:
+    rule = flow_rules[name]
+
+    def refusing(equation: Equation, left: Value, right: Value, *rest: Value):
+        if carries_flow(left) and carries_flow(right):
+            _refuse()
+        return rule(equation, left, right, *rest)
+
+    return refusing
+
+
+_REFUSING = {
+    "mul": _multiply,
+    **{
+        name: _refusing(name)
+        for name in ("dot_general", "ragged_dot_general", "conv_general_dilated")
+    },
+}
