@@ -6,7 +6,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Integer
 
-from synflow_jax.counting import CANDIDATES, count_where, sum_of
+from synflow_jax.counting import (
+    CANDIDATES,
+    count_where,
+    one_device,
+    sample_stride,
+    sum_of,
+)
 
 
 class Affordable(NamedTuple):
@@ -77,12 +83,15 @@ def within(
         return bracket.high - 1 > bracket.low
 
     def narrow(state):
-        bracket, guess = state
-        candidates = jnp.where(guess, _around(bracket, budget), _spaced(bracket))
+        bracket, passes = state
+        candidates = jnp.where(passes % 2 == 1, _around(bracket, budget), _spaced(bracket))
+        if guesses is not None:
+            candidates = jnp.where(passes == 0, guesses, candidates)
         costs = jnp.stack([cost(as_float(c)) for c in candidates])
-        return _narrowed(bracket, candidates, costs, budget), ~guess
+        return _narrowed(bracket, candidates, costs, budget), passes + 1
 
-    bracket, _ = lax.while_loop(unfinished, narrow, (whole, jnp.bool_(False)))
+    guesses = _guesses(scores, eligible, budget, bits)
+    bracket, _ = lax.while_loop(unfinished, narrow, (whole, jnp.int32(0)))
     price = as_float(bracket.low)
 
     def reach(score, mask):
@@ -95,6 +104,26 @@ def within(
     all_paid = total <= budget
     kept = jnp.where(all_paid, jnp.zeros_like(kept), kept)
     return Affordable(kept, jnp.where(all_paid, jnp.full_like(price, jnp.inf), price))
+
+
+def _guesses(
+    scores: list[Array], eligible: list[Array], budget: Array, bits: jnp.dtype
+) -> Int[Array, " candidates"] | None:
+    """Bits of thresholds at which a sample would cost about as much as the budget."""
+    if not one_device():
+        return None  # a sample would have to be gathered
+    size = sum(score.size for score in scores)
+    stride = sample_stride(size)
+
+    def sampled(score, mask):
+        every = score.reshape(-1)[::stride], mask.reshape(-1)[::stride]
+        return jnp.where(every[1], every[0], jnp.zeros_like(every[0]))
+
+    sample = jnp.sort(jnp.concatenate(list(map(sampled, scores, eligible))))
+    costs = jnp.cumsum(sample) * stride
+    shares = jnp.array([0.8, 0.97, 1.03, 1.25], sample.dtype)
+    places = jnp.searchsorted(costs, budget * shares)
+    return lax.bitcast_convert_type(sample[jnp.clip(places, 0, sample.size - 1)], bits)
 
 
 def _narrowed(

@@ -21,6 +21,16 @@ _BITS = 32 // CANDIDATES
 _ROWS = 16
 _FIELD_ROWS, _SUM_ROWS = 15, 16
 
+# Scores taken from each leaf in proportion to its size, to guess where to count: so many,
+# or a small part of all, since a sort of many takes as long as a few counts.
+_LARGEST_SAMPLE, _SAMPLED_PART, _SMALLEST_SAMPLE = 16384, 128, 1024
+
+
+def sample_stride(size: int) -> int:
+    """Of so many entries every which one is in a sample."""
+    wanted = min(max(size // _SAMPLED_PART, _SMALLEST_SAMPLE), _LARGEST_SAMPLE)
+    return -(-size // wanted)
+
 
 def one_device() -> bool:
     """Whether arrays cannot be spread over devices, so that reshaping moves nothing."""

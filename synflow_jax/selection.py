@@ -24,6 +24,7 @@ from synflow_jax.counting import (
     count_reaching,
     count_where,
     one_device,
+    sample_stride,
     sum_of,
 )
 from synflow_jax.trees import (
@@ -34,10 +35,6 @@ from synflow_jax.trees import (
     is_floating,
     scoring_dtype,
 )
-
-# Scores taken from each leaf in proportion to its size, to guess the first candidates: so
-# many, or a small part of all, since a sort of many takes as long as a few counts.
-_LARGEST_SAMPLE, _SAMPLED_PART, _SMALLEST_SAMPLE = 16384, 128, 1024
 
 
 class Selection(NamedTuple):
@@ -345,8 +342,7 @@ def _guesses(keys: list[Array], k: Array) -> Array | None:
     if not one_device():
         return None  # a sample would have to be gathered
     size = sum(key.size for key in keys)
-    wanted = np.clip(size // _SAMPLED_PART, _SMALLEST_SAMPLE, _LARGEST_SAMPLE)
-    stride = -(-size // int(wanted))
+    stride = sample_stride(size)
     sample = jnp.sort(jnp.concatenate([key.reshape(-1)[::stride] for key in keys]))
     fraction = k.astype(jnp.float32) / float(size)
     expected = (1.0 - fraction) * sample.size

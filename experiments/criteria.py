@@ -1,0 +1,147 @@
+"""What each criterion keeps of a network: the table of docs/criteria.md.
+
+    python -m experiments.criteria    # VGG-16 at 10^2; minutes on two cores
+
+Every criterion prunes the same initial weights to the same density: SynFlow and its square
+in 100 rounds, all others at once, as in the paper. Those of a loss see ten images of each
+class in one batch, in evaluation mode.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import optax
+from rich.table import Table
+
+import synflow_jax as sj
+from experiments import data
+from experiments.console import CONSOLE, progress, say
+from synflow_jax import models
+
+ROUNDS = {"synflow": 100, "synflow_l2": 100}
+
+
+def criteria(apply_fn, input_shape, images, labels):
+    """Every criterion of the package, by name, on one batch of labelled images."""
+
+    def loss_fn(params, batch):
+        logits = apply_fn(params, batch["images"])
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(
+            logits, batch["labels"]
+        )
+        return losses.mean()
+
+    batches = {"images": images[None], "labels": labels[None]}
+    noise = jax.random.normal(jax.random.key(1), (1, *images.shape))
+    return {
+        "random": sj.random(jax.random.key(2)),
+        "magnitude": sj.magnitude(),
+        "snip": sj.snip(loss_fn, batches),
+        "grasp": sj.grasp(loss_fn, batches),
+        "gradient_norm": sj.gradient_norm(loss_fn, batches),
+        "ntk_sap": sj.ntk_sap(apply_fn, noise, jax.random.key(3)),
+        "synflow_l2": sj.synflow_l2(apply_fn, input_shape),
+        "synflow": sj.synflow(apply_fn, input_shape),
+    }
+
+
+def sample(name, shape, num_classes, each=10):
+    """``each`` normalised images of every class; of noise where ``name`` says so."""
+    count = each * num_classes
+    labels = jnp.arange(count) % num_classes
+    if name == "noise":
+        return jax.random.normal(jax.random.key(0), (count, *shape)), labels
+    loaded = data.load(name)
+    if loaded.train_images.shape[1:] != shape or loaded.num_classes != num_classes:
+        raise ValueError(
+            f"{loaded.name} has {loaded.num_classes} classes of images of "
+            f"{loaded.train_images.shape[1:]}; the network takes {num_classes} of {shape}."
+        )
+    chosen = [
+        i
+        for label in range(num_classes)
+        for i in (loaded.train_labels == label).nonzero()[0][:each]
+    ]
+    images = loaded.train_images[jnp.array(chosen)] / 255.0
+    images = (images - images.mean((0, 1, 2))) / images.std((0, 1, 2))
+    return jnp.asarray(images, jnp.float32), jnp.asarray(loaded.train_labels[chosen])
+
+
+def measured(name, score_fn, apply_fn, params, input_shape, density):
+    """The row of one criterion."""
+    rounds, began = ROUNDS.get(name, 1), time.perf_counter()
+    with progress(name, rounds) as advance:
+        masks, _ = sj.prune(
+            score_fn, params, density, rounds=rounds, on_round=lambda info: advance(1)
+        )
+    seconds = time.perf_counter() - began
+    flow = sj.log_flow(apply_fn, sj.apply_masks(params, masks), input_shape)
+    layers = [row for row in sj.summarize(params, masks) if row.name.endswith("/kernel")]
+    return {
+        "criterion": name,
+        "rounds": rounds,
+        "kept": {row.name.removesuffix("/kernel"): row.kept for row in layers},
+        "sizes": {row.name.removesuffix("/kernel"): row.size for row in layers},
+        "connected": bool(jnp.isfinite(flow)),
+        "seconds_with_compiling": round(seconds, 1),
+    }
+
+
+def markdown(rows):
+    """The table of the document: a line a layer, a column a criterion."""
+    names = [row["criterion"] for row in rows]
+    lines = [
+        "| layer | weights | " + " | ".join(names) + " |",
+        "|---|---:|" + "---:|" * len(rows),
+    ]
+    for layer, size in rows[0]["sizes"].items():
+        kept = [f"{row['kept'][layer]:,}" for row in rows]
+        lines.append(f"| {layer} | {size:,} | " + " | ".join(kept) + " |")
+    alive = ["yes" if row["connected"] else "no" for row in rows]
+    lines.append("| connected | | " + " | ".join(alive) + " |")
+    return "\n".join(lines)
+
+
+def table(rows):
+    """The same for a terminal."""
+    shown = Table(title="weights kept")
+    shown.add_column("layer")
+    for row in rows:
+        shown.add_column(row["criterion"], justify="right")
+    for layer in rows[0]["sizes"]:
+        shown.add_row(layer, *(f"{row['kept'][layer]:,}" for row in rows))
+    shown.add_row("connected", *("yes" if row["connected"] else "no" for row in rows))
+    return shown
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--network", default="vgg16_cifar", choices=models.NETWORKS)
+    parser.add_argument("--compression", type=float, default=2.0, help="log10")
+    parser.add_argument("--data", default="cifar10_20k", help="or cifar10, digits, noise")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON lines, written at the end")
+    args = parser.parse_args(argv)
+    apply_fn, params, shape = models.build(args.network, jax.random.key(0))
+    num_classes = models.NETWORKS[args.network].num_classes
+    images, labels = sample(args.data, shape, num_classes)
+    rows = []
+    for name, score_fn in criteria(apply_fn, shape, images, labels).items():
+        density = 10.0**-args.compression
+        row = measured(name, score_fn, apply_fn, params, shape, density)
+        setting = {"network": args.network, "compression": args.compression}
+        rows.append(row | setting | {"data": args.data, "jax": jax.__version__})
+        say(f"{name}: {row['seconds_with_compiling']} s, connected: {row['connected']}")
+    CONSOLE.print(table(rows))
+    if args.out:
+        args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
