@@ -111,11 +111,11 @@ class _Interpreter(NamedTuple):
                 return self.apply(self.settings.rules[name], eqn, operands, line)
             starts = starting_rule(eqn, operands)
             if starts is None:
-                return of_tokens(eqn, operands, _bind)
+                return of_tokens(eqn, operands, bind)
             return self.apply(starts, eqn, operands, line)
         if flow_rules.get(name) is call and name in ("jit", "pjit", "closed_call"):
             return self.apply(call, eqn, operands, line)
-        return plain.evaluate(eqn, operands, _bind)
+        return plain.evaluate(eqn, operands, bind)
 
     def apply(
         self, rule: Rule | None, eqn: core.JaxprEqn, operands: list[Value], line: str
@@ -145,7 +145,7 @@ class _Interpreter(NamedTuple):
             size=settings.size or absolute,
             biases=settings.biases,
             inside=inside,
-            bind=lambda *arrays: _bind(eqn, arrays),
+            bind=lambda *arrays: bind(eqn, arrays),
         )
         try:
             outs = rule(equation, *operands)
@@ -186,7 +186,7 @@ def _as_array(constant: Any) -> Array:
     return constant if isinstance(constant, jax.Array) else jnp.asarray(constant)
 
 
-def _bind(eqn: core.JaxprEqn, operands: Sequence[Any]) -> list[Array]:
+def bind(eqn: core.JaxprEqn, operands: Sequence[Any]) -> list[Array]:
     bound = eqn.primitive.get_bind_params(eqn.params)
     # Before JAX 0.9 the functions among the parameters came apart, in a pair.
     functions, params = bound if isinstance(bound, tuple) else ([], bound)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
+from synflow_jax.loops import fit_for_loops
 from synflow_jax.masks import apply_masks
 from synflow_jax.trees import (
     Masks,
@@ -255,7 +256,8 @@ def ntk_sap(
             draws = [jax.random.normal(k, w.shape, w.dtype) for k, w in zip(keys, weights)]
             masked = [m * w for m, w in zip(strengths, weights)]
             along = [m * v for m, v in zip(strengths, draws)]
-            _, changes = jax.jvp(lambda ws: apply_fn(merged(ws), x), (masked,), (along,))
+            outputs = fit_for_loops(lambda weights: apply_fn(merged(weights), x))
+            _, changes = jax.jvp(outputs, (masked,), (along,))
             return sum(jnp.sum(jnp.square(c)) for c in jax.tree.leaves(changes))
 
         numbered = (inputs, jnp.arange(_length(inputs, "inputs")))
@@ -282,7 +284,7 @@ def _at(loss_fn: LossFn, params: Params, masks: Masks) -> tuple[_Floating, Calla
             )
         return value
 
-    return weights, jax.grad(loss)
+    return weights, jax.grad(fit_for_loops(loss))
 
 
 def _sum_over(
