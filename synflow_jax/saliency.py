@@ -5,7 +5,6 @@ synaptic saliency). What is pruned gets a score too, the derivative there times 
 that it had: `prune` looks at it only if weights may return (``regrow=True``).
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -120,8 +119,8 @@ def grasp(loss_fn: LossFn, batches: PyTree, *, prunable: Prunable = is_kernel) -
         direction = _direction(total, params, masks, prunable)
 
         def product(weights, batch):
-            at_batch = functools.partial(gradient, batch=batch)
-            return jax.jvp(at_batch, (weights,), (direction,))[1]
+            along = (weights,), (direction,)
+            return jax.jvp(lambda weights: gradient(weights, batch), *along)[1]
 
         return _scores(jnp.multiply, params, _sum_over(batches, weights, product))
 

@@ -1,4 +1,4 @@
-"""The page on the flow: its examples run and its table is complete."""
+"""The pages of docs: their examples run, and what they tabulate is complete."""
 
 import pathlib
 import re
@@ -8,7 +8,8 @@ import pytest
 
 import synflow_jax as sj
 
-PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "flow.md").read_text()
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "flow.md").read_text()
 TABLE = PAGE.split("## What each rule does")[1].split("\n## ")[0]
 
 
@@ -21,11 +22,16 @@ def rules():
     sj.flow_rules.update(before)
 
 
-def test_the_examples_run(rules, capsys):
-    namespace = {}
+def run_examples(name):
+    namespace, page = {}, (DOCS / name).read_text()
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for text in re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE):
-            exec(compile(text, "docs/flow.md", "exec"), namespace)
+        for text in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
+            exec(compile(text, f"docs/{name}", "exec"), namespace)
+    return namespace
+
+
+def test_the_examples_of_the_flow_run(rules, capsys):
+    run_examples("flow.md")
     printed = capsys.readouterr().out
     assert "no rule for the primitive `sort`" in printed
     assert re.findall(r"^(?:10\.0|9\.99999\d*|10\.00000\d)$", printed, re.MULTILINE)
@@ -55,3 +61,26 @@ def test_a_rule_of_ones_own_is_used(rules):
     rules["sort"] = rule
     assert jax.numpy.isclose(sj.log_flow(network, w, (2,)), jax.numpy.log(4.0))
     assert seen == [("sort", [(1, 2)])]
+
+
+def test_the_examples_of_the_criteria_run(capsys):
+    run_examples("criteria.md")
+    printed = capsys.readouterr().out
+    assert "rounds, True" in printed
+    assert len(re.findall(r"^\[.*\] 126$", printed, re.MULTILINE)) == 4
+
+
+def test_the_examples_of_training_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_examples("training.md")
+    kernel, mask = (names[n]["params"]["kernel"] for n in ("ticket", "masks"))
+    assert int((kernel != 0).sum()) == 8 == int(mask.sum())
+    assert names["info"].kept.tolist() == [8]
+
+
+def test_every_criterion_has_its_line():
+    page = (DOCS / "criteria.md").read_text()
+    for module in ("scores", "saliency"):
+        for name in dir(sj):
+            if getattr(getattr(sj, name), "__module__", "") == f"synflow_jax.{module}":
+                assert f"| `{name}(" in page, name
