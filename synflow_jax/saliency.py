@@ -212,8 +212,8 @@ def ntk_sap(
     in the masked weights and ``v`` normal: on average over ``v``, ``|J v|**2`` is the trace
     of the kernel ``J J^T``, its nuclear norm. One direction is drawn for each batch.
 
-    No labels, and inputs that may be noise. Cost: for each batch a derivative along ``v``
-    and its gradient, some three times a gradient.
+    No labels, and inputs that may be noise. Cost: for each batch a derivative along ``v``,
+    and a gradient with its own derivative along ``v``.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> y``.
@@ -249,18 +249,27 @@ def ntk_sap(
         kept = [mask for leaf, mask in pairs if is_floating(leaf)]
         strengths = [mask.astype(w.dtype) for w, mask in zip(weights, kept)]
 
-        def change(strengths: _Floating, batch: tuple[PyTree, Array]) -> Array:
+        def derivative(strengths: _Floating, batch: tuple[PyTree, Array]) -> _Floating:
             x, number = batch
             keys = jax.random.split(jax.random.fold_in(key, number), len(weights))
             draws = [jax.random.normal(k, w.shape, w.dtype) for k, w in zip(keys, weights)]
-            masked = [m * w for m, w in zip(strengths, weights)]
-            along = [m * v for m, v in zip(strengths, draws)]
             outputs = fit_for_loops(lambda weights: apply_fn(merged(weights), x))
-            _, changes = jax.jvp(outputs, (masked,), (along,))
-            return sum(jnp.sum(jnp.square(c)) for c in jax.tree.leaves(changes))
+
+            def masked(weights, strengths):
+                return outputs([m * w for m, w in zip(strengths, weights)])
+
+            # u = J (m * v); then d/dm <u, u> = 2 d/dt d/dm <u, f(m * (w + t v))>.
+            _, changes = jax.jvp(lambda ws: masked(ws, strengths), (weights,), (draws,))
+
+            def gradient(weights):
+                _, back = jax.vjp(lambda ms: masked(weights, ms), strengths)
+                return back(changes)[0]
+
+            _, halves = jax.jvp(gradient, (weights,), (draws,))
+            return [2 * half for half in halves]
 
         numbered = (inputs, jnp.arange(_length(inputs, "inputs")))
-        total = _sum_over(numbered, strengths, jax.grad(change))
+        total = _sum_over(numbered, strengths, derivative)
         return merged([jnp.abs(t) for t in total], no_score)
 
     return score
