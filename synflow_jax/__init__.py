@@ -9,6 +9,10 @@ from synflow_jax.analysis import effective_masks as effective_masks
 from synflow_jax.analysis import summarize as summarize
 from synflow_jax.analysis import unreached as unreached
 from synflow_jax.balance import conservation as conservation
+from synflow_jax.collapse import connectivity as connectivity
+from synflow_jax.collapse import critical_compression as critical_compression
+from synflow_jax.collapse import fewest_weights as fewest_weights
+from synflow_jax.collapse import largest_compression as largest_compression
 from synflow_jax.controls import inverted as inverted
 from synflow_jax.controls import on_input as on_input
 from synflow_jax.controls import reinitialised as reinitialised

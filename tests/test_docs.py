@@ -67,6 +67,7 @@ def test_the_examples_of_the_criteria_run(capsys):
     run_examples("criteria.md")
     printed = capsys.readouterr().out
     assert "rounds, True" in printed
+    assert "connected: 16 weights kept, 16 of them on a path; starved: shortcut" in printed
     assert len(re.findall(r"^\[.*\] 126$", printed, re.MULTILINE)) == 4
 
 
