@@ -111,7 +111,7 @@ def table(rows):
     shown = Table(title="weights kept")
     shown.add_column("layer")
     for row in rows:
-        shown.add_column(row["criterion"], justify="right")
+        shown.add_column(row["criterion"], justify="right", overflow="fold")
     for layer in rows[0]["sizes"]:
         shown.add_row(layer, *(f"{row['kept'][layer]:,}" for row in rows))
     shown.add_row("connected", *("yes" if row["connected"] else "no" for row in rows))

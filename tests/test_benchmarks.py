@@ -10,7 +10,7 @@ import pytest
 
 import synflow_jax as sj
 from benchmarks import __main__ as everything
-from benchmarks import figure, loop, measuring, selection
+from benchmarks import certified, figure, loop, measuring, selection
 from benchmarks import flow as benchmark
 from synflow_jax import models
 
@@ -125,3 +125,17 @@ def test_the_readme_shows_what_was_measured():
 def test_the_figure_is_drawn(tmp_path):
     figure.draw(figure.read(ROOT / "results"), tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 20_000
+
+
+def test_certified_rounds_are_set_beside_exponential_ones(tmp_path, capsys):
+    out = tmp_path / "rows.jsonl"
+    certified.main(["mlp_cifar", "--compressions", "2", "--turns", "1", "--out", str(out)])
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert rows[0]["schedule"] == "exponential" and rows[0]["rounds"] == 100
+    assert len(rows) == 1 + len(certified.RATIOS)
+    for row, ratio in zip(rows[1:], certified.RATIOS):
+        assert row["certificate"] and row["largest_ratio"] <= ratio + 1e-4
+        assert row["kept"] == rows[0]["kept"] == sj.num_kept(348_200, 0.01)
+    capsys.readouterr()
+    certified.main(["--markdown", str(out)])
+    assert capsys.readouterr().out.count("| mlp_cifar | 2") == len(rows)

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from jax.experimental.compilation_cache import compilation_cache
 
 import synflow_jax as sj
-from experiments import data, demo, figures, report, runs, sweep, train
+from experiments import criteria, data, demo, figures, report, runs, sweep, train
 from experiments.networks import SmallConvNet
 
 METHODS = ["synflow", "magnitude", "random"]
@@ -513,3 +513,26 @@ def test_the_report_names_stretches_of_emptied_layers():
     row = mask_row("random", 1.0, (0, 0, 1, 0, 1, 0, 0, 0), None)
     assert report._emptied(row)[0] == "6: conv1\u2013conv2, conv4, conv6\u2013conv8"
     assert report._emptied(mask_row("random", 1.0, (1, 1), 0.0))[0] == "none"
+
+
+def test_what_each_criterion_keeps_is_tabulated(tmp_path, capsys):
+    out = tmp_path / "rows.jsonl"
+    criteria.main(["--network", "mlp", "--data", "noise", "--out", str(out)])
+    rows = {row["criterion"]: row for row in map(json.loads, out.read_text().splitlines())}
+    # With one batch, fisher is the square of snip and keeps the same.
+    of_package = {
+        name
+        for name in dir(sj)
+        if getattr(getattr(sj, name), "__module__", "")
+        in ("synflow_jax.scores", "synflow_jax.saliency")
+    }
+    assert set(rows) == of_package - {"fisher"}
+    for row in rows.values():
+        assert sum(row["kept"].values()) == sj.num_kept(119_400, 0.01)
+    assert rows["synflow"]["connected"] and not rows["magnitude"]["connected"]
+    assert "| linear6 | 1,000 |" in capsys.readouterr().out
+
+
+def test_images_of_another_size_than_the_network_takes_are_refused():
+    with pytest.raises(ValueError, match="digits has 10 classes of images of .8, 8, 1."):
+        criteria.sample("digits", (32, 32, 3), 10)

@@ -19,9 +19,9 @@ PUBLIC = sorted(
 # Imports go downwards only: a module may import those before it.
 ORDER = (
     "trees schedules counting scaled windows masks equations contractions structure "
-    "arithmetic control rules tokens plain interpreter loops flow paths wires wiring junctions "
-    "units bound selection budget scores saliency controls balance allocations pruning "
-    "rewinding analysis collapse optim interop models cli"
+    "arithmetic control rules tokens plain interpreter loops flow paths wires wiring "
+    "junctions units bound selection budget scores saliency controls balance allocations "
+    "pruning rewinding analysis collapse optim interop models cli"
 ).split()
 
 
