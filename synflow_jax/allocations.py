@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from synflow_jax.trees import Masks, leaf_names
+from synflow_jax.trees import Masks, check_masks, leaf_names
 
 Shapes = Mapping[str, tuple[int, ...]]
 Allocation = Callable[[Shapes, int], Sequence[float]]
@@ -79,7 +79,7 @@ def erk(shapes: Shapes, k: int) -> np.ndarray:
       Connectivity", Nature Communications 2018; Evci et al., "Rigging the Lottery", ICML
       2020, for kernels.
     """
-    dimensions = np.array([sum(shape) for shape in shapes.values()], np.float64)
+    dimensions = np.array([max(sum(s), 1) for s in shapes.values()], np.float64)
     return _filled(_sizes(shapes), dimensions, k)
 
 
@@ -100,7 +100,8 @@ def densities_of(masks: Masks) -> Allocation:
       An allocation.
 
     Raises:
-      ValueError: when called, if a leaf to prune is not in ``masks`` or has another shape.
+      ValueError: if ``masks`` are traced or not boolean; when called, if a leaf to prune
+        is not in them or has another shape.
 
     Example:
       >>> masks = {"a": np.array([True, False, False, False]), "b": np.array([True, False])}
@@ -119,6 +120,7 @@ def densities_of(masks: Masks) -> Allocation:
             "`masks` are traced, but how many weights each layer keeps must be known on "
             "the host: call `densities_of` outside jit and vmap."
         )
+    check_masks(masks, masks)
     named = dict(zip(leaf_names(masks), jax.tree.leaves(masks)))
     shape_of = {name: np.shape(mask) for name, mask in named.items()}
     kept_of = {name: int(np.count_nonzero(mask)) for name, mask in named.items()}
@@ -170,13 +172,17 @@ def whole_counts(
 
     Raises:
       ValueError: if the allocation returns something else than one share a leaf, from 0 to
-        its size, with the sum that was asked for.
+        its size, with the sum that was asked for; or if totals rise.
 
     Example:
       >>> whole_counts(uniform, {"a": (30,), "b": (40,)}, [69, 8])
       [[30, 39], [3, 5]]
     """
     sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()]
+    if any(later > sooner for sooner, later in zip(totals, totals[1:])):
+        raise ValueError(
+            f"`schedule` must not rise with an allocation; got {list(totals)}."
+        )
     # From the last round to the first, since no weight may be missing later.
     counts, fewest = [], [0] * len(sizes)
     for total in reversed(totals):

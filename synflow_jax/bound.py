@@ -2,8 +2,8 @@
 
 Theorem T5: if the flow is a sum over paths, of products of the weights on each, then
 removing weights removes no path that is not counted in their scores, so of a flow of 1 at
-least 1 minus the total of their scores is left. So a round that removes less than 1 cannot
-disconnect the network.
+least 1 minus the total of their scores is left. So a round that removes less than 1 leaves
+a path from the input to the output. (Of several outputs, to one of them.)
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from synflow_jax.arithmetic import multiply
+from synflow_jax.arithmetic import multiply, select_n
 from synflow_jax.equations import (
     Equation,
     Inverse,
@@ -32,9 +32,10 @@ def why_unbounded(
 ) -> str | None:
     """Why removing weights may remove more of the flow than their scores; None if not.
 
-    The flow is a sum over paths unless two flows are multiplied (attention, gates), and
-    the weights on them are the parameters unless these are computed with before they are
-    used (a standardised kernel).
+    The flow is a sum over paths unless two flows are multiplied (attention, gates) or one
+    lets the other pass (a minimum, a choice), and the weights on them are the parameters
+    unless these are computed with before they are used (a standardised kernel), divide or
+    choose.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> y``.
@@ -60,17 +61,19 @@ def why_unbounded(
         jax.eval_shape(outputs, shapes)
     except FlowError as error:
         return str(error)
-    computed = units_of(apply_fn, shapes, inputs).computed
+    try:
+        with jax.ensure_compile_time_eval():  # constants, also while a loop is traced
+            computed = units_of(apply_fn, shapes, inputs).computed
+    except jax.errors.JAXTypeError as error:
+        return f"its structure depends on traced values: {str(error).splitlines()[0]}"
     for number, (name, yes) in enumerate(zip(leaf_names(params), chosen)):
         if yes and number in computed:
-            return f"`{name}` is computed with before it is used as weights."
+            return f"`{name}` is computed with before it is used, divides or chooses."
     return None
 
 
 def _refuse() -> None:
-    raise ValueError(
-        "two flows are multiplied, and without one of them the other is lost too."
-    )
+    raise ValueError("of two flows that meet here, without the one the other is lost too.")
 
 
 @sees_kinds
@@ -82,6 +85,18 @@ def _multiply(equation: Equation, left: Value, right: Value):
     return multiply(equation, left, right)
 
 
+@sees_kinds
+def _select_n(equation: Equation, which: Value, *cases: Value):
+    others = (c for c in cases if carries_flow(c) and carries_flow(which))
+    if any(origin_of(case) is not origin_of(which) for case in others):
+        _refuse()
+    return select_n(equation, which, *cases)
+
+
+def _reduce_min(equation: Equation, flow: Value):
+    _refuse()
+
+
 def _refusing(name: str) -> Callable[..., Sequence[Value]]:
     rule = flow_rules[name]
 
@@ -90,13 +105,13 @@ def _refusing(name: str) -> Callable[..., Sequence[Value]]:
             _refuse()
         return rule(equation, left, right, *rest)
 
-    return refusing
+    return sees_kinds(refusing) if getattr(rule, "sees_kinds", False) else refusing
 
 
+_PAIRS = "dot_general ragged_dot_general conv_general_dilated min"
 _REFUSING = {
     "mul": _multiply,
-    **{
-        name: _refusing(name)
-        for name in ("dot_general", "ragged_dot_general", "conv_general_dilated")
-    },
+    "select_n": _select_n,
+    "reduce_min": _reduce_min,
+    **{name: _refusing(name) for name in _PAIRS.split()},
 }

@@ -127,7 +127,8 @@ def on_input(apply_fn: Callable[..., PyTree], inputs: PyTree) -> Callable[..., P
         ``x``.
 
     Returns:
-      ``apply_fn(params, x) -> y`` of the product.
+      ``apply_fn(params, x) -> y`` of the product, which raises ValueError if ``inputs`` do
+      not fit ``x``.
 
     Example:
       >>> from synflow_jax.scores import synflow
@@ -140,8 +141,18 @@ def on_input(apply_fn: Callable[..., PyTree], inputs: PyTree) -> Callable[..., P
     def network(params: Params, x: PyTree, *rest: PyTree) -> PyTree:
         def times(x, given):
             given = jnp.asarray(given, x.dtype)
+            if given.shape not in (x.shape, x.shape[1:]):
+                raise ValueError(
+                    f"`inputs` has shape {given.shape}; the network is given {x.shape}, so "
+                    f"that or {x.shape[1:]} is wanted."
+                )
             return x * given.reshape((1,) * (x.ndim - given.ndim) + given.shape)
 
+        if jax.tree.structure(x) != jax.tree.structure(inputs):
+            raise ValueError(
+                f"`inputs` must have the structure of the network's input, "
+                f"{jax.tree.structure(x)}; got {jax.tree.structure(inputs)}."
+            )
         return apply_fn(params, jax.tree.map(times, x, inputs), *rest)
 
     return network

@@ -135,6 +135,7 @@ def divide(network: Network, eqn: core.JaxprEqn, left: Value, right: Value):
     if not isinstance(left, Flow):
         return gone(network, eqn, left, right)
     network.spoil(right)
+    network.computed |= leaves_of(right)
     return first_operand(network, eqn, left, right)
 
 
@@ -158,6 +159,7 @@ def gone(network: Network, eqn: core.JaxprEqn, *operands: Value):
 
 def select_n(network: Network, eqn: core.JaxprEqn, which: Value, *cases: Value):
     """Entries of one case or another are one wire; the condition carries no flow."""
+    network.computed |= leaves_of(which)
     if not any(isinstance(case, Flow) for case in cases):
         return gone(network, eqn, *cases)
     return entrywise(network, eqn, *cases)
@@ -233,6 +235,7 @@ def mixing(network: Network, eqn: core.JaxprEqn, *operands: Value):
     """Not understood: all that goes in is one wire with all that comes out."""
     flows = [x for x in operands if isinstance(x, Flow)]
     network.spoil(*operands)
+    network.computed |= leaves_of(*operands)
     one = network.flow(network.everything(flows), *flows)
     return [Flow(np.broadcast_to(one.ids, v.aval.shape), one.note) for v in eqn.outvars]
 

@@ -60,6 +60,8 @@ def _evaluated(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) ->
             outs = [native_conv(*operands, settings)]
         elif eqn.primitive.name in _CALLS:
             inner = eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
+            closed = isinstance(inner, core.ClosedJaxpr)
+            inner = inner if closed else core.ClosedJaxpr(inner, [])
             outs = _evaluated(inner.jaxpr, inner.consts, operands)
         else:
             outs = bind(eqn, operands)

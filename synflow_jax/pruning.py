@@ -13,10 +13,12 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Integer, PyTree
 
 from synflow_jax import budget
 from synflow_jax.allocations import Allocation, whole_counts
+from synflow_jax.counting import count_where
 from synflow_jax.masks import all_kept, count
 from synflow_jax.schedules import (
     Certified,
     Schedule,
+    certified,
     check_density,
     check_rounds,
     exponential,
@@ -50,11 +52,12 @@ class PruneInfo(NamedTuple):
     Attributes:
       kept: prunable weights kept after the round.
       density: the same as a fraction of all prunable weights.
-      removed: total score of what the round removed. With `synflow` it is the share of the
-        flow that passed through it, the paper's prune-size ratio.
-      certified: whether the round cannot have disconnected the network: it removed less
-        than the whole flow, and the flow is a sum over paths. Never of other criteria than
-        `synflow` and its kin, whose scores say nothing about it.
+      removed: total score of what is not kept but might have been. With `synflow` it is
+        the share of the flow that the round removed, the paper's prune-size ratio.
+      certified: whether the round cannot have cut the last path of the flow: it removed
+        less than all of it, and the flow is a sum over paths. (Of several outputs, the
+        paths to one may all be cut.) Never of other criteria than `synflow` and its kin,
+        whose scores say nothing about it.
       stopped: whether a `certified` schedule ended here, above its target, because any
         weight more would have cut the last path.
       nonfinite: weights alive before the round whose score was NaN or infinite; with
@@ -70,7 +73,7 @@ class PruneInfo(NamedTuple):
 
     @property
     def certificate(self) -> Bool[Array, ""]:
-        """Whether no round can have disconnected the network."""
+        """Whether no round can have cut the last path."""
         return jnp.all(self.certified)
 
 
@@ -204,6 +207,8 @@ def prune(
     """
     params = jax.tree.map(jnp.asarray, params)
     chosen = tuple(prunable_leaves(params, prunable))
+    if schedule is certified:
+        raise ValueError("`schedule` is certified(), with or without a ratio.")
     if isinstance(schedule, Certified):
         if scope != "global" or allocation is not None or regrow:
             raise ValueError(
@@ -279,6 +284,8 @@ def counts_per_round(
             f"returned shape {np.shape(densities)}."
         )
     if allocation is not None:
+        if scope != "global":
+            raise ValueError('`scope` is not "layer" with an `allocation` of its own.')
         shapes = {name: leaf.shape for name, leaf in leaves}
         if len(shapes) < len(leaves):
             raise ValueError(
@@ -348,7 +355,7 @@ def _one_round(
     masks: Masks,
     k: PyTree,
 ) -> tuple[Masks, PruneInfo]:
-    scores, alive = _scored(score_fn, chosen, params, masks)
+    scores, alive = _prunable(score_fn(params, masks), chosen, params, masks)
     eligible = None if regrow else alive
     if scope == "global":
         selection = select(scores, k, eligible)
@@ -363,11 +370,10 @@ def _one_round(
     return _outcome(selection, chosen, masks, certifies)
 
 
-def _scored(
-    score_fn: ScoreFn, chosen: Sequence[bool], params: Params, masks: Masks
+def _prunable(
+    scores: PyTree, chosen: Sequence[bool], params: Params, masks: Masks
 ) -> tuple[list[Array], list[Array]]:
     """The scores of the prunable leaves, and what of them is alive."""
-    scores = score_fn(params, masks)
     check_like(scores, params, name="scores")
     scores = [s for s, yes in zip(jax.tree.leaves(scores), chosen) if yes]
     return scores, [m for m, yes in zip(jax.tree.leaves(masks), chosen) if yes]
@@ -419,6 +425,8 @@ def _certified(
 ) -> tuple[Masks, PruneInfo]:
     check_density(density)
     leaves = [leaf for leaf, yes in zip(jax.tree.leaves(params), chosen) if yes]
+    if not sum(leaf.size for leaf in leaves):
+        raise ValueError("the prunable leaves have no entries, so nothing can be pruned.")
     target = np.uint32(num_kept(sum(leaf.size for leaf in leaves), density))
     ratio = np.float32(min(max_ratio, _WHOLE))
     if on_round is None:
@@ -460,7 +468,7 @@ def _adaptive_rounds(score_fn, chosen, params, target, ratio):
         masks, last, infos, done = lax.while_loop(unfinished, another, start)
         # Rounds that did not take place leave everything as it is.
         last = last._replace(removed=jnp.zeros_like(last.removed))
-        took_place = jnp.arange(MAX_ROUNDS) < done
+        took_place = jnp.arange(MAX_ROUNDS, dtype=done.dtype) < done
         infos = jax.tree.map(lambda xs, x: jnp.where(took_place, xs, x), infos, last)
         return masks, infos, done
 
@@ -489,13 +497,15 @@ def _affordable_round(
     why = _why_unbounded(score_fn, params, chosen)
     if why is not None:
         raise ValueError(f"`schedule` cannot certify rounds of this criterion: {why}")
-    scores, alive = _scored(score_fn, chosen, params, masks)
+    every = score_fn(params, masks)
+    scores, alive = _prunable(every, chosen, params, masks)
     before = count(alive).astype(jnp.uint32)
     affordable = budget.within(scores, alive, ratio.astype(scores[0].dtype))
     one = (affordable.kept == before) & (affordable.next < _WHOLE)
     k = jnp.maximum(jnp.where(one, before - 1, affordable.kept), target)
     # Nothing flows if nothing scores: then no weight is the right one.
-    k = jnp.where(jnp.isfinite(affordable.next), k, before)
+    flows = sum(count_where(lambda s: s > 0, s) for s in jax.tree.leaves(every)) > 0
+    k = jnp.where(flows, k, before)
     masks, info = _outcome(select(scores, k, alive), chosen, masks, certifies=True)
     return masks, info._replace(stopped=(k == before) & (before > target))
 

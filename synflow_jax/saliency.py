@@ -222,7 +222,7 @@ def ntk_sap(
 
     Returns:
       ``score(params, masks) -> scores``: float32 or better, non-negative. A pruned weight
-      scores what it would if it came back. Leaves without floating numbers score 0.
+      scores the derivative at its mask of 0. Leaves without floating numbers score 0.
 
     Raises:
       ValueError: while tracing, if the masks do not mirror the parameters or ``inputs``

@@ -108,14 +108,14 @@ def certified(max_ratio: float = 0.5) -> Certified:
     """Takes in each round as many weights as carry a given share of the flow.
 
     Removing weights whose scores have the total ``s`` leaves at least ``1 - s`` of the
-    flow, so no such round can disconnect the network: Theorem 3 of the paper with its
-    condition met by construction, and in as few rounds as that takes. The number of rounds
-    follows from the network: some 15 to 10^2 and 30 to 10^3 with a ratio of 0.5, in inverse
-    proportion to smaller ones.
+    flow, so no such round can cut the last path from the input to the output: Theorem 3 of
+    the paper with its condition met by construction, and in as few rounds as that takes.
+    The number of rounds follows from the network and grows with one over the ratio
+    (docs/criteria.md has a table).
 
     Where not even one weight fits into the ratio, one goes by itself as long as it carries
     less than the whole flow. Where that would cut the last path, pruning ends above its
-    target, and ``info.stopped`` says so.
+    target, and ``info.stopped`` says so. It also ends after 10,000 rounds.
 
     Args:
       max_ratio: the largest share of the flow that a round removes, between 0 and 1: the

@@ -98,8 +98,8 @@ def synflow_l2(apply_fn: Callable[..., PyTree], input_shape: PyTree) -> ScoreFn:
     multiplied by the weight itself, which is no saliency, and not conserved.)
 
     Args:
-      apply_fn: ``apply_fn(params, x) -> y``, in evaluation mode. What it divides by, such
-        as the variances of batch norm, is not squared.
+      apply_fn: ``apply_fn(params, x) -> y``, in evaluation mode. All of ``params`` is
+        squared, and nothing else: not the variances of batch norm.
       input_shape: as in `synflow`.
 
     Returns:

@@ -134,7 +134,8 @@ def select(
         check_masks(masks, scores)
     if size == 0:
         nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, bool), scores)
-        return Selection(nothing, jnp.float32(0), jnp.bool_(False), jnp.uint32(0))
+        none = jnp.zeros((), jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves)))
+        return Selection(nothing, none, jnp.bool_(False), jnp.uint32(0))
     dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves))
     ranked = [jnp.asarray(leaf, dtype) for leaf in leaves]
     if masks is None:
@@ -155,7 +156,9 @@ def select(
     return Selection(
         jax.tree.unflatten(treedef, kept),
         _removed(keys, bracket, k),
-        lax.cond(bracket.low > 0, lambda keys: jnp.bool_(True), _any_positive, keys),
+        lax.cond(
+            (bracket.low > 0) & (k > 0), lambda keys: jnp.bool_(True), _any_positive, keys
+        ),
         nonfinite,
     )
 
@@ -172,10 +175,11 @@ def select_per_layer(scores: Scores, ks: PyTree, masks: Masks | None = None) -> 
     if masks is not None:
         check_masks(masks, scores)
         eligible = jax.tree.leaves(masks)
+    dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves))
     parts = [select(*each) for each in zip(leaves, jax.tree.leaves(ks), eligible)]
     return Selection(
         jax.tree.unflatten(treedef, [part.masks for part in parts]),
-        sum((part.removed for part in parts), jnp.float32(0)),
+        sum((part.removed.astype(dtype) for part in parts), jnp.zeros((), dtype)),
         functools.reduce(jnp.logical_or, [part.positive for part in parts], False),
         sum((part.nonfinite for part in parts), jnp.uint32(0)),
     )

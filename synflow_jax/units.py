@@ -55,7 +55,8 @@ class Units(NamedTuple):
         several; consecutive from 0.
       starts: for each unit, whether flow enters it other than through weights.
       ends: for each unit, whether flow leaves it other than through weights.
-      computed: leaves that are computed with before the result meets the flow.
+      computed: leaves that act on the flow otherwise than as weights or factors: what is
+        computed from them meets it, they divide or choose.
     """
 
     layers: list[Layer]
@@ -181,6 +182,8 @@ def interpret(
     """Reads a jaxpr, its arguments being values as above."""
 
     def known(constant):
+        if isinstance(constant, jax.core.Tracer):
+            return Plain()
         return Plain(value=lambda: constant)
 
     values: dict[core.Var, Value] = dict(zip(jaxpr.constvars, map(known, consts)))
@@ -248,6 +251,7 @@ def call(network: Network, eqn: core.JaxprEqn, *operands: Value):
 
 def cond(network: Network, eqn: core.JaxprEqn, index: Value, *operands: Value):
     """Goes inside every branch; what one or another returns is one wire."""
+    network.computed |= leaves_of(index)
     branches = [_inside(network, b, operands) for b in eqn.params["branches"]]
     return [_either(network, outs) for outs in zip(*branches, strict=True)]
 

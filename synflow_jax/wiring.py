@@ -47,12 +47,15 @@ class Weights(NamedTuple):
       steps: what moved its entries, in order.
       once: whether no entry of the leaf can appear twice.
       factors: other leaves that it was multiplied by.
+      computed: leaves that act on it otherwise: divisors, conditions, what a factor is
+        computed from.
     """
 
     leaf: int
     steps: tuple["Step", ...] = ()
     once: bool = True
     factors: frozenset[int] = frozenset()
+    computed: frozenset[int] = frozenset()
 
     def arranged(self, leaf: np.ndarray, fill: int) -> np.ndarray:
         """An array shaped like the leaf, in the arrangement of this value."""
@@ -117,7 +120,7 @@ class Network:
         self.ends: list[np.ndarray] = []  # where flow leaves other than through weights
         self.pairs: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
         self.spoiled: set[int] = set()  # leaves that act elsewhere than as layers
-        self.computed: set[int] = set()  # those of them that are computed with before
+        self.computed: set[int] = set()  # leaves that act on the flow as no weights do
 
     def flow(self, ids: np.ndarray, *parents: Flow) -> Flow:
         """A value computed from others, with what was united to make it."""
@@ -131,7 +134,9 @@ class Network:
     def spoil(self, *values: "Value") -> None:
         """These act on the flow otherwise than as weights between units."""
         self.spoiled |= leaves_of(*values)
-        self.computed |= leaves_of(*(x for x in values if isinstance(x, Plain)))
+        self.computed |= leaves_of(*_plain(values))
+        for weights in _of_weights(values):
+            self.computed |= weights.computed
 
     def passes(self, *flows: Flow) -> None:
         """The flow goes on from these values: what was noted on the way to them holds."""
@@ -150,6 +155,7 @@ class Network:
         """Weights that lead from one wire each to one wire each."""
         self.passes(flow)
         self.spoiled |= weights.factors
+        self.computed |= weights.computed
         self.uses.setdefault(weights.leaf, []).append(Use(weights, sources, targets))
 
     def everything(self, flows: Sequence[Flow]) -> np.ndarray:
@@ -208,10 +214,17 @@ def _weights(eqn: core.JaxprEqn, operands: Sequence[Value]) -> Weights | None:
         return None
     if name in ("mul", "div") and shapes[at[0]] == result.shape:
         factors = leaves_of(*others)
-        computed = weights.leaf in factors or (name == "div" and at[0] == 1)
-        return None if computed else weights._replace(factors=weights.factors | factors)
+        if weights.leaf in factors or (name == "div" and at[0] == 1):
+            return None
+        made = factors if name == "div" else leaves_of(*_plain(others))
+        computed = frozenset().union(made, *(x.computed for x in _of_weights(others)))
+        return weights._replace(
+            factors=weights.factors | factors, computed=weights.computed | computed
+        )
     if name == "select_n" and at[0] > 0:  # a mask
-        return weights if all(map(_is_zero, others[1:])) else None
+        computed = weights.computed | leaves_of(others[0])
+        masked = all(map(_is_zero, others[1:]))
+        return weights._replace(computed=computed) if masked else None
     if at[0] != 0 or len(at) > 1 or (name == "pad" and not _is_zero(others[0])):
         return None
     run = mover(eqn, others) if name in (*MOVES, "dynamic_slice", "gather") else None
@@ -221,6 +234,14 @@ def _weights(eqn: core.JaxprEqn, operands: Sequence[Value]) -> Weights | None:
     grown = result.size > eqn.invars[0].aval.size
     once = weights.once and name != "gather" and (name == "pad" or not grown)
     return weights._replace(steps=(*weights.steps, step), once=once)
+
+
+def _plain(values: Sequence[Value]) -> list[Plain]:
+    return [value for value in values if isinstance(value, Plain)]
+
+
+def _of_weights(values: Sequence[Value]) -> list[Weights]:
+    return [value for value in values if isinstance(value, Weights)]
 
 
 _SAME = frozenset("neg abs convert_element_type copy copy_p reduce_precision".split())

@@ -155,6 +155,36 @@ def test_an_allocation_that_does_not_add_up_is_refused(allocation, message):
         )
 
 
+def test_counts_that_rise_are_refused():
+    with pytest.raises(ValueError, match="`schedule` must not rise"):
+        sj.prune(
+            sj.magnitude(),
+            nets.draw(SHAPES),
+            0.5,
+            rounds=2,
+            schedule=lambda density, rounds: np.array([0.2, density]),
+            allocation=sj.uniform,
+            prunable=everything,
+        )
+
+
+def test_a_scope_of_its_own_is_refused():
+    with pytest.raises(ValueError, match="`scope`"):
+        sj.prune(
+            sj.magnitude(),
+            nets.draw(SHAPES),
+            0.5,
+            scope="layer",
+            allocation=sj.uniform,
+            prunable=everything,
+        )
+
+
+def test_masks_must_be_boolean(no_typecheck):
+    with pytest.raises(ValueError, match=r"masks\['a'\].*boolean"):
+        sj.densities_of(nets.draw(SHAPES))
+
+
 def test_masks_must_be_known_on_the_host():
     with pytest.raises(ValueError, match="`masks` are traced"):
         jax.jit(lambda masks: sj.densities_of(masks)(SHAPES, 3))(masks_keeping([1, 1, 1]))

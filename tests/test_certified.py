@@ -109,20 +109,111 @@ def test_removing_weights_removes_at_most_their_scores_of_any_sum_over_paths(
 def test_where_flows_are_multiplied_no_round_is_certified(block):
     network, params = blocks.network([block]), blocks.parameters([block], 0)
     score = sj.synflow(network, blocks.INPUT)
-    with pytest.raises(ValueError, match=r"cannot certify.*blocks\.py.*multiplied"):
+    with pytest.raises(ValueError, match=r"cannot certify.*blocks\.py.*the other is lost"):
         prune(params, 0.5, score=score)
     _, info = sj.prune(score, params, 0.5, rounds=3, prunable=everything)
     assert (np.asarray(info.removed) < 1).all() and not info.certificate
 
 
-def test_weights_that_are_computed_certify_nothing():
-    def standardised(params, x):
-        kernel = params["kernel"] - params["kernel"].mean(0, keepdims=True)
-        return x @ kernel
+SQUARES = {"k": (4, 4), "s": (4, 4)}
+OTHERWISE = {
+    "standardised": lambda p, x: x @ (p["k"] - p["k"].mean(0, keepdims=True)),
+    "a factor that is computed": lambda p, x: x @ (p["k"] * jnp.tanh(p["s"])),
+    "a divisor": lambda p, x: x @ (p["k"] / p["s"]),
+    "a divisor of the flow": lambda p, x: (x @ p["k"]) / p["s"][0][None],
+    "normalised, with a scale of its shape": lambda p, x: (
+        x @ (p["k"] / jnp.linalg.norm(p["k"], axis=0, keepdims=True) * p["s"])
+    ),
+    "a condition": lambda p, x: jnp.where(p["s"][:1] > 0, x, 0.0) @ p["k"],
+    "a mask": lambda p, x: x @ jnp.where(p["s"] > 0, p["k"], 0.0),
+    "a branch": lambda p, x: jax.lax.cond(
+        p["s"].sum() > 0, lambda x: x, lambda x: 0 * x, x @ p["k"]
+    ),
+}
 
-    score = sj.synflow(standardised, (4,))
-    with pytest.raises(ValueError, match="`kernel` is computed with"):
-        prune({"kernel": jnp.ones((4, 3)).at[0].set(2.0)}, 0.5, score=score)
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_parameters_that_act_otherwise_than_as_weights_certify_nothing(name):
+    score, params = sj.synflow(OTHERWISE[name], (4,)), nets.draw(SQUARES)
+    with pytest.raises(ValueError, match="`[ks]` is computed with before it is used"):
+        prune(params, 0.5, score=score)
+    _, info = sj.prune(score, params, 0.9, rounds=1, prunable=everything)
+    assert not info.certificate
+
+
+TWO_FLOWS = {
+    "minimum": lambda p, x: jnp.minimum(x @ p["k"], x @ p["s"]),
+    "least": lambda p, x: (x @ p["k"]).min(-1, keepdims=True),
+    "choice": lambda p, x: jnp.where(x @ p["k"] > 0, x @ p["s"], 0.0),
+}
+
+
+@pytest.mark.parametrize("name", TWO_FLOWS)
+def test_where_one_flow_is_lost_without_another_no_round_is_certified(name):
+    score, params = sj.synflow(TWO_FLOWS[name], (4,)), nets.draw(SQUARES)
+    with pytest.raises(ValueError, match="cannot certify.*without the one the other is"):
+        prune(params, 0.5, score=score)
+
+
+def _leaky(x):
+    return jnp.where(x > 0, x, 0.1 * x)
+
+
+INDEX = np.array([0, 2, 1, 3])
+ORDINARY = {
+    "a constant mask": lambda p, x: x @ jnp.tril(p["k"]) @ p["s"],
+    "entries in another order": lambda p, x: (
+        x[:, INDEX] @ p["k"][jnp.asarray(INDEX)] @ p["s"]
+    ),
+    "padding": lambda p, x: jnp.pad(x @ p["k"], ((0, 0), (0, 2)))[:, 2:] @ p["s"][:4],
+    "leaky": lambda p, x: _leaky(x @ p["k"]) @ p["s"],
+    "clipped": lambda p, x: jnp.minimum(jax.nn.relu(x @ p["k"]), 6.0) @ p["s"],
+}
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_constants_of_the_network_are_read_while_a_loop_is_traced(name):
+    score, params = sj.synflow(ORDINARY[name], (4,)), nets.draw(SQUARES)
+    _, info = sj.prune(score, params, 0.9, rounds=3, prunable=everything)
+    assert info.certificate == (np.asarray(info.removed) < 1).all()
+
+
+def test_stacked_layers_in_a_loop_are_certified():
+    params = nets.draw({"k": (3, 4, 4)})
+    network = lambda p, x: jax.lax.fori_loop(  # noqa: E731
+        0, 3, lambda i, x: jax.nn.relu(x @ p["k"][i]), x
+    )
+    masks, info = prune(params, 1 / 48, score=sj.synflow(network, (4,)))
+    assert info.certificate and int(info.kept[-1]) == 3
+
+
+def test_an_index_that_is_traced_is_not_certified_and_not_an_error():
+    params = nets.draw(SQUARES)
+
+    @jax.jit
+    def pruned(index):
+        score = sj.synflow(lambda p, x: x @ p["k"][index] @ p["s"], (4,))
+        return sj.prune(score, params, 0.5, rounds=2, prunable=everything)[1]
+
+    info = pruned(jnp.asarray(INDEX))
+    assert int(info.kept[-1]) == 16 and not info.certificate
+
+
+def test_weights_that_carry_little_go_all_at_once():
+    """All that is prunable is within the ratio: it goes, and the rest carries the flow."""
+
+    def network(params, x):
+        return 10 * x @ params["s"] + x @ params["k"]
+
+    score = sj.synflow(network, (4,))
+    masks, info = sj.prune(
+        score,
+        nets.draw(SQUARES),
+        0.25,
+        schedule=sj.certified(0.5),
+        prunable=lambda path, leaf: path == "k",
+    )
+    assert info.kept.tolist() == [4] and info.certificate and not info.stopped[-1]
 
 
 @pytest.mark.parametrize(
@@ -307,11 +398,35 @@ def test_ratios_outside_their_range_are_refused(ratio):
         (dict(density=0.5, scope="layer"), "`scope`"),
         (dict(density=0.5, regrow=True), "`regrow`"),
         (dict(density=0.5, allocation=sj.uniform), "`allocation`"),
+        (
+            dict(density=0.5, rounds=3, schedule=sj.certified),
+            r"`schedule` is certified\(\)",
+        ),
     ],
 )
 def test_what_does_not_go_with_certified_rounds_is_named(changes, message):
+    changes = dict(schedule=sj.certified(), prunable=everything) | changes
     with pytest.raises(ValueError, match=message):
-        prune(nets.draw(SHAPES), **changes)
+        sj.prune(SYNFLOW, nets.draw(SHAPES), **changes)
+
+
+def test_leaves_without_entries_are_refused():
+    score = sj.synflow(lambda p, x: x @ p["k"], (4,))
+    with pytest.raises(ValueError, match="no entries"):
+        sj.prune(
+            score,
+            {"k": jnp.ones((4, 3)), "empty": jnp.ones((0, 3))},
+            0.5,
+            schedule=sj.certified(),
+            prunable=sj.matching("empty"),
+        )
+
+
+def test_no_weight_at_all_certifies_nothing_of_a_network_that_was_cut():
+    params = nets.draw(SHAPES) | {"1": jnp.zeros(SHAPES["1"])}
+    pruner = sj.iterative(SYNFLOW, prunable=everything)
+    _, info = pruner.step(pruner.init(params), params, 0)
+    assert not info.certified
 
 
 def test_counts_are_not_known_beforehand():

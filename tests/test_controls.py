@@ -113,6 +113,14 @@ def test_another_input_weighs_the_paths_that_start_there():
     )
 
 
+@pytest.mark.parametrize("x", [jnp.ones(5), jnp.ones((2, 4)), {"x": jnp.ones(4)}])
+def test_inputs_that_do_not_fit_are_refused(x):
+    params = nets.draw(SHAPES)
+    score = sj.synflow(sj.on_input(chain, x), (4,))
+    with pytest.raises(ValueError, match="`inputs`"):
+        score(params, sj.all_kept(params))
+
+
 def test_an_input_of_zero_starts_no_path():
     params = nets.draw(SHAPES)
     x = jnp.array([0.0, 1.0, 0.0, 2.0])

@@ -22,3 +22,19 @@ def test_scores_in_single_precision_are_those_in_double(architecture, seed):
         assert got.dtype == jnp.float32 and want.dtype == jnp.float64
         # Pooled ties are broken alike in both; the smallest scores are rounded absolutely.
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-9)
+
+
+def test_every_kind_of_round_runs_in_double_precision():
+    params = blocks.parameters(["residual"], 0, "f8")
+    score = sj.synflow(blocks.network(["residual"]), blocks.INPUT)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    for changes in (
+        dict(schedule=sj.certified(0.3)),
+        dict(scope="layer"),
+        dict(allocation=sj.erk),
+    ):
+        masks, info = sj.prune(
+            score, params, 0.5, rounds=3, prunable=lambda path, leaf: True, **changes
+        )
+        assert info.removed.dtype == jnp.float64
+        assert abs(int(info.kept[-1]) - size / 2) <= len(jax.tree.leaves(params))
