@@ -230,7 +230,7 @@ def ntk_sap(
 
     Example:
       >>> params, masks = {"w": jnp.array([2.0, 3.0])}, {"w": jnp.array([True, True])}
-      >>> score = ntk_sap(lambda params, x: x * params["w"], jnp.ones((1, 1, 2)),
+      >>> score = ntk_sap(lambda params, x: x * params["w"][None], jnp.ones((1, 1, 2)),
       ...                 jax.random.key(0))
       >>> score(params, masks)["w"].shape  # 2 v**2, whatever the weights
       (2,)

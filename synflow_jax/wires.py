@@ -77,7 +77,9 @@ def compact(*arrays: np.ndarray) -> list[np.ndarray]:
     return [x[(*where, ...)] for x in arrays]
 
 
-def placed(ids: np.ndarray, axes: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+def placed(
+    ids: np.ndarray, axes: Sequence[int | np.integer], shape: Sequence[int]
+) -> np.ndarray:
     """An array whose ``axes`` are those of ``ids``, in order, constant on all others."""
     axes, ids = list(axes), ids.transpose(np.argsort(axes))
     others = tuple(k for k in range(len(shape)) if k not in axes)
