@@ -1,22 +1,49 @@
-"""Images for the experiments: CIFAR-10 where it is at hand, else handwritten digits."""
+"""Images for the experiments: prepared data sets, or scikit-learn's digits.
+
+  python -m experiments.data prepare cifar10 --manual_dir FOLDER
+
+makes a data set from its standard archive, cifar-10-binary.tar.gz in FOLDER, without
+TensorFlow. `experiments.archives` knows the archives of cifar10, cifar100, fashion_mnist,
+imagenet2012, mnist and tiny_imagenet; where one is missing, an error says how to get it.
+"""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import re
-from typing import Literal, NamedTuple
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import tensorflow_datasets as tfds
+import tyro
 from absl import logging
 from jaxtyping import Int, UInt8
 
+from experiments import archives, preparation
 from experiments.console import progress
 
-Name = Literal["auto", "cifar10", "cifar10_20k", "digits"]
+Name = Literal[
+    "auto",
+    "cifar10",
+    "cifar10_20k",
+    "cifar100",
+    "cifar100_10k",
+    "digits",
+    "fashion_mnist",
+    "mnist",
+    "tiny_imagenet",
+    "tiny_imagenet_10k",
+]
 
-# Holds cifar10_20k, a prepared part of CIFAR-10, where the repository came with it.
-SHARED = pathlib.Path(__file__).resolve().parents[1] / ".." / "shared" / "tfds"
+# Holds prepared parts of data sets, where the repository came with them.
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "tfds"
+
+# Images are decoded by so many: faster than one by one, and the bar still moves.
+DECODED_AT_ONCE = 500
 
 
 class Data(NamedTuple):
@@ -40,50 +67,83 @@ class Data(NamedTuple):
 def load(name: Name, data_dir: str | os.PathLike | None = None) -> Data:
     """Loads a data set that is already on this machine; it never downloads.
 
-    - ``cifar10``: as tensorflow-datasets prepared it, in the array_record format.
-    - ``cifar10_20k``: the first 2,000 training and 500 test images of each class of it.
+    - ``cifar10``, ``cifar100``, ``fashion_mnist``, ``mnist``, ``tiny_imagenet``: as
+      tensorflow-datasets or `experiments.preparation` made them, as array_record.
+    - ``cifar10_20k``, ``cifar100_10k``, ``tiny_imagenet_10k``: parts with as many training
+      images, the first of each class; a result on one is not one on the whole.
     - ``digits``: scikit-learn's 1,797 handwritten digits of 8x8 pixels.
-    - ``auto``: the first of these three that is found.
+    - ``auto``: cifar10, cifar10_20k or digits, the first of these three that is found.
+
+    The test part of Tiny ImageNet is its validation split: its test images have no labels.
 
     Args:
       name: the data set.
-      data_dir: where prepared data sets lie. Default: ``$TFDS_DATA_DIR``, else
-        ``~/tensorflow_datasets``; for cifar10_20k, ``../shared/tfds`` beside the
-        repository. When given, "auto" means cifar10 from there.
+      data_dir: where prepared data sets lie. Default: first ``$TFDS_DATA_DIR``, which is
+        ``~/tensorflow_datasets`` if not set, then ``../shared/tfds`` beside the repository.
+        When given, "auto" means cifar10 from there.
 
     Returns:
       The `Data`, every image decoded.
 
     Raises:
       FileNotFoundError: if the data set is not there, in one line that says what to do.
+      ValueError: if its images are not all of one size (`experiments.stream` reads those).
     """
     if name == "auto":
         name = "cifar10" if data_dir is not None else _first_found()
-    if name == "digits":
-        return _digits()
-    root = pathlib.Path(data_dir if data_dir is not None else _default_dir(name))
-    folder = _prepared(name, root.expanduser())
-    if folder is None:
-        raise FileNotFoundError(
-            f"{os.fspath(root)!r} holds no {name} that tensorflow-datasets has prepared as "
-            "array_record; name another --data-dir, or leave it out to use what is found."
-        )
-    return _decoded(name, folder)
+    return _digits() if name == "digits" else _decoded(name, _builder(name, data_dir))
+
+
+def source(
+    name: str, split: str, data_dir: str | os.PathLike | None = None
+) -> Sequence[dict[str, Any]]:
+    """The examples of a prepared data set, read when asked for, their images still encoded.
+
+    Args:
+      name: the data set, such as imagenet2012.
+      split: such as train or validation, or a part of one, as train[:10%].
+      data_dir: as for `load`.
+
+    Returns:
+      What has a length and is indexed; the ``image`` of an example is bytes.
+
+    Raises:
+      FileNotFoundError: as `load`.
+    """
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    return _builder(name, data_dir).as_data_source(split=split, decoders=decoders)
 
 
 def _first_found() -> str:
     for name in ("cifar10", "cifar10_20k"):
-        if _prepared(name, _default_dir(name)) is not None:
+        if any(_prepared(name, root) is not None for root in _roots(None)):
             return name
     return "digits"
 
 
-def _default_dir(name: str) -> pathlib.Path:
-    if name == "cifar10_20k":
-        return SHARED
-    return pathlib.Path(
-        os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    ).expanduser()
+def _roots(data_dir: str | os.PathLike | None) -> list[pathlib.Path]:
+    """The folders to look in."""
+    if data_dir is not None:
+        return [pathlib.Path(data_dir).expanduser()]
+    own = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    return [own.expanduser(), SHARED]
+
+
+def _builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
+    for root in _roots(data_dir):
+        if (folder := _prepared(name, root)) is not None:
+            # From its folder, not by its name: a builder made by name could download.
+            return tfds.builder_from_directory(folder)
+    places = " or ".join(repr(os.fspath(root)) for root in _roots(data_dir))
+    if name in get_args(archives.Name):
+        there = "" if data_dir is None else f" --data_dir {os.fspath(data_dir)}"
+        advice = (
+            f"get {archives.where(name)} into a folder and run `python -m experiments.data "
+            f"prepare {name} --manual_dir FOLDER{there}`, or name another --data-dir"
+        )
+    else:
+        advice = "name the --data-dir that holds it, or choose another data set"
+    raise FileNotFoundError(f"no {name} as array_record in {places}; {advice}.")
 
 
 def _prepared(name: str, root: pathlib.Path) -> pathlib.Path | None:
@@ -98,21 +158,28 @@ def _prepared(name: str, root: pathlib.Path) -> pathlib.Path | None:
     return found[max(found)] if found else None
 
 
-def _decoded(name: str, folder: pathlib.Path) -> Data:
-    # From its folder, not by its name: a builder made by name could download.
-    builder = tfds.builder_from_directory(folder)
+def _decoded(name: str, builder: tfds.core.DatasetBuilder) -> Data:
+    features = builder.info.features
+    if None in features["image"].shape:
+        raise ValueError(
+            f"the images of {name} are of many sizes; experiments.stream reads them."
+        )
     arrays = []
-    for split in ("train", "test"):
-        source = builder.as_data_source(split=split)
-        images = np.empty((len(source), *builder.info.features["image"].shape), np.uint8)
-        labels = np.empty(len(source), np.int32)
-        with _quiet(), progress(f"decoding {name}, {split}", len(source), first="") as done:
-            for i, example in enumerate(source):
-                images[i], labels[i] = example["image"], example["label"]
-                if i % 500 == 499:
-                    done(500)
+    for split in ("train", "test" if "test" in builder.info.splits else "validation"):
+        examples = builder.as_data_source(split=split)
+        images = np.empty((len(examples), *features["image"].shape), np.uint8)
+        labels = np.empty(len(examples), np.int32)
+        with (
+            _quiet(),
+            progress(f"decoding {name}, {split}", len(examples), first="") as done,
+        ):
+            for start in range(0, len(examples), DECODED_AT_ONCE):
+                places = range(start, min(start + DECODED_AT_ONCE, len(examples)))
+                for i, example in zip(places, examples.__getitems__(places)):
+                    images[i], labels[i] = example["image"], example["label"]
+                done(len(places))
         arrays += [images, labels]
-    return Data(name, builder.info.features["label"].num_classes, *arrays)
+    return Data(name, features["label"].num_classes, *arrays)
 
 
 @contextlib.contextmanager
@@ -134,3 +201,56 @@ def _digits() -> Data:
     images = (digits.images * 15).astype(np.uint8)[shuffled, ..., None]  # 0..16 to 0..240
     labels = digits.target.astype(np.int32)[shuffled]
     return Data("digits", 10, images[360:], labels[360:], images[:360], labels[:360])
+
+
+# --- the command line ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Writes a data set for tensorflow-datasets from its standard archives, without
+    TensorFlow and without a network. Checks the archives first; an interrupted run leaves
+    no partial data set, and that of a large one goes on where it was."""
+
+    name: tyro.conf.Positional[archives.Name]
+    """The data set."""
+    manual_dir: pathlib.Path | None = None
+    """Folder with its archives. Default: downloads/manual in --data_dir."""
+    data_dir: pathlib.Path | None = None
+    """Where the data set goes. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"prepare": Prepare},
+        prog="python -m experiments.data",
+        args=list(sys.argv[1:] if argv is None else argv),
+    )
+    data_dir = _roots(command.data_dir)[0]
+    manual_dir = command.manual_dir or data_dir / "downloads" / "manual"
+    try:
+        with _terminated_tidily():
+            preparation.prepare(command.name, manual_dir, data_dir)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted") from None
+
+
+@contextlib.contextmanager
+def _terminated_tidily() -> Iterator[None]:
+    """Makes a request to end the process clean up like one from the keyboard."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    main()

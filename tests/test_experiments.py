@@ -7,9 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL.Image
 import pytest
-import tensorflow_datasets as tfds
 from jax.experimental.compilation_cache import compilation_cache
 
 import synflow_jax as sj
@@ -25,12 +23,6 @@ def standard_promotion():
     """Optax's updates mix dtypes."""
     with jax.numpy_dtype_promotion("standard"):
         yield
-
-
-@pytest.fixture
-def nothing_prepared(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "SHARED", tmp_path / "shared")
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
 
 
 @pytest.fixture(scope="module")
@@ -199,96 +191,6 @@ def test_files_from_elsewhere_are_never_replaced(tmp_path, config):
 def test_a_number_that_json_lacks_is_refused(tmp_path, number):
     with pytest.raises(ValueError):
         runs.log(tmp_path, {"number": number})
-
-
-# --- data ---------------------------------------------------------------------------------
-
-
-def prepare(root, version="3.0.2", name="cifar10"):
-    """A data set such as tensorflow-datasets leaves behind: 20 images, 10 more to test."""
-
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """Noise."""
-
-        VERSION = tfds.core.Version(version)
-
-        def _info(self):
-            features = {
-                "image": tfds.features.Image(shape=(32, 32, 3)),
-                "label": tfds.features.ClassLabel(num_classes=10),
-            }
-            features = tfds.features.FeaturesDict(features)
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._examples(20), "test": self._examples(10)}
-
-        def _generate_examples(self, n):
-            return self._examples(n)
-
-        def _examples(self, n):
-            for i in range(n):
-                pixels = np.full((32, 32, 3), i, np.uint8)
-                yield i, {"image": PIL.Image.fromarray(pixels), "label": i % 10}
-
-    Builder.name = name
-    Builder(data_dir=root, file_format="array_record").download_and_prepare()
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    root = tmp_path_factory.mktemp("prepared")
-    prepare(root)
-    return root
-
-
-def test_a_prepared_cifar10_is_read_without_tensorflow(prepared):
-    loaded = data.load("auto", prepared)
-    assert (loaded.name, loaded.num_classes) == ("cifar10", 10)
-    assert loaded.train_images.shape == (20, 32, 32, 3)
-    assert loaded.test_images.dtype == np.uint8 and loaded.test_labels.shape == (10,)
-    # Every image is of one colour, from which its label follows.
-    np.testing.assert_array_equal(loaded.train_images[:, 0, 0, 0] % 10, loaded.train_labels)
-    np.testing.assert_array_equal(np.sort(loaded.test_images[:, 5, 5, 2]), np.arange(10))
-
-
-def test_auto_takes_cifar10_then_its_part_then_digits(prepared, tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
-    monkeypatch.setattr(data, "SHARED", tmp_path)
-    prepare(tmp_path, version="1.0.0", name="cifar10_20k")
-    assert data.load("auto").name == "cifar10"
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
-    assert data.load("auto").name == "cifar10_20k"
-    monkeypatch.setattr(data, "SHARED", tmp_path / "empty")
-    assert data.load("auto").name == "digits"
-
-
-def test_digits_are_split_the_same_way_every_time(nothing_prepared):
-    first, second = data.load("auto"), data.load("digits")
-    jax.tree.map(np.testing.assert_array_equal, first[1:], second[1:])
-    assert first.train_images.shape == (1437, 8, 8, 1)
-    assert first.train_images.dtype == np.uint8 and first.train_images.max() == 240
-    assert len(first.test_labels) == 360
-    assert set(first.test_labels.tolist()) == set(range(10))
-    images = np.concatenate([first.train_images, first.test_images]).reshape(1797, -1)
-    assert images.sum() == 15 * 561718  # all of them: the sum of scikit-learn's pixels
-
-
-def test_a_folder_without_the_data_set_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no cifar10") as error:
-        data.load("auto", tmp_path)
-    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
-
-
-def test_a_copy_in_another_format_or_unfinished_is_passed_over(prepared, tmp_path):
-    shutil.copytree(prepared / "cifar10" / "3.0.2", tmp_path / "cifar10" / "3.0.2")
-    shutil.copytree(
-        prepared / "cifar10" / "3.0.2", tmp_path / "cifar10" / "4.0.0.incompleteX"
-    )
-    assert data._prepared("cifar10", tmp_path).name == "3.0.2"
-    info = tmp_path / "cifar10" / "3.0.2" / "dataset_info.json"
-    info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    assert data._prepared("cifar10", tmp_path) is None
 
 
 # --- training -----------------------------------------------------------------------------
