@@ -43,6 +43,10 @@ _WHOLE = {
     "tiny_imagenet_10k": "tiny_imagenet",
 }
 
+# The key of an epoch is split in two, its children 0 and 1, when it orders the images. This
+# child is another one, so that no image draws the numbers of the order.
+_MOVES = 2
+
 
 def recipe(name: str) -> Recipe:
     """The recipe of a data set; a part of one is treated as the whole is.
@@ -102,9 +106,7 @@ def augment(
     Returns:
       Images of the same shape, 0 to 255.
     """
-    # An epoch's key has the children 0 and 1 when it orders the images (`order`); this is
-    # another child, so that no image draws the numbers of the order.
-    key = jax.random.fold_in(_epoch_key(seed, epoch), 2)
+    key = jax.random.fold_in(_epoch_key(seed, epoch), _MOVES)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
     return jax.vmap(functools.partial(_augment_one, recipe))(keys, images)
 
