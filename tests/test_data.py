@@ -775,7 +775,8 @@ def test_the_order_is_a_permutation_of_its_own_for_each_seed_and_epoch():
 def test_the_keys_of_images_are_not_those_of_the_order():
     key = images._epoch_key(3, 5)
     of_order = jax.random.key_data(jax.random.split(key)).tolist()
-    assert jax.random.key_data(jax.random.fold_in(key, 2)).tolist() not in of_order
+    of_images = jax.random.fold_in(key, images._MOVES)
+    assert jax.random.key_data(of_images).tolist() not in of_order
 
 
 def test_a_part_has_the_recipe_of_the_whole_and_others_have_none():
@@ -825,8 +826,8 @@ def test_an_epoch_of_a_stream_has_whole_batches_of_different_images(examples):
 
 
 def test_what_a_stream_does_to_an_image_depends_on_seed_epoch_and_index(examples):
-    def epoch(seed, number, batch):
-        batches = collected(stream.training(examples, seed, epochs=2, batch=batch, size=16))
+    def epoch(seed, number, batch, used=examples):
+        batches = collected(stream.training(used, seed, epochs=2, batch=batch, size=16))
         half = len(batches) // 2
         return by_label(batches[:half] if number == 1 else batches[half:])
 
@@ -834,6 +835,7 @@ def test_what_a_stream_does_to_an_image_depends_on_seed_epoch_and_index(examples
     assert len(one) == 22
     other_batch = epoch(0, 1, batch=11)
     assert one == other_batch
+    assert epoch(0, 1, batch=2, used=examples[:18]).items() < one.items()
     for other in (epoch(1, 1, batch=2), epoch(0, 2, batch=2)):
         assert not any(one[label] == other[label] for label in one)
 
