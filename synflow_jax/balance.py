@@ -15,9 +15,9 @@ from synflow_jax.trees import (
     Masks,
     Params,
     Scores,
+    cast_floating,
     check_like,
     check_masks,
-    is_floating,
     leaf_names,
     scoring_dtype,
     widened,
@@ -157,9 +157,7 @@ def conservation(
     check_like(scores, params, name="scores")
     shapes = jax.eval_shape(widened, params)
     dtype = scoring_dtype(*jax.tree.leaves(shapes))
-    inputs = jax.tree.map(  # as `flow` takes them
-        lambda x: x.astype(dtype) if is_floating(x) else x, ones(input_shape)
-    )
+    inputs = cast_floating(ones(input_shape), dtype)
     structure = units_of(apply_fn, shapes, inputs)
 
     names, kept = leaf_names(params), [np.asarray(m) for m in jax.tree.leaves(masks)]

@@ -23,7 +23,7 @@ from synflow_jax.equations import (
 )
 from synflow_jax.interpreter import FlowError, Settings, interpret
 from synflow_jax.rules import flow_rules
-from synflow_jax.trees import Params, is_floating, leaf_names, scoring_dtype, widened
+from synflow_jax.trees import Params, cast_floating, leaf_names, scoring_dtype, widened
 from synflow_jax.units import units_of
 
 
@@ -48,9 +48,7 @@ def why_unbounded(
     """
     shapes = jax.eval_shape(widened, params)
     dtype = jnp.dtype(scoring_dtype(*jax.tree.leaves(shapes)))
-    inputs = jax.tree.map(  # as `flow` takes them
-        lambda x: x.astype(dtype) if is_floating(x) else x, inputs
-    )
+    inputs = cast_floating(inputs, dtype)
     settings = Settings(dtype, rules={**flow_rules, **_REFUSING})
 
     def outputs(params):

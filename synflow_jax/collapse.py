@@ -35,7 +35,7 @@ from synflow_jax.trees import (
     Params,
     Prunable,
     ScoreFn,
-    is_floating,
+    cast_floating,
     is_kernel,
     prunable_leaves,
     scoring_dtype,
@@ -385,9 +385,7 @@ def _reached(
     """
     leaves, treedef = jax.tree.flatten(widened(params))
     dtype = jnp.dtype(scoring_dtype(*leaves))
-    inputs = jax.tree.map(  # as `flow` takes them
-        lambda x: x.astype(dtype) if is_floating(x) else x, inputs
-    )
+    inputs = cast_floating(inputs, dtype)
 
     def size(parameter: Plain) -> Array:
         draws = lax.all_gather(jnp.asarray(parameter), "draws")

@@ -16,7 +16,7 @@ from synflow_jax import scaled
 from synflow_jax.equations import as_flows
 from synflow_jax.interpreter import Settings, interpret
 from synflow_jax.scaled import Scaled
-from synflow_jax.trees import Params, is_floating, scoring_dtype, widened
+from synflow_jax.trees import Params, cast_floating, scoring_dtype, widened
 
 
 def flow(
@@ -64,7 +64,7 @@ def flow(
     def transformed(params: Params, *args: PyTree) -> tuple[PyTree, PyTree]:
         params, args = jax.tree.map(jnp.asarray, (widened(params), args))
         dtype = scoring_dtype(*jax.tree.leaves(params))
-        args = jax.tree.map(lambda x: x.astype(dtype) if is_floating(x) else x, args)
+        args = cast_floating(args, dtype)
         outs = interpret(apply_fn, params, args, Settings(jnp.dtype(dtype), biases))
         leaves, tree = jax.tree.flatten(outs, is_leaf=lambda x: isinstance(x, Scaled))
         # An output that does not depend on the input carries none of its flow.

@@ -29,7 +29,7 @@ from synflow_jax.structure import pooled_entries
 from synflow_jax.trees import (
     Masks,
     Params,
-    is_floating,
+    cast_floating,
     scoring_dtype,
     split_floating,
     widened,
@@ -65,9 +65,7 @@ def on_paths(apply_fn: Callable[..., PyTree], params: Params, input_shape: PyTre
     wide = widened(params)
     weights, merged = split_floating(wide)
     dtype = scoring_dtype(*jax.tree.leaves(wide))
-    inputs = jax.tree.map(
-        lambda x: x.astype(dtype) if is_floating(x) else x, ones(input_shape)
-    )
+    inputs = cast_floating(ones(input_shape), dtype)
 
     def size(parameter):
         return _connects(jnp.asarray(parameter).astype(dtype))

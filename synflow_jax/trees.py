@@ -211,6 +211,11 @@ def widened(params: PyTree) -> PyTree:
     return jax.tree.map(widen, params)
 
 
+def cast_floating(tree: PyTree, dtype) -> PyTree:
+    """The tree with every floating leaf in a precision: inputs, as the flow takes them."""
+    return jax.tree.map(lambda x: x.astype(dtype) if is_floating(x) else x, tree)
+
+
 def split_floating(tree: PyTree) -> tuple[list[Leaf], Callable[..., PyTree]]:
     """The floating leaves, which can be differentiated, and the way back to a tree.
 
