@@ -24,7 +24,7 @@ def say(text: str) -> None:
 @contextlib.contextmanager
 def progress(
     text: str, total: int | None = None, *, first: str = "compiling"
-) -> Iterator[Callable[[int], None]]:
+) -> Iterator[Callable[..., None]]:
     """Shows a bar with a spinner while its block runs, on a terminal only.
 
     The bar vanishes at the end, so that a terminal and a log file are left with the same
@@ -36,7 +36,8 @@ def progress(
       first: what happens before the first step is done, shown after ``text`` until then.
 
     Yields:
-      ``advance(n)``: call it when ``n`` more steps are done.
+      ``advance(n)``: call it when ``n`` more steps are done; ``advance(n, text)`` also
+      says what is going on now.
     """
     counted = [BarColumn(bar_width=24), MofNCompleteColumn()] if total else []
     bar = Progress(
@@ -51,7 +52,7 @@ def progress(
     with bar:
         task = bar.add_task(f"{text} ({first})" if first else text, total=total)
 
-        def advance(n: int) -> None:
-            bar.update(task, description=text, advance=n)
+        def advance(n: int, now: str = text) -> None:
+            bar.update(task, description=now, advance=n)
 
         yield advance

@@ -27,7 +27,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import synflow_jax as sj
-from experiments import data, figures, report, runs, sweep, train
+from experiments import data, figures, masking, report, runs, train
 from experiments.console import CONSOLE, progress, say
 from experiments.networks import SmallConvNet
 from synflow_jax import models
@@ -123,8 +123,8 @@ def prune_at_initialisation(config: Config) -> None:
             config.network, init_key, num_classes=config.num_classes
         )
         jax.block_until_ready(params)
-    targets = [*sweep.grid(config.compressions), sweep.one_weight_a_layer(params)]
-    pruned = sweep.sweep(
+    targets = [*masking.grid(config.compressions), masking.one_weight_a_layer(params)]
+    pruned = masking.sweep(
         config.network, apply_fn, params, input_shape, targets, config.rounds, random_key
     )
     for row, _ in pruned:
@@ -158,12 +158,12 @@ def train_under_masks(config: Config, images: data.Data) -> None:
     size = train.num_nonzero(params, everything)[0]
     dense = {"method": "dense", "label": "10^0", "compression": 0.0, "k": size}
     _train(config, module, variables, everything, splits, dense)
-    pruned = sweep.sweep(
+    pruned = masking.sweep(
         "small network",
         apply_fn,
         params,
         input_shape,
-        sweep.grid(config.train_compressions),
+        masking.grid(config.train_compressions),
         config.rounds,
         random_key,
     )
@@ -250,7 +250,7 @@ def _masks_table(rows: list[dict[str, Any]]) -> Table:
             row["method"],
             f"{len(row['collapsed'])} of {len(row['layers'])}",
             "no path left" if flow is None else f"{flow:.1f}",
-            end_section=row["method"] == sweep.METHODS[-1],
+            end_section=row["method"] == masking.METHODS[-1],
         )
     return table
 
@@ -260,11 +260,11 @@ def _accuracy_table(rows: list[dict[str, Any]]) -> Table:
     trained = [row for row in rows if row["kind"] == "trained"]
     table = Table(title=f"Accuracy on {about['data']} after training", title_justify="left")
     table.add_column("compression", justify="right")
-    for method in sweep.METHODS:
+    for method in masking.METHODS:
         table.add_column(method, justify="right")
     cells = {(row["label"], row["method"]): f"{row['accuracy']:.1%}" for row in trained}
     for label in dict.fromkeys(row["label"] for row in trained if row["compression"]):
-        table.add_row(label, *(cells[label, method] for method in sweep.METHODS))
+        table.add_row(label, *(cells[label, method] for method in masking.METHODS))
     table.caption = (
         f"dense: {cells['10^0', 'dense']}; chance: {1 / about['num_classes']:.0%}"
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -48,20 +49,39 @@ def start(
     for name in present:
         (folder / name).unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    record = {
+    text = json.dumps(record(experiment, config, command), indent=2)
+    (folder / CONFIG).write_text(text + "\n")
+
+
+def record(experiment: str, config: Any, command: str) -> dict[str, Any]:
+    """What config.json says: everything needed to repeat a run, as JSON gives it back."""
+    return {
         "experiment": experiment,
         "command": command,
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "commit": _commit(),
+        **machine(),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in _VERSIONS},
+        "cores": os.cpu_count(),
+        "config": json.loads(json.dumps(dataclasses.asdict(config), default=os.fspath)),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """On what a run was made, and by which code."""
+    return {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
-        "cores": os.cpu_count(),
-        "config": dataclasses.asdict(config),
+        "jax": jax.__version__,
+        "commit": _commit(),
     }
-    text = json.dumps(record, indent=2, default=os.fspath)
-    (folder / CONFIG).write_text(text + "\n")
+
+
+def replace(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all: a reader never meets a part of it."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text.rstrip("\n") + "\n")
+    part.replace(path)
 
 
 def log(folder: pathlib.Path, row: dict[str, Any]) -> None:
@@ -88,6 +108,7 @@ def _experiment(folder: pathlib.Path) -> str | None:
         return None
 
 
+@functools.cache
 def _commit() -> str | None:
     """What git calls the code that runs; None outside a repository or without git."""
     try:

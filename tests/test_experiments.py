@@ -11,7 +11,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import synflow_jax as sj
-from experiments import criteria, data, demo, figures, report, runs, sweep, train
+from experiments import criteria, data, demo, figures, masking, report, runs, train
 from experiments.networks import SmallConvNet
 
 METHODS = ["synflow", "magnitude", "random"]
@@ -338,7 +338,7 @@ def test_a_network_whose_zeros_moved_ends_the_run(small, tmp_path, monkeypatch):
     assert rows_of(tmp_path, "trained")[0]["nonzero_pruned"] == 728 - kept
 
 
-# --- sweep --------------------------------------------------------------------------------
+# --- masking ------------------------------------------------------------------------------
 
 
 def linear(params, x):
@@ -350,8 +350,8 @@ def test_a_sweep_reports_the_flow_and_the_layers():
         "one": {"kernel": jnp.array([[2.0, 3.0], [5.0, 7.0]])},
         "two": {"kernel": jnp.array([[0.1], [0.2]])},
     }
-    targets = [sweep.Target("magnitude", 0.5, "a"), sweep.one_weight_a_layer(params)]
-    swept = sweep.sweep("net", linear, params, (2,), targets, 4, jax.random.key(0))
+    targets = [masking.Target("magnitude", 0.5, "a"), masking.one_weight_a_layer(params)]
+    swept = masking.sweep("net", linear, params, (2,), targets, 4, jax.random.key(0))
     (magnitude, masks), (synflow, _) = swept
     np.testing.assert_allclose(10 ** magnitude["log10_flow_before"], 2.7, rtol=1e-5)
     assert magnitude["layers"] == [["one", 3, 4], ["two", 0, 2]]

@@ -1,0 +1,196 @@
+"""What every experiment has in common: its scales, its command line, its results' folder.
+
+  python -m experiments.NAME --scale smoke|cpu|paper
+
+does the runs of the experiment that are not done yet, gathers their rows in
+results/NAME/SCALE/metrics.jsonl and draws the figures from these alone.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import tyro
+from rich.markup import escape
+
+from experiments import runs, sweeps
+from experiments.console import progress, say
+from experiments.sweeps import Row, Run
+from synflow_jax.cli import keep_programs
+
+# smoke: seconds, to see that all works. cpu: what two processor cores do in hours at most.
+# paper: the setting of the paper, for an accelerator.
+Scale = Literal["smoke", "cpu", "paper"]
+
+RESULTS = pathlib.Path("results")
+
+
+class Experiment(NamedTuple):
+    """One experiment of the paper, in all its scales.
+
+    Attributes:
+      name: of its module in this package, and of its folder in results/.
+      about: one sentence: what is done, and which figure of the paper it is.
+      runs: ``runs(scale) -> runs``, in the order in which they are done.
+      execute: ``execute(run, context)`` does one and yields its rows.
+      figures: file name to ``draw(rows, path)``. It gets the rows of all finished runs,
+        which may be a part of the sweep, and draws what there is.
+      sentences: ``sentences(rows)``: what came out, beside what the paper found, in plain
+        sentences that are made from the numbers; printed, and quoted in the report.
+      caption: ``caption(rows)``: what the figures show and at which scale, in words.
+      cost: the share of a run in the time that is estimated.
+    """
+
+    name: str
+    about: str
+    runs: Callable[[Scale], Sequence[Run]]
+    execute: sweeps.Execute
+    figures: Mapping[str, Callable[[list[Row], pathlib.Path], None]]
+    sentences: Callable[[list[Row]], list[str]]
+    caption: Callable[[list[Row]], str]
+    cost: Callable[[Any], float] = lambda run: 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Does the runs that are not done yet and draws the figures."""
+
+    scale: Scale = "smoke"
+    """smoke: seconds; cpu: two processor cores, up to hours; paper: an accelerator."""
+    out: pathlib.Path | None = None
+    """Folder for the rows and the figures. Default: results/NAME/SCALE."""
+    runs: pathlib.Path = pathlib.Path("runs")
+    """Folder for the runs, with their checkpoints; what it holds finished is not repeated."""
+    data_dir: pathlib.Path | None = None
+    """Where to look for images, if not where tensorflow-datasets puts them."""
+    only: str = ""
+    """Do only the runs in whose name this regular expression is found."""
+    draw: bool = False
+    """Only gather what is finished and draw the figures."""
+    tensorboard: bool = False
+    """Write events for TensorBoard beside each run's rows; needs tensorboardX."""
+
+
+def main(experiment: Experiment, argv: Sequence[str] | None = None) -> pathlib.Path:
+    """Runs an experiment from the command line.
+
+    Returns:
+      The folder with the rows and the figures.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    prog = f"python -m experiments.{experiment.name}"
+    options = tyro.cli(Options, args=args, prog=prog, description=experiment.about)
+    out = options.out or RESULTS / experiment.name / options.scale
+    keep_programs()
+    try:
+        _perform(experiment, options, out, shlex.join([*prog.split(), *args]))
+    except (FileNotFoundError, FileExistsError) as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command goes on from here") from None
+    if jax.process_index() == 0:
+        say(f"results: {escape(str(out))}")
+    return out
+
+
+def results(out: pathlib.Path) -> list[Row]:
+    """The rows of an experiment's finished runs, run by run; each names its run.
+
+    The first row of a run has the kind "run", and its settings under "config".
+    """
+    path = out / runs.METRICS
+    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
+
+
+def configs(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """The settings of each finished run, by its name."""
+    return {row["run"]: row["config"] for row in rows if row["kind"] == "run"}
+
+
+def _perform(
+    experiment: Experiment, options: Options, out: pathlib.Path, command: str
+) -> None:
+    todo = experiment.runs(options.scale)
+    known = results(out)
+    wanted = [run for run in todo if re.search(options.only, run.name)]
+    rows = {}
+    try:
+        if not options.draw:
+            writer = _events(options)
+            for own in sweeps.perform(
+                wanted,
+                experiment.execute,
+                options.runs / experiment.name / options.scale,
+                experiment=experiment.name,
+                command=command,
+                known=known,
+                cost=experiment.cost,
+                data_dir=options.data_dir,
+                on_row=writer,
+            ):
+                if own:
+                    rows[own[0]["run"]] = own
+    finally:
+        if jax.process_index() == 0:
+            _gather(experiment, options.scale, out, todo, known, rows)
+
+
+def _gather(
+    experiment: Experiment,
+    scale: Scale,
+    out: pathlib.Path,
+    todo: Sequence[Run],
+    known: Sequence[Row],
+    new: Mapping[str, list[Row]],
+) -> None:
+    """Writes the rows of all finished runs, in the order of the sweep, and the figures."""
+    by_run: dict[str, list[Row]] = {}
+    for row in known:
+        by_run.setdefault(row["run"], []).append(row)
+    by_run |= new
+    rows = [row for run in todo for row in by_run.get(run.name, ())]
+    if not rows:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    runs.replace(
+        out / runs.METRICS,
+        "\n".join(json.dumps(row, allow_nan=False) for row in rows),
+    )
+    done = len(configs(rows))
+    about = {"experiment": experiment.name, "scale": scale, "runs": len(todo), "done": done}
+    runs.replace(out / runs.CONFIG, json.dumps(about, indent=2))
+    with progress("drawing figures", first=""):
+        for name, draw in experiment.figures.items():
+            draw(rows, out / name)
+    say(f"{experiment.name}, {scale}: {done} of {len(todo)} runs done")
+    for sentence in experiment.sentences(rows):
+        say(escape(sentence))
+
+
+def _events(options: Options) -> Callable[[Run, Row], None]:
+    """What writes the numbers of rows that have an epoch for TensorBoard, if it is asked."""
+    if not options.tensorboard:
+        return lambda run, row: None
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise SystemExit("error: --tensorboard needs `pip install tensorboardX`") from None
+    writers = {}
+
+    def write(run: Run, row: Row) -> None:
+        if "epoch" not in row:
+            return
+        if run.name not in writers:
+            writers[run.name] = SummaryWriter(str(options.runs / "tensorboard" / run.name))
+        for name, value in row.items():
+            if isinstance(value, float):
+                writers[run.name].add_scalar(name, value, row["epoch"])
+        writers[run.name].flush()
+
+    return write

@@ -1,0 +1,193 @@
+"""The pruning methods that the experiments compare, by the names that tables use.
+
+All start from the same initial weights and keep exactly the same number of them. As in the
+paper, SynFlow takes a hundred rounds and its baselines one. The controls ask what the
+difference is made of:
+
+- iterative_snip, iterative_grasp: the baselines in as many rounds as SynFlow;
+- shuffled_synflow: SynFlow's masks, shuffled within each layer;
+- synflow_densities: as many random weights in each layer as SynFlow keeps there.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+import synflow_jax as sj
+from experiments import images
+from experiments.data import Data
+
+ROUNDS = 100
+
+# In the order of the paper's legends.
+PAPER = ("random", "magnitude", "snip", "grasp", "synflow")
+CONTROLS = ("iterative_snip", "iterative_grasp", "shuffled_synflow", "synflow_densities")
+
+LABELS = {
+    "random": "Random",
+    "magnitude": "Magnitude",
+    "snip": "SNIP",
+    "grasp": "GraSP",
+    "synflow": "SynFlow",
+    "iterative_snip": "SNIP, iterative",
+    "iterative_grasp": "GraSP, iterative",
+    "shuffled_synflow": "SynFlow, shuffled",
+    "synflow_densities": "SynFlow's layers, random",
+}
+
+
+class Problem(NamedTuple):
+    """A network at initialisation, and what the criteria may look at.
+
+    Attributes:
+      apply_fn: ``apply_fn(params, images) -> logits``, in evaluation mode.
+      params: the weights.
+      input_shape: of one image.
+      loss_fn: ``loss_fn(params, batch) -> scalar``: mean cross-entropy, batch norm using
+        the batch, as the published SNIP and GraSP do.
+      batches: of training images, for ``loss_fn``.
+      variables: what ``module.init`` returned.
+    """
+
+    apply_fn: Callable[..., Array]
+    params: PyTree
+    input_shape: tuple[int, ...]
+    loss_fn: Callable[..., Float[Array, ""]]
+    batches: PyTree
+    variables: PyTree
+
+
+def problem(
+    module: nn.Module, key: Key[Array, ""], input_shape: tuple[int, ...], batches: PyTree
+) -> Problem:
+    """A network of Flax, initialised.
+
+    Args:
+      module: called as ``module(images, train=...)``.
+      key: draws the weights.
+      input_shape: of one image.
+      batches: what `batches` returns; anything, if only data-free methods are used.
+    """
+    zeros = jnp.zeros((1, *input_shape))
+    variables = jax.jit(module.init)(key, zeros)
+    apply_fn, params = sj.from_linen(module, variables)
+    rest = {name: value for name, value in variables.items() if name != "params"}
+
+    def loss_fn(params: PyTree, batch: PyTree) -> Float[Array, ""]:
+        logits, _ = module.apply(
+            {"params": params, **rest},
+            batch["images"],
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+        return losses.mean()
+
+    return Problem(apply_fn, params, input_shape, loss_fn, batches, variables)
+
+
+def batches(
+    data: Data, seed: int, *, each: int = 10, size: int = 256
+) -> dict[str, Float[Array, "batches size ..."] | Int[Array, "batches size"]]:
+    """Training images for the criteria that need them, as many of every class.
+
+    As in the paper's code, ten for each class and up to 256 in a batch; but exactly ten of
+    each class and no other split, and every batch of one size.
+
+    Args:
+      data: the images.
+      seed: draws them.
+      each: images of every class.
+      size: at most so many images in a batch.
+
+    Returns:
+      Scaled images and labels with a leading axis of batches.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = [
+        generator.choice(np.flatnonzero(data.train_labels == label), each, replace=False)
+        for label in range(data.num_classes)
+    ]
+    chosen = generator.permutation(np.concatenate(drawn))
+    parts = -(-len(chosen) // size)
+    while len(chosen) % parts:
+        parts += 1
+    scaled = images.normalise(
+        images.recipe(data.name), jnp.asarray(data.train_images[chosen])
+    )
+    return {
+        "images": scaled.reshape(parts, -1, *scaled.shape[1:]),
+        "labels": jnp.asarray(data.train_labels[chosen]).reshape(parts, -1),
+    }
+
+
+def score_fn(method: str, problem: Problem, key: Key[Array, ""]) -> sj.ScoreFn:
+    """The criterion of a method. Make it once: another one is compiled anew.
+
+    Args:
+      method: a name of ``LABELS``.
+      problem: the network.
+      key: of random scores.
+
+    Raises:
+      ValueError: if there is no such method.
+    """
+    kind = method.removeprefix("iterative_")
+    if kind in ("random", "synflow_densities"):
+        return sj.random(key)
+    if kind == "magnitude":
+        return sj.magnitude()
+    if kind in ("synflow", "shuffled_synflow"):
+        return sj.synflow(problem.apply_fn, problem.input_shape)
+    if kind == "snip":
+        return sj.snip(problem.loss_fn, problem.batches)
+    if kind == "grasp":
+        return sj.grasp(problem.loss_fn, problem.batches)
+    raise ValueError(f"`method` is {method!r}; there are {', '.join(LABELS)}.")
+
+
+def pruner(
+    method: str, problem: Problem, key: Key[Array, ""], *, rounds: int = ROUNDS
+) -> Callable[[float], PyTree]:
+    """A method, ready to prune a network to any density.
+
+    Args:
+      method: a name of ``LABELS``.
+      problem: the network.
+      key: decides what is random in the method.
+      rounds: of SynFlow and of what is iterative; all others take one.
+
+    Returns:
+      ``masks_at(density) -> masks``.
+    """
+    score, params = score_fn(method, problem, key), problem.params
+    iterated = method.startswith("iterative_")
+
+    if method == "shuffled_synflow":
+
+        def masks_at(density):
+            masks, _ = sj.prune(score, params, density, rounds=rounds)
+            return sj.shuffled(masks, key)
+
+    elif method == "synflow_densities":
+        synflow = sj.synflow(problem.apply_fn, problem.input_shape)
+
+        def masks_at(density):
+            masks, _ = sj.prune(synflow, params, density, rounds=rounds)
+            allocation = sj.densities_of(masks)
+            return sj.prune(score, params, density, rounds=1, allocation=allocation)[0]
+
+    else:
+        n = rounds if iterated or method == "synflow" else 1
+
+        def masks_at(density):
+            return sj.prune(score, params, density, rounds=n)[0]
+
+    return masks_at
