@@ -66,7 +66,7 @@ class Options:
     out: pathlib.Path | None = None
     """Folder for the rows and the figures. Default: results/NAME/SCALE."""
     runs: pathlib.Path = pathlib.Path("runs")
-    """Folder for the runs, with their checkpoints; what it holds finished is not repeated."""
+    """Folder of the runs and their checkpoints; what is finished there is not repeated."""
     data_dir: pathlib.Path | None = None
     """Where to look for images, if not where tensorflow-datasets puts them."""
     only: str = ""
@@ -174,7 +174,7 @@ def _gather(
 
 
 def _events(options: Options) -> Callable[[Run, Row], None]:
-    """What writes the numbers of rows that have an epoch for TensorBoard, if it is asked."""
+    """What writes the numbers of rows that have an epoch for TensorBoard, if asked."""
     if not options.tensorboard:
         return lambda run, row: None
     try:

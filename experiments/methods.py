@@ -128,7 +128,7 @@ def batches(
     }
 
 
-def score_fn(method: str, problem: Problem, key: Key[Array, ""]) -> sj.ScoreFn:
+def score_fn(method: str, problem: Problem, key: Key[Array, ""]) -> Callable[..., PyTree]:
     """The criterion of a method. Make it once: another one is compiled anew.
 
     Args:
@@ -174,7 +174,7 @@ def pruner(
 
         def masks_at(density):
             masks, _ = sj.prune(score, params, density, rounds=rounds)
-            return sj.shuffled(masks, key)
+            return sj.shuffled(key, masks)
 
     elif method == "synflow_densities":
         synflow = sj.synflow(problem.apply_fn, problem.input_shape)

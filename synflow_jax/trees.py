@@ -189,7 +189,8 @@ def check_key(key: Array) -> None:
     Raises:
       ValueError: saying what came.
     """
-    if not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key) or key.shape:
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or shape:
         raise ValueError(f"`key` is one jax.random.key(seed); got {key!r}.")
 
 
