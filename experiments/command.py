@@ -119,23 +119,26 @@ def _perform(
     todo = experiment.runs(options.scale)
     known = results(out)
     wanted = [run for run in todo if re.search(options.only, run.name)]
+    folder = options.runs / experiment.name / options.scale
     rows = {}
     try:
-        if not options.draw:
-            writer = _events(options)
-            for own in sweeps.perform(
+        if options.draw:
+            there = iter(sweeps.finished(wanted, folder, known))
+        else:
+            there = sweeps.perform(
                 wanted,
                 experiment.execute,
-                options.runs / experiment.name / options.scale,
+                folder,
                 experiment=experiment.name,
                 command=command,
                 known=known,
                 cost=experiment.cost,
                 data_dir=options.data_dir,
-                on_row=writer,
-            ):
-                if own:
-                    rows[own[0]["run"]] = own
+                on_row=_events(options, folder),
+            )
+        for own in there:
+            if own:
+                rows[own[0]["run"]] = own
     finally:
         if jax.process_index() == 0:
             _gather(experiment, options.scale, out, todo, known, rows)
@@ -163,17 +166,24 @@ def _gather(
         "\n".join(json.dumps(row, allow_nan=False) for row in rows),
     )
     done = len(configs(rows))
+    other = [
+        run.name
+        for run in todo
+        if run.name in by_run and not sweeps.of_run(by_run[run.name], run)
+    ]
     about = {"experiment": experiment.name, "scale": scale, "runs": len(todo), "done": done}
     runs.replace(out / runs.CONFIG, json.dumps(about, indent=2))
     with progress("drawing figures", first=""):
         for name, draw in experiment.figures.items():
             draw(rows, out / name)
     say(f"{experiment.name}, {scale}: {done} of {len(todo)} runs done")
+    if other:
+        say(f"made with other settings, and not yet again: {escape(', '.join(other))}")
     for sentence in experiment.sentences(rows):
         say(escape(sentence))
 
 
-def _events(options: Options) -> Callable[[Run, Row], None]:
+def _events(options: Options, folder: pathlib.Path) -> Callable[[Run, Row], None]:
     """What writes the numbers of rows that have an epoch for TensorBoard, if asked."""
     if not options.tensorboard:
         return lambda run, row: None
@@ -187,7 +197,7 @@ def _events(options: Options) -> Callable[[Run, Row], None]:
         if "epoch" not in row:
             return
         if run.name not in writers:
-            writers[run.name] = SummaryWriter(str(options.runs / "tensorboard" / run.name))
+            writers[run.name] = SummaryWriter(str(folder / run.name))
         for name, value in row.items():
             if isinstance(value, float):
                 writers[run.name].add_scalar(name, value, row["epoch"])

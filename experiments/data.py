@@ -94,6 +94,33 @@ def load(name: Name, data_dir: str | os.PathLike | None = None) -> Data:
     return _digits() if name == "digits" else _decoded(name, _builder(name, data_dir))
 
 
+def first(data: Data, train_images: int | None, test_images: int | None) -> Data:
+    """A part of a data set: the first images after a shuffle that is always the same.
+
+    Args:
+      data: the whole.
+      train_images, test_images: how many to keep of each part; None for all.
+
+    Returns:
+      The part. It keeps the name of the whole: say the numbers beside a result.
+
+    Raises:
+      ValueError: if there are not so many.
+    """
+    parts = []
+    for kind, images, labels, count in (
+        ("train_images", data.train_images, data.train_labels, train_images),
+        ("test_images", data.test_images, data.test_labels, test_images),
+    ):
+        if count is not None:
+            if not 0 < count <= len(labels):
+                raise ValueError(f"`{kind}` is {count}; {data.name} has {len(labels)}.")
+            chosen = np.random.default_rng(0).permutation(len(labels))[:count]
+            images, labels = images[chosen], labels[chosen]
+        parts += [images, labels]
+    return Data(data.name, data.num_classes, *parts)
+
+
 def source(
     name: str, split: str, data_dir: str | os.PathLike | None = None
 ) -> Sequence[dict[str, Any]]:

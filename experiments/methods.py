@@ -139,6 +139,8 @@ def score_fn(method: str, problem: Problem, key: Key[Array, ""]) -> Callable[...
     Raises:
       ValueError: if there is no such method.
     """
+    if method not in LABELS:
+        raise ValueError(f"`method` is {method!r}; there are {', '.join(LABELS)}.")
     kind = method.removeprefix("iterative_")
     if kind in ("random", "synflow_densities"):
         return sj.random(key)
@@ -148,9 +150,7 @@ def score_fn(method: str, problem: Problem, key: Key[Array, ""]) -> Callable[...
         return sj.synflow(problem.apply_fn, problem.input_shape)
     if kind == "snip":
         return sj.snip(problem.loss_fn, problem.batches)
-    if kind == "grasp":
-        return sj.grasp(problem.loss_fn, problem.batches)
-    raise ValueError(f"`method` is {method!r}; there are {', '.join(LABELS)}.")
+    return sj.grasp(problem.loss_fn, problem.batches)
 
 
 def pruner(

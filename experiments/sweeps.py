@@ -92,22 +92,11 @@ def perform(
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"several runs are called {', '.join(twice)}.")
-    found = {row["run"]: row["config"] for row in known if row["kind"] == "run"}
-    by_run: dict[str, list[Row]] = {}
-    for row in known:
-        by_run.setdefault(row["run"], []).append(row)
-    finished = []
-    for run in todo:
-        rows = None
-        if found.get(run.name) == _plain(run):
-            rows = by_run[run.name]
-        elif jax.process_index() == 0:
-            rows = _finished(run, folder / run.name)
-        finished.append(rows)
-    done = _as_process_0([rows is not None for rows in finished])
+    before = finished(todo, folder, known)
+    done = _as_process_0([rows is not None for rows in before])
     time_left = _TimeLeft(sum(cost(run) for run, yes in zip(todo, done) if not yes))
     with progress(experiment, len(todo), first="") as advance:
-        for place, (run, rows, yes) in enumerate(zip(todo, finished, done), 1):
+        for place, (run, rows, yes) in enumerate(zip(todo, before, done), 1):
             if yes:
                 advance(1)
                 yield rows or []
@@ -127,6 +116,40 @@ def perform(
             advance(1)
             say(f"[{place}/{len(todo)}] {run.name}: {took:.0f} s{time_left.after(0.0)}")
             yield rows
+
+
+def finished(
+    todo: Sequence[Run], folder: pathlib.Path, known: Iterable[Row] = ()
+) -> list[list[Row] | None]:
+    """What is there already of a sweep.
+
+    Args:
+      todo: the runs.
+      folder: each run has a folder of its name in it; process 0 alone looks there.
+      known: rows of finished runs.
+
+    Returns:
+      For each run its rows, or None if it is not finished.
+
+    Raises:
+      FileExistsError: if a run's folder holds a run with other settings.
+    """
+    by_run: dict[str, list[Row]] = {}
+    for row in known:
+        by_run.setdefault(row["run"], []).append(row)
+    found = []
+    for run in todo:
+        rows = by_run.get(run.name)
+        if rows is None or not of_run(rows, run):
+            own = folder / run.name
+            rows = _in_folder(run, own) if jax.process_index() == 0 else None
+        found.append(rows)
+    return found
+
+
+def of_run(rows: Sequence[Row], run: Run) -> bool:
+    """Whether the rows are those of a finished run with these settings."""
+    return any(row["kind"] == "run" and row["config"] == _plain(run) for row in rows)
 
 
 def _one(run, execute, context, experiment, command, on_row) -> list[Row]:
@@ -156,7 +179,7 @@ def _one(run, execute, context, experiment, command, on_row) -> list[Row]:
     return [head, *rows]
 
 
-def _finished(run: Run, folder: pathlib.Path) -> list[Row] | None:
+def _in_folder(run: Run, folder: pathlib.Path) -> list[Row] | None:
     """The rows of a run that was done to its end; None where there is none.
 
     Raises:
@@ -164,12 +187,16 @@ def _finished(run: Run, folder: pathlib.Path) -> list[Row] | None:
     """
     if not (folder / runs.CONFIG).exists():
         return None
-    record, rows = runs.read(folder)
-    if record["config"] != _plain(run):
+    record = json.loads((folder / runs.CONFIG).read_text())
+    if record.get("config") != _plain(run):
         raise FileExistsError(
             f"{os.fspath(folder)!r} holds a run with other settings; delete it, or name "
             "another folder with --runs."
         )
+    try:
+        _, rows = runs.read(folder)
+    except (FileNotFoundError, ValueError):  # it ended before its rows, or within one
+        return None
     if not rows or rows[-1]["kind"] != "run":
         return None
     return [rows[-1], *rows[:-1]]
