@@ -64,7 +64,12 @@ class Problem(NamedTuple):
 
 
 def problem(
-    module: nn.Module, key: Key[Array, ""], input_shape: tuple[int, ...], batches: PyTree
+    module: nn.Module,
+    key: Key[Array, ""],
+    input_shape: tuple[int, ...],
+    batches: PyTree,
+    *,
+    temperature: float = 1.0,
 ) -> Problem:
     """A network of Flax, initialised.
 
@@ -73,6 +78,7 @@ def problem(
       key: draws the weights.
       input_shape: of one image.
       batches: what `batches` returns; anything, if only data-free methods are used.
+      temperature: the loss is that of the outputs divided by it.
     """
     zeros = jnp.zeros((1, *input_shape))
     variables = jax.jit(module.init)(key, zeros)
@@ -87,14 +93,15 @@ def problem(
             mutable=["batch_stats"],
             rngs={"dropout": jax.random.key(0)},
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+        scaled = logits / temperature
+        losses = optax.softmax_cross_entropy_with_integer_labels(scaled, batch["labels"])
         return losses.mean()
 
     return Problem(apply_fn, params, input_shape, loss_fn, batches, variables)
 
 
 def batches(
-    data: Data, seed: int, *, each: int = 10, size: int = 256
+    data: Data, seed: int, *, each: int = 10, size: int = 256, classes: int | None = None
 ) -> dict[str, Float[Array, "batches size ..."] | Int[Array, "batches size"]]:
     """Training images for the criteria that need them, as many of every class.
 
@@ -106,14 +113,18 @@ def batches(
       seed: draws them.
       each: images of every class.
       size: at most so many images in a batch.
+      classes: of so many classes, drawn too; None for all.
 
     Returns:
       Scaled images and labels with a leading axis of batches.
     """
     generator = np.random.default_rng(seed)
+    labels = np.arange(data.num_classes)
+    if classes is not None:
+        labels = generator.choice(labels, classes, replace=False)
     drawn = [
         generator.choice(np.flatnonzero(data.train_labels == label), each, replace=False)
-        for label in range(data.num_classes)
+        for label in labels
     ]
     chosen = generator.permutation(np.concatenate(drawn))
     parts = -(-len(chosen) // size)

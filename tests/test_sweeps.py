@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,6 @@ import pytest
 
 import synflow_jax as sj
 from experiments import command, data, methods, runs, sweeps
-from experiments.networks import SmallConvNet
 
 
 @pytest.fixture(autouse=True)
@@ -381,8 +381,17 @@ def test_tensorboard_gets_the_numbers_of_each_epoch(tmp_path, monkeypatch, place
 
 # --- methods ------------------------------------------------------------------------------
 
-MODULE = SmallConvNet(num_classes=10, channels=(8, 8))
 DENSITY = 0.2
+
+
+class Small(nn.Module):
+    """Compiles fast, and has what the methods have to mind: batch normalisation."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(12)(x.reshape(len(x), -1))
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        return nn.Dense(10)(x)
 
 
 @pytest.fixture(scope="module")
@@ -394,7 +403,7 @@ def digits():
 def problem(digits):
     with jax.numpy_dtype_promotion("standard"):
         batches = methods.batches(digits, 0, each=3, size=16)
-        return methods.problem(MODULE, jax.random.key(0), (8, 8, 1), batches)
+        return methods.problem(Small(), jax.random.key(0), (8, 8, 1), batches)
 
 
 @pytest.fixture(scope="module")
