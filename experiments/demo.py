@@ -18,7 +18,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import tyro
@@ -27,7 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import synflow_jax as sj
-from experiments import data, figures, masking, report, runs, train
+from experiments import data, demo_page, figures, masking, runs, train
 from experiments.console import CONSOLE, progress, say
 from experiments.networks import SmallConvNet
 from synflow_jax import models
@@ -60,8 +59,13 @@ class Config:
     """Second part: channels of the small network's convolutions."""
     train_compressions: tuple[float, ...] = (0.5, 1.5, 2.5)
     """Second part: log10 of (weights / weights kept)."""
-    training: train.Settings = train.Settings()
-    """Second part: how each network is trained."""
+    seen: int = 40_000
+    """Second part: training images that each network sees, rounded to whole epochs of the
+    data set."""
+    training: train.Settings = train.Settings(
+        epochs=0, decay="cosine", weight_decay=5e-4, augment=False
+    )
+    """Second part: how each network is trained; 0 epochs: as many as --seen says."""
     smoke: bool = False
     """A run of seconds on tiny networks, to see that all works; into results/smoke."""
 
@@ -83,7 +87,8 @@ def smoke(config: Config) -> Config:
         data_dir=None,
         channels=(8, 8),
         train_compressions=(1.0, 2.0),
-        training=dataclasses.replace(config.training, images=1, batch=64),
+        seen=1,
+        training=dataclasses.replace(config.training, batch=64),
     )
 
 
@@ -104,7 +109,7 @@ def run(config: Config, command: str) -> pathlib.Path:
     """
     began = time.perf_counter()
     images = data.load(config.dataset, config.data_dir)
-    runs.start(config.out, "demo", config, command, [*FIGURES, report.NAME])
+    runs.start(config.out, "demo", config, command, [*FIGURES, demo_page.NAME])
     prune_at_initialisation(config)
     train_under_masks(config, images)
     _, rows = runs.read(config.out)
@@ -112,7 +117,7 @@ def run(config: Config, command: str) -> pathlib.Path:
         for name, figure in FIGURES.items():
             figure(rows, config.out / name)
     runs.log(config.out, {"kind": "done", "seconds": time.perf_counter() - began})
-    return report.write(config.out)
+    return demo_page.write(config.out)
 
 
 def prune_at_initialisation(config: Config) -> None:
@@ -140,7 +145,9 @@ def train_under_masks(config: Config, images: data.Data) -> None:
     with progress("small network: initialising"):
         variables = jax.jit(module.init)(init_key, jnp.zeros((1, *input_shape)))
         apply_fn, params = sj.from_linen(module, variables)
-    epochs, steps = train.length(config.training, len(images.train_labels))
+    seen = max(1, round(config.seen / len(images.train_labels)))
+    training = dataclasses.replace(config.training, epochs=config.training.epochs or seen)
+    plan = train.plan(module, training, images)
     about = {
         "kind": "data",
         "data": images.name,
@@ -148,16 +155,16 @@ def train_under_masks(config: Config, images: data.Data) -> None:
         "input_shape": input_shape,
         "train_images": len(images.train_labels),
         "test_images": len(images.test_labels),
-        "epochs": epochs,
-        "steps": epochs * steps,
+        "epochs": training.epochs,
+        "steps": training.epochs * plan.steps,
     }
     runs.log(config.out, about)
 
-    splits = train.on_device(images)
+    splits = train.on_device(plan, images)
     everything = sj.all_kept(params)
     size = train.num_nonzero(params, everything)[0]
     dense = {"method": "dense", "label": "10^0", "compression": 0.0, "k": size}
-    _train(config, module, variables, everything, splits, dense)
+    _train(config, plan, variables, everything, splits, dense)
     pruned = masking.sweep(
         "small network",
         apply_fn,
@@ -170,12 +177,12 @@ def train_under_masks(config: Config, images: data.Data) -> None:
     for row, masks in pruned:
         runs.log(config.out, {"part": "training", **row})
         say(_in_words(row))
-        _train(config, module, variables, masks, splits, row)
+        _train(config, plan, variables, masks, splits, row)
 
 
 def _train(
     config: Config,
-    module: nn.Module,
+    plan: train.Plan,
     variables: PyTree,
     masks: PyTree,
     splits: tuple[train.Split, train.Split],
@@ -185,23 +192,24 @@ def _train(
     began = time.perf_counter()
     about = {key: row[key] for key in ("method", "label", "compression", "k")}
     name = f"{row['method']}, {row['label']}"
-    epochs, steps = train.length(config.training, len(splits[0].labels))
-    measured = []
-    with progress(f"training: {name}", epochs * steps) as advance:
+    with progress(f"training: {name}", 100) as advance:
+        shown = 0
+
+        def on_part(fraction: float) -> None:
+            nonlocal shown
+            advance(round(100 * fraction) - shown)
+            shown = round(100 * fraction)
 
         def on_epoch(epoch: train.Epoch) -> None:
-            measured.append(epoch)
             runs.log(config.out, {"kind": "epoch", **about, **epoch._asdict()})
 
-        state = train.train(
-            module,
-            config.training,
-            variables,
-            masks,
+        state, measured = train.train(
+            plan,
+            train.start(plan, variables, masks),
             splits,
             config.seed,
-            on_steps=advance,
             on_epoch=on_epoch,
+            advance=on_part,
         )
     kept, revived = train.num_nonzero(state.params, masks)
     result = {

@@ -1,5 +1,6 @@
 """The demonstration, run in its smoke form through its real entry point, and its parts."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,7 +12,16 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import synflow_jax as sj
-from experiments import criteria, data, demo, figures, masking, report, runs, train
+from experiments import (
+    criteria,
+    data,
+    demo,
+    demo_page,
+    figures,
+    masking,
+    runs,
+    train,
+)
 from experiments.networks import SmallConvNet
 
 METHODS = ["synflow", "magnitude", "random"]
@@ -137,7 +147,7 @@ def test_the_report_and_the_figures_need_only_the_folder(smoke, tmp_path):
     _, rows = runs.read(tmp_path)
     for name, figure in demo.FIGURES.items():
         figure(rows, tmp_path / name)
-    assert report.write(tmp_path).read_text() == (smoke / "report.html").read_text()
+    assert demo_page.write(tmp_path).read_text() == (smoke / "report.html").read_text()
 
 
 def test_the_same_seed_measures_the_same(smoke, tmp_path):
@@ -195,7 +205,9 @@ def test_a_number_that_json_lacks_is_refused(tmp_path, number):
 
 # --- training -----------------------------------------------------------------------------
 
-SETTINGS = train.Settings(images=128, batch=32)
+SETTINGS = train.Settings(
+    epochs=1, batch=32, decay="cosine", weight_decay=5e-4, augment=False
+)
 MODULE = SmallConvNet(num_classes=10, channels=(8, 8))
 
 
@@ -210,7 +222,7 @@ def small():
         test_labels=digits.test_labels[:40],
     )
     variables = jax.jit(MODULE.init)(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
-    return variables, train.on_device(digits)
+    return variables, digits
 
 
 def masked(variables, density):
@@ -223,26 +235,18 @@ def masked(variables, density):
     return jax.tree.map(mask, variables["params"])
 
 
-def fit(small, masks, seed=0, settings=SETTINGS):
-    variables, splits = small
-    epochs, steps = [], []
-    state = train.train(
-        MODULE,
-        settings,
-        variables,
-        masks,
-        splits,
-        seed,
-        on_steps=steps.append,
-        on_epoch=epochs.append,
-    )
-    return state, epochs, sum(steps)
+def fit(small, masks, seed=0, settings=SETTINGS, **more):
+    variables, digits = small
+    plan = train.plan(MODULE, settings, digits)
+    state = train.start(plan, variables, masks)
+    splits = train.on_device(plan, digits)
+    return train.train(plan, state, splits, seed, **more)
 
 
 def test_training_leaves_pruned_weights_exactly_zero(small):
     variables, _ = small
     masks = masked(variables, 0.3)
-    state, _, _ = fit(small, masks)
+    state, _ = fit(small, masks)
     kept = sum(int(m.sum()) for m in jax.tree.leaves(masks) if m.ndim > 1)
     assert 0 < kept < 0.5 * 728
     assert train.num_nonzero(state.params, masks) == (kept, 0)
@@ -261,27 +265,31 @@ def test_num_nonzero_tells_kept_from_pruned_and_passes_over_the_rest():
 
 def test_training_is_a_function_of_the_seed(small):
     masks = sj.all_kept(small[0]["params"])
-    (one, epochs, steps), (two, again, _) = fit(small, masks), fit(small, masks)
-    assert epochs == again and steps == 4
+    (one, epochs), (two, again) = fit(small, masks), fit(small, masks)
+    assert epochs == again
     jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
-    _, others, _ = fit(small, masks, seed=1)
+    _, others = fit(small, masks, seed=1)
     assert others[0].loss != epochs[0].loss
 
 
 def test_one_compilation_serves_every_mask(small):
     variables, _ = small
     fit(small, sj.all_kept(variables["params"]))
-    before = train.train_step._cache_size(), train.eval_step._cache_size()
+    before = train._jitted_step._cache_size(), train._num_right._cache_size()
     for density in (0.5, 0.1):
         fit(small, masked(variables, density))
-    assert (train.train_step._cache_size(), train.eval_step._cache_size()) == before
+    assert (train._jitted_step._cache_size(), train._num_right._cache_size()) == before
 
 
 def test_training_learns_and_moves_the_batch_statistics(small):
     masks = sj.all_kept(small[0]["params"])
-    settings = train.Settings(images=15 * 128, batch=32)
-    state, epochs, steps = fit(small, masks, settings=settings)
-    assert [epoch.epoch for epoch in epochs] == list(range(1, 16)) and steps == 60
+    settings = dataclasses.replace(SETTINGS, epochs=15)
+    seen, parts = [], []
+    state, epochs = fit(
+        small, masks, settings=settings, on_epoch=seen.append, advance=parts.append
+    )
+    assert [epoch.epoch for epoch in epochs] == list(range(1, 16)) and seen == epochs
+    assert parts == sorted(parts) and parts[-1] == 1
     assert epochs[-1].loss < 0.5 * epochs[0].loss
     assert epochs[-1].accuracy > 0.5
     for before, after in zip(
@@ -290,51 +298,41 @@ def test_training_learns_and_moves_the_batch_statistics(small):
         assert np.all(np.asarray(before) != np.asarray(after))
 
 
+class Constant(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        self.param("kernel", nn.initializers.ones, (1, 1))
+        return jnp.zeros((len(x), 3)).at[:, 1].set(1.0)
+
+
 def test_accuracy_counts_every_image_once():
-    class Constant(nn.Module):
-        @nn.compact
-        def __call__(self, x, train=False):
-            self.param("kernel", nn.initializers.ones, (1, 1))
-            return jnp.zeros((len(x), 3)).at[:, 1].set(1.0)
-
-    labels = jnp.arange(1101) % 3  # no multiple of the batch
-    images = jnp.zeros((1101, 2, 2, 1), jnp.uint8)
-    numbers = jnp.zeros((1, 1, 1, 1)), jnp.ones((1, 1, 1, 1))
-    split = train.Split(images, labels, *numbers)
+    labels = np.arange(1101) % 3  # no multiple of the batch
+    pictures = np.zeros((1101, 2, 2, 1), np.uint8)
+    data_ = data.Data("digits", 3, pictures, labels, pictures, labels)
+    plan = train.plan(Constant(), SETTINGS, data_)
     state = train.State({"kernel": jnp.ones((1, 1))}, {}, None)
-    assert train.accuracy(Constant(), state, split) == 367 / 1101
-
-
-def test_the_order_is_a_permutation_of_its_own_for_each_seed_and_epoch():
-    orders = [train.order(seed, epoch, 50) for seed in (0, 1) for epoch in (1, 2)]
-    assert len({tuple(order.tolist()) for order in orders}) == 4
-    for order in orders:
-        np.testing.assert_array_equal(np.sort(order), np.arange(50))
-
-
-def test_the_length_is_whole_epochs_of_whole_batches():
-    assert train.length(train.Settings(images=40_000, batch=128), 20_000) == (2, 156)
-    assert train.length(train.Settings(images=1, batch=32), 32) == (1, 1)
-    assert train.length(train.Settings(images=40_000, batch=128), 50_000) == (1, 390)
-    with pytest.raises(ValueError, match="batch"):
-        train.length(SETTINGS, 31)
+    split = train.on_device(plan, data_)[1]
+    assert train.accuracy(plan, state, split) == 367 / 1101
+    twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
+    assert train.accuracy(plan, twice, split, many=True) == [367 / 1101] * 2
 
 
 def test_a_network_whose_zeros_moved_ends_the_run(small, tmp_path, monkeypatch):
-    variables, splits = small
+    variables, digits = small
+    plan = train.plan(MODULE, SETTINGS, digits)
+    splits = train.on_device(plan, digits)
     masks = masked(variables, 0.5)
-    whole = train.start(SETTINGS, 1, variables, sj.all_kept(variables["params"]))
+    whole = train.start(plan, variables, sj.all_kept(variables["params"]))
 
-    def forgetful(*args, on_epoch, **kwargs):
-        on_epoch(train.Epoch(1, 0.0, 0.0))
-        return whole
+    def forgetful(*args, **kwargs):
+        return whole, [train.Epoch(1, 0.0, 0.0)]
 
     monkeypatch.setattr(train, "train", forgetful)
     kept = sum(int(m.sum()) for m in jax.tree.leaves(masks) if m.ndim > 1)
     row = {"method": "random", "label": "10^0.3", "compression": 0.3, "k": kept}
     config = demo.Config(out=tmp_path, training=SETTINGS)
     with pytest.raises(RuntimeError, match=f"{kept} kept and {728 - kept} pruned weights"):
-        demo._train(config, MODULE, variables, masks, splits, row)
+        demo._train(config, plan, variables, masks, splits, row)
     assert rows_of(tmp_path, "trained")[0]["nonzero_pruned"] == 728 - kept
 
 
@@ -408,13 +406,13 @@ def test_a_figure_of_one_panel_and_of_three_is_drawn(tmp_path):
     ],
 )
 def test_the_report_says_how_far_a_method_went(rows, sentence):
-    assert report._how_far(rows, "random") == f"<b>Random</b> {sentence}"
+    assert demo_page._how_far(rows, "random") == f"<b>Random</b> {sentence}"
 
 
 def test_the_report_names_stretches_of_emptied_layers():
     row = mask_row("random", 1.0, (0, 0, 1, 0, 1, 0, 0, 0), None)
-    assert report._emptied(row)[0] == "6: conv1\u2013conv2, conv4, conv6\u2013conv8"
-    assert report._emptied(mask_row("random", 1.0, (1, 1), 0.0))[0] == "none"
+    assert demo_page._emptied(row)[0] == "6: conv1\u2013conv2, conv4, conv6\u2013conv8"
+    assert demo_page._emptied(mask_row("random", 1.0, (1, 1), 0.0))[0] == "none"
 
 
 def test_what_each_criterion_keeps_is_tabulated(tmp_path, capsys):
