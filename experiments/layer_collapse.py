@@ -11,6 +11,7 @@ cut without that, the largest at which a path leads from input to output stands 
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -113,8 +114,10 @@ def the_runs(scale: command.Scale) -> list[Run]:
         tenfold, fourfold = (0.0, 1.0, 2.0, 3.0), _FOURFOLD[:4]
         mlp, conv = ("mlp", 10, (8, 8, 1)), ("conv", 10, (8, 8, 1))
         return [
-            *_part("cifar", *mlp, seeds=2, compressions=tenfold, rounds=10, images=digits),
-            *_part("imagenet", *conv, compressions=fourfold, rounds=10, images=digits),
+            *_part(
+                "cifar", *mlp, seeds=2, compressions=tenfold, rounds=10, looks_at=digits
+            ),
+            *_part("imagenet", *conv, compressions=fourfold, rounds=10, looks_at=digits),
         ]
     if scale == "cpu":
         cifar = {"snip": Images("cifar100_10k", 10), "grasp": Images("cifar100_10k", 1)}
@@ -128,8 +131,8 @@ def the_runs(scale: command.Scale) -> list[Run]:
     vgg16 = ("vgg16_cifar", 100, (32, 32, 3))
     vgg19 = ("vgg19_imagenet", 1000, (224, 224, 3))
     return [
-        *_part("cifar", *vgg16, seeds=5, compressions=_QUARTERS, images=cifar),
-        *_part("imagenet", *vgg19, compressions=_FOURFOLD, images=imagenet),
+        *_part("cifar", *vgg16, seeds=5, compressions=_QUARTERS, looks_at=cifar),
+        *_part("imagenet", *vgg19, compressions=_FOURFOLD, looks_at=imagenet),
     ]
 
 
@@ -142,9 +145,9 @@ def _part(
     seeds: int = 1,
     compressions: tuple[float, ...],
     rounds: int = methods.ROUNDS,
-    images: Mapping[str, Images],
+    looks_at: Mapping[str, Images],
 ) -> list[Run]:
-    settings = {name: looks._asdict() for name, looks in images.items()}
+    settings = {name: looks._asdict() for name, looks in looks_at.items()}
     settings["grasp"]["temperature"] = GRASP_TEMPERATURE
     return [
         Run(
@@ -250,15 +253,19 @@ def one_shot(score_fn: ScoreFn, params: PyTree) -> Callable[[float], PyTree]:
     scores = [leaf for leaf, yes in zip(leaves, chosen) if yes]
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in scores):
         raise FloatingPointError("a score is NaN or infinite.")
-    size, keep = sum(leaf.size for leaf in scores), jax.jit(sj.keep_top)
+    size = sum(leaf.size for leaf in scores)
 
     def masks_at(density: float) -> PyTree:
-        kept = iter(keep(scores, np.uint32(sj.num_kept(size, density))))
+        kept = iter(_keep_top(scores, np.uint32(sj.num_kept(size, density))))
         pairs = zip(jax.tree.leaves(whole), chosen)
         masks = [next(kept) if yes else mask for mask, yes in pairs]
         return jax.tree.unflatten(jax.tree.structure(params), masks)
 
     return masks_at
+
+
+# Compiled once for all runs on a network.
+_keep_top = jax.jit(sj.keep_top)
 
 
 def _in_rounds(rounds: int) -> Callable[..., Callable[[float], PyTree]]:
@@ -280,23 +287,8 @@ def batches(run: Run, data_dir: pathlib.Path | None = None) -> PyTree:
     """
     if run.data is None:
         return None
-    height, width, _ = run.input_shape
     if run.data == "imagenet2012":
-        examples = data.source(run.data, "train", data_dir)
-        parts = run.each * (run.classes or run.num_classes) // run.batch
-        images_, labels = zip(
-            *(
-                pair
-                for pair, _ in zip(
-                    stream.training(
-                        examples, run.seed, epochs=1, batch=run.batch, size=height
-                    ),
-                    range(parts),
-                )
-            )
-        )
-        scaled = images.normalise(images.recipe(run.data), jnp.asarray(np.stack(images_)))
-        return {"images": scaled, "labels": jnp.asarray(np.stack(labels))}
+        return _streamed(run, data_dir)
     drawn = methods.batches(
         _loaded(run.data, data_dir),
         run.seed,
@@ -306,6 +298,17 @@ def batches(run: Run, data_dir: pathlib.Path | None = None) -> PyTree:
     )
     shape = (*drawn["images"].shape[:2], *run.input_shape)
     return drawn | {"images": jax.image.resize(drawn["images"], shape, "bilinear")}
+
+
+def _streamed(run: Run, data_dir: pathlib.Path | None) -> PyTree:
+    examples = data.source(run.data, "train", data_dir)
+    size = run.input_shape[0]
+    epoch = stream.training(examples, run.seed, epochs=1, batch=run.batch, size=size)
+    parts = run.each * (run.classes or run.num_classes) // run.batch
+    some, labels = zip(*itertools.islice(epoch, parts))
+    recipe = images.recipe(run.data)
+    scaled = jnp.stack([images.normalise(recipe, jnp.asarray(batch)) for batch in some])
+    return {"images": scaled, "labels": jnp.asarray(np.stack(labels))}
 
 
 @functools.lru_cache(maxsize=1)
@@ -444,9 +447,7 @@ def sentences(rows: list[Row]) -> list[str]:
         )
         for method, seeds in found.items():
             said.append(_how_far(method, seeds, config))
-        emptied = [_emptied_early(m, seeds, limit) for m, seeds in found.items()]
-        if any(emptied):
-            said.append(" ".join(filter(None, emptied)))
+            said += _emptied_first(method, seeds)
     return said + _agreement(rows)
 
 
@@ -475,17 +476,21 @@ def _how_far(method: str, seeds: Sequence[Sequence[Row]], config: dict[str, Any]
     return text + "."
 
 
-def _emptied_early(method: str, seeds: Sequence[Sequence[Row]], limit: float) -> str:
-    """The first compression below N/L at which a layer is empty, and which layers."""
-    at: dict[float, list[str]] = {}
+def _emptied_first(method: str, seeds: Sequence[Sequence[Row]]) -> list[str]:
+    """At which compression layers are empty first, and which."""
+    at: dict[float, set[str]] = {}
     for row in (row for own in seeds for row in own):
-        names = [name for name, kept, _ in row["layers"] if not kept]
-        if names and row["compression"] <= limit:
-            known = at.setdefault(row["compression"], [])
-            known += [name for name in names if name not in known]
+        names = {name for name, kept, _ in row["layers"] if not kept}
+        if names:
+            at.setdefault(row["compression"], set()).update(names)
     if not at:
-        return ""
-    return f"{methods.LABELS[method]} first empties {', '.join(at[min(at)])}."
+        return []
+    names = [name for name, *_ in seeds[0][0]["layers"] if name in at[min(at)]]
+    some = " in some seed" if len(seeds) > 1 else ""
+    return [
+        f"{methods.LABELS[method]}: empty first{some}, at {_power(min(at))}: "
+        f"{', '.join(names)}."
+    ]
 
 
 def _agreement(rows: list[Row]) -> list[str]:
@@ -523,10 +528,9 @@ SHOWN = 6  # exceptions in a sentence
 
 
 def _exception(row: Row) -> str:
-    return (
-        f"{row['layer']} at {_power(row['compression'])}, published {row['published']:,.0f}, "
-        f"ours {row['mean']:,.0f} ± {row['deviation']:,.0f}"
-    )
+    place = f"{row['layer']} at {_power(row['compression'])}"
+    ours = f"{row['mean']:,.0f} ± {row['deviation']:,.0f}"
+    return f"{place}, published {row['published']:,.0f}, ours {ours}"
 
 
 def caption(rows: list[Row]) -> str:
@@ -558,8 +562,8 @@ def caption(rows: list[Row]) -> str:
         text += "".join(f"; {look}" for look in looks) + "."
     if comparison(rows):
         text += (
-            " Dashed: the authors' first run, published with their code; its SNIP and GraSP "
-            "were made before that code was corrected."
+            " Dashed: the authors' first run, published with their code; its SNIP and "
+            "GraSP were made before that code was corrected."
         )
     return text
 
@@ -642,7 +646,7 @@ def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
             axes.set_title(methods.LABELS[method])
         # Both are shared by all panels.
         axes.set_yscale("log")
-        axes.set_ylim(10.0 ** (math.floor(2 * math.log10(low)) / 2), 2)
+        axes.set_ylim(10.0 ** (math.floor(2 * math.log10(low) - 0.4) / 2), 2)
         axes.set_xlim(0, end)
         axes.xaxis.set_major_locator(FixedLocator(range(math.floor(end) + 1)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"$10^{{{x:g}}}$"))

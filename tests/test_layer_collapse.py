@@ -1,0 +1,331 @@
+"""Layer collapse: the smoke run through its command, and what is made of the rows."""
+
+import dataclasses
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+import synflow_jax as sj
+from experiments import command, layer_collapse, methods, published
+
+PNG = b"\x89PNG\r\n"
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Flax's batch normalisation mixes dtypes."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+# --- the run ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """Three criteria on the first network, one seed."""
+    folder = tmp_path_factory.mktemp("smoke")
+    places = ["--out", str(folder / "out"), "--runs", str(folder / "runs")]
+    with jax.numpy_dtype_promotion("standard"):
+        layer_collapse.main([*places, "--only", "mlp-(magnitude|grasp|synflow)-s0"])
+    return folder
+
+
+def rows_of(folder):
+    return command.results(folder / "out")
+
+
+def test_every_row_of_the_smoke_run_keeps_exactly_its_count(smoke):
+    rows = [row for row in rows_of(smoke) if row["kind"] == "layers"]
+    assert {row["run"] for row in rows} == {
+        f"mlp-{method}-s0" for method in ("magnitude", "grasp", "synflow")
+    }
+    for row in rows:
+        size = sum(size for *_, size in row["layers"])
+        kept = [kept for _, kept, _ in row["layers"]]
+        assert size == 47_400
+        assert row["kept"] == row["k"] == sum(kept)
+        assert row["k"] == sj.num_kept(size, 10 ** -row["compression"])
+        assert row["whole"] == all(kept)
+        assert row["connected"] == (row["log10_flow"] is not None)
+        assert row["whole"] or not row["connected"]
+    names = [name for name, *_ in rows[0]["layers"]]
+    assert names == [f"linear{i}" for i in range(1, 7)]
+    synflow = [row for row in rows if row["run"] == "mlp-synflow-s0"]
+    assert len(synflow) == 4 and all(row["connected"] for row in synflow)
+    assert not all(row["connected"] for row in rows)
+
+
+def test_the_smoke_run_is_drawn_and_told(smoke):
+    assert (smoke / "out" / "layers_cifar.png").read_bytes().startswith(PNG)
+    assert not (smoke / "out" / "layers_imagenet.png").exists()  # nothing to draw
+    rows = rows_of(smoke)
+    said = "\n".join(layer_collapse.sentences(rows))
+    assert "mlp with 10 classes: 47,400 weights in 6 layers" in said
+    assert "no compression above N/L = 10^3.9" in said
+    assert "SynFlow keeps weights in every layer up to 10^3 in the one seed" in said
+    assert "published" not in said and "authors" not in said
+    caption = layer_collapse.caption(rows)
+    assert "mlp with 10 classes: one seed; SynFlow in 10 rounds" in caption
+    assert "GraSP sees 20 images of digits" in caption
+    assert "Dashed" not in caption
+
+
+def test_an_interrupted_run_goes_on(smoke, tmp_path, monkeypatch):
+    run = next(r for r in layer_collapse.the_runs("smoke") if r.method == "magnitude")
+    whole = [row for row in rows_of(smoke) if row["run"] == run.name][1:]
+    begun = [{k: v for k, v in row.items() if k != "run"} for row in whole[:2]]
+    (tmp_path / "part.json").write_text(json.dumps(begun))
+    monkeypatch.setattr(layer_collapse, "one_shot", counting(layer_collapse.one_shot))
+    again = list(layer_collapse.execute(run, layer_collapse.Context(tmp_path)))
+    assert again[:2] == begun and layer_collapse.one_shot.densities == [1e-2, 1e-3]
+    for row, before in zip(again, whole, strict=True):
+        assert {"run": run.name, **row, "seconds": 0} == {**before, "seconds": 0}
+    assert list(layer_collapse.execute(run, layer_collapse.Context(tmp_path))) == again
+
+
+def counting(one_shot):
+    """The same, which remembers the densities that it was asked for."""
+
+    def counted(score_fn, params):
+        masks_at = one_shot(score_fn, params)
+
+        def remembered(density):
+            counted.densities.append(density)
+            return masks_at(density)
+
+        return remembered
+
+    counted.densities = []
+    return counted
+
+
+# --- its parts ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def criteria():
+    """Criteria of a network of two layers with biases, which are not pruned, and it."""
+    keys = jax.random.split(jax.random.key(5), 4)
+    params = {
+        name: {"kernel": jax.random.normal(key, shape), "bias": jnp.ones(shape[1:])}
+        for name, key, shape in (("one", keys[0], (6, 9)), ("two", keys[1], (9, 4)))
+    }
+
+    def loss(params, x):
+        for layer in params.values():
+            x = jnp.tanh(x @ layer["kernel"] + layer["bias"][None])
+        return (x**2).mean()
+
+    x = jax.random.normal(keys[2], (2, 5, 6))
+    by_name = {
+        "random": sj.random(keys[3]),
+        "magnitude": sj.magnitude(),
+        "snip": sj.snip(loss, x),
+        "grasp": sj.grasp(loss, x),
+    }
+    return by_name, params
+
+
+@pytest.mark.parametrize("method", ["random", "magnitude", "snip", "grasp"])
+def test_one_shot_is_pruning_in_one_round(criteria, method):
+    score, params = criteria[0][method], criteria[1]
+    masks_at = layer_collapse.one_shot(score, params)
+    for density in (1.0, 0.3, 0.02):
+        masks, _ = sj.prune(score, params, density, rounds=1)
+        jax.tree.map(np.testing.assert_array_equal, masks_at(density), masks)
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    params = {"kernel": jnp.array([[1.0, jnp.nan]])}
+    with pytest.raises(FloatingPointError):
+        layer_collapse.one_shot(sj.magnitude(), params)
+
+
+def test_the_runs_of_every_scale_are_those_of_the_paper():
+    for scale in ("smoke", "cpu", "paper"):
+        todo = layer_collapse.the_runs(scale)
+        assert len({run.name for run in todo}) == len(todo)
+        for run in todo:
+            assert (run.data is None) == (run.method in ("random", "magnitude", "synflow"))
+            assert run.temperature == {"snip": 1, "grasp": 200}.get(run.method)
+    for scale in ("cpu", "paper"):
+        first, last = (
+            layer_collapse.the_runs(scale)[:25],
+            layer_collapse.the_runs(scale)[25:],
+        )
+        assert {run.network for run in first} == {"vgg16_cifar"}
+        assert {run.compressions for run in first} == {tuple(np.arange(25) / 4)}
+        assert [run.network for run in last] == ["vgg19_imagenet"] * 5
+        np.testing.assert_allclose(
+            [10.0 ** -np.array(run.compressions) for run in last],
+            np.broadcast_to(0.25 ** np.arange(12), (5, 12)),
+            rtol=1e-14,
+        )
+        assert {run.rounds for run in first + last if run.method == "synflow"} == {100}
+
+
+def test_images_of_another_size_are_resized_and_classes_drawn():
+    run = next(r for r in layer_collapse.the_runs("smoke") if r.method == "snip")
+    as_they_are = layer_collapse.batches(run)
+    assert as_they_are["images"].shape == (1, 20, 8, 8, 1)
+    larger = dataclasses.replace(run, input_shape=(16, 16, 1), classes=3, batch=2)
+    resized = layer_collapse.batches(larger)
+    assert resized["images"].shape == (3, 2, 16, 16, 1)
+    counts = np.unique(np.ravel(resized["labels"]), return_counts=True)[1]
+    np.testing.assert_array_equal(counts, [2, 2, 2])
+    none = dataclasses.replace(run, data=None)
+    assert layer_collapse.batches(none) is None
+
+
+def test_images_of_imagenet_are_streamed(monkeypatch):
+    pytest.importorskip("grain")
+    examples = []
+    for label in range(9):
+        file = io.BytesIO()
+        PIL.Image.new("RGB", (40, 30), (124, 116, 104)).save(file, "PNG")
+        examples.append({"image": file.getvalue(), "label": label})
+    monkeypatch.setattr(layer_collapse.data, "source", lambda *args: examples)
+    run = next(r for r in layer_collapse.the_runs("paper") if r.data == "imagenet2012")
+    run = dataclasses.replace(run, input_shape=(8, 8, 3), each=2, classes=3, batch=2)
+    drawn = layer_collapse.batches(run)
+    assert drawn["images"].shape == (3, 2, 8, 8, 3)
+    assert np.unique(drawn["labels"]).size == 6
+    assert np.abs(drawn["images"]).max() < 0.02  # the mean colour
+
+
+# --- what is made of the rows -------------------------------------------------------------
+
+
+def rows_for(method, seed, counts, network="vgg16_cifar", num_classes=100):
+    """A run with ``counts``: compression to (weights kept in each layer, connected)."""
+    part = "cifar" if network.endswith("cifar") else "imagenet"
+    theirs = published.load("layer_collapse")
+    sizes = theirs["sizes"] if network == theirs["network"] else [100, 200]
+    run = f"{network}-{method}-s{seed}"
+    config = {
+        **{"part": part, "network": network, "num_classes": num_classes},
+        **{"method": method, "seed": seed, "compressions": list(counts)},
+        **{"rounds": 1, "data": None, "input_shape": [32, 32, 3]},
+    }
+    names = [f"conv{i:02d}" for i in range(1, len(sizes) + 1)]
+    return [
+        {"run": run, "kind": "run", "config": config},
+        *(
+            {
+                **{"run": run, "kind": "layers", "compression": compression},
+                "layers": [list(layer) for layer in zip(names, kept, sizes, strict=True)],
+                "whole": all(kept),
+                "connected": connected,
+            }
+            for compression, (kept, connected) in counts.items()
+        ),
+    ]
+
+
+def test_the_critical_compression_is_that_of_the_worst_seed():
+    one = {0.0: ((9, 9), True), 1.0: ((2, 2), True), 2.0: ((1, 1), True)}
+    two = {0.0: ((9, 9), True), 1.0: ((1, 2), False), 2.0: ((0, 2), False)}
+    seeds = [rows_for("random", i, c, "net")[1:] for i, c in enumerate((one, two))]
+    assert layer_collapse.critical(seeds[:1]) == (2.0, 2.0)
+    assert layer_collapse.critical(seeds) == (1.0, 0.0)
+    never = rows_for("random", 0, {0.0: ((0, 9), False)}, "net")[1:]
+    assert layer_collapse.critical([never]) == (None, None)
+
+
+def test_n_over_l_is_the_largest_compression():
+    layers = [["a", 1, 600], ["b", 1, 1400]]
+    assert layer_collapse.largest_possible(layers) == 3.0
+
+
+@pytest.mark.parametrize(
+    "count, sample, verdict",
+    [
+        (103, (100, 101, 99), True),  # three deviations of 1
+        (103.1, (100, 101, 99), False),
+        (102, (100, 100), True),  # two in a hundred
+        (103, (100, 100), False),
+        (0, (0, 0), True),
+        (1, (0, 0), False),
+    ],
+)
+def test_numbers_agree_within_the_spread_or_two_in_a_hundred(count, sample, verdict):
+    assert layer_collapse.agrees(count, sample) is verdict
+
+
+def as_published(method, compressions):
+    theirs = published.load("layer_collapse")
+    return {
+        c: (
+            [
+                round(d * n)
+                for d, n in zip(theirs["density"][method][str(c)], theirs["sizes"])
+            ],
+            True,
+        )
+        for c in compressions
+    }
+
+
+def test_published_densities_are_compared_layer_by_layer():
+    counts = as_published("synflow", (1.0, 3.0))
+    moved = {c: (list(kept), alive) for c, (kept, alive) in counts.items()}
+    moved[3.0][0][4] = round(1.1 * moved[3.0][0][4])
+    rows = rows_for("synflow", 0, moved) + rows_for("synflow", 1, moved)
+    table = layer_collapse.comparison(rows)
+    assert len(table) == 28
+    (far,) = (row for row in table if not row["agrees"])
+    assert (far["method"], far["compression"], far["layer"]) == ("synflow", 3.0, "conv05")
+    assert far["mean"] == moved[3.0][0][4] and far["deviation"] == 0
+    assert {row["own"] for row in table} == {2}
+    said = layer_collapse.sentences(rows)
+    (line,) = (line for line in said if line.startswith("SynFlow: the published"))
+    assert "in 27 of 28 cases" in line and "27 of the 28 with 20 weights or more" in line
+    assert f"Exceptions of these: conv05 at 10^3, published {counts[3.0][0][4]:,}" in line
+    assert "in 100.0%" in line and "The published SNIP and GraSP" in said[-1]
+    (line,) = (line for line in said if line.startswith("SynFlow keeps"))
+    assert line.endswith("weights up to 10^5.75 (in two of them and in Fig. 1 10^6).")
+    assert "Dashed" in layer_collapse.caption(rows)
+
+
+def test_only_sound_numbers_of_the_same_network_are_compared():
+    counts = as_published("snip", (1.0,))
+    assert not layer_collapse.comparison(
+        rows_for("snip", 0, counts) + rows_for("snip", 1, counts)
+    )
+    counts = as_published("random", (1.0,))
+    one = rows_for("random", 0, counts)
+    assert not layer_collapse.comparison(one)  # no spread
+    two = rows_for("random", 1, counts)
+    assert layer_collapse.comparison(one + two)
+    for row in (one[0], two[0]):
+        row["config"]["num_classes"] = 10
+    assert not layer_collapse.comparison(one + two)
+
+
+def test_the_published_numbers_are_whole():
+    theirs = published.load("layer_collapse")
+    assert sum(theirs["sizes"]) == 14_761_664 and len(theirs["layers"]) == 14
+    assert set(theirs["density"]) == set(methods.PAPER) == set(theirs["critical"])
+    for densities in theirs["density"].values():
+        assert sorted(map(float, densities)) == list(np.arange(25) / 4)
+        for compression, density in densities.items():
+            kept = sum(d * n for d, n in zip(density, theirs["sizes"], strict=True))
+            whole = sj.num_kept(sum(theirs["sizes"]), 10.0 ** -float(compression))
+            np.testing.assert_allclose(kept, whole, rtol=5e-4, atol=0.6)
+    json.dumps(theirs, allow_nan=False)
+
+
+def test_both_figures_are_drawn(tmp_path):
+    counts = as_published("random", (1.0, 2.0, 3.0))
+    rows = rows_for("random", 0, counts)
+    counts = {0.0: ((100, 200), True), 2.0: ((0, 3), False)}
+    rows += rows_for("snip", 0, counts, "vgg19_imagenet")
+    for name, draw in layer_collapse.EXPERIMENT.figures.items():
+        draw(rows, tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(PNG)
