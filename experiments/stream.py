@@ -44,6 +44,7 @@ def training(
     batch: int,
     size: int = 224,
     workers: int = 0,
+    part: tuple[int, int] = (0, 1),
 ):
     """Training images of all epochs: shuffled, cut out at random, resized and mirrored.
 
@@ -60,38 +61,68 @@ def training(
       batch: images in a batch.
       size: height and width of the images returned.
       workers: processes that decode; 0 for threads of this one.
+      part: ``(i, n)``: only the i-th of n equal parts of every batch, counted from 0, for
+        the i-th of n hosts.
 
     Returns:
-      An iterable of pairs: uint8 images of shape ``[batch, size, size, 3]``, int32 labels.
+      An iterable of pairs: uint8 images of shape ``[batch / n, size, size, 3]``, int32
+      labels.
 
     Raises:
       ImportError: if grain is not installed.
-      ValueError: if one batch is more than the examples.
+      ValueError: if one batch is more than the examples, or has no n equal parts.
     """
     if batch > len(examples):
         raise ValueError(f"`batch` is {batch}, more than the {len(examples)} examples.")
+    own = _share(batch, part)
     used = len(examples) // batch * batch  # in each epoch
     example = functools.partial(_training_example, examples, seed, used, size)
-    return _batches(example, epochs * used, batch, workers)
+    mine = functools.partial(_part_of_batch, example, batch, own, part[0])
+    return _batches(mine, epochs * used // part[1], own, workers)
 
 
-def held_out(examples: Examples, *, batch: int, size: int = 224, workers: int = 0):
+def held_out(
+    examples: Examples,
+    *,
+    batch: int,
+    size: int = 224,
+    workers: int = 0,
+    part: tuple[int, int] = (0, 1),
+):
     """Every image once, in order: its middle, resized.
 
     Args:
       examples: a split, from `experiments.data.source`.
-      batch: images in a batch; the last one has what is left.
+      batch: images in a batch. What is missing to fill the last one are images of zeros,
+        of label -1.
       size: height and width of the images returned.
       workers: processes that decode; 0 for threads of this one.
+      part: as for `training`.
 
     Returns:
-      An iterable of pairs: uint8 images of shape ``[batch, size, size, 3]``, int32 labels.
+      An iterable of pairs: uint8 images of shape ``[batch / n, size, size, 3]``, int32
+      labels.
 
     Raises:
       ImportError: if grain is not installed.
+      ValueError: if a batch has no n equal parts.
     """
+    own = _share(batch, part)
     example = functools.partial(_held_out_example, examples, size)
-    return _batches(example, len(examples), batch, workers)
+    mine = functools.partial(_part_of_batch, example, batch, own, part[0])
+    return _batches(mine, -(-len(examples) // batch) * own, own, workers)
+
+
+def _share(batch: int, part: tuple[int, int]) -> int:
+    if batch % part[1]:
+        raise ValueError(f"`batch` is {batch}, which {part[1]} hosts cannot share evenly.")
+    return batch // part[1]
+
+
+def _part_of_batch(example, batch: int, own: int, host: int, place: int) -> Example:
+    """The example at a place among those of a host, of whose batches each is a share."""
+    number, within = divmod(place, own)
+    return example(number * batch + host * own + within)
 
 
 def _batches(example, count: int, batch: int, workers: int):
@@ -127,6 +158,8 @@ def _training_example(
 
 
 def _held_out_example(examples: Examples, size: int, place: int) -> Example:
+    if place >= len(examples):
+        return np.zeros((size, size, 3), np.uint8), np.int32(-1)
     example = examples[place]
     image = _opened(example["image"])
     width, height = image.size

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -66,7 +66,13 @@ def paper(network: str, dataset: str) -> Settings:
     References:
       Tanaka et al. 2020, appendix; the authors' published commands for Fig. 6.
     """
-    family = "vgg" if "vgg" in network else "resnet" if "resnet" in network else network
+    base = network.removesuffix("_cifar").removesuffix("_tiny")
+    family = {
+        "vgg11": "vgg",
+        "vgg16": "vgg",
+        "resnet18": "resnet",
+        "wide_resnet18": "resnet",
+    }.get(base)
     settings = {
         ("vgg", "cifar"): Settings(),
         ("resnet", "cifar"): Settings(learning_rate=0.01, factor=0.2, weight_decay=5e-4),
@@ -130,17 +136,32 @@ def plan(module: nn.Module, settings: Settings, data: Data) -> Plan:
     """A training on the images of a data set, over all devices.
 
     Raises:
+      ValueError: as `plan_for`.
+    """
+    return plan_for(module, settings, data.name, len(data.train_labels))
+
+
+def plan_for(module: nn.Module, settings: Settings, dataset: str, count: int) -> Plan:
+    """A training on so many images of a data set, over all devices.
+
+    Args:
+      module: called as ``module(images, train=...)``.
+      settings: how to train.
+      dataset: a name with a recipe in `experiments.images`.
+      count: training images.
+
+    Raises:
       ValueError: if a batch is more than the training images, or cannot be divided evenly
         over the devices.
     """
-    count, devices = len(data.train_labels), jax.device_count()
+    devices = jax.device_count()
     if settings.batch > count:
         raise ValueError(f"`batch` is {settings.batch}, more than the {count} images.")
     if settings.batch % devices:
         raise ValueError(
             f"`batch` is {settings.batch}, which {devices} devices cannot share evenly."
         )
-    recipe = images.recipe(data.name)
+    recipe = images.recipe(dataset)
     if not settings.augment:
         recipe = recipe._replace(padding=0, flips=False)
     sharding = None
@@ -346,14 +367,17 @@ def one_epoch(
 
 @functools.partial(jax.jit, static_argnames="plan")
 def _num_right(plan, state, split, index, valid):
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
     x = images.normalise(plan.recipe, split.images[index])
+    return jnp.sum((_predicted(plan, state, x) == split.labels[index]) & valid)
+
+
+def _predicted(plan, state, x):
+    """The class of each scaled image, in evaluation mode."""
     if plan.devices is not None:
         x = jax.lax.with_sharding_constraint(x, plan.devices)
     dtype = jnp.dtype(plan.settings.precision)
-    variables = {**variables, "params": _cast(state.params, dtype)}
-    logits = plan.module.apply(variables, x.astype(dtype))
-    return jnp.sum((jnp.argmax(logits, axis=-1) == split.labels[index]) & valid)
+    variables = {"params": _cast(state.params, dtype), "batch_stats": state.batch_stats}
+    return jnp.argmax(plan.module.apply(variables, x.astype(dtype)), axis=-1)
 
 
 _num_right_of_many = jax.jit(
@@ -455,6 +479,86 @@ def train_many(
 
     whole = plan.settings.epochs
     return _epochs(whole, states, one, measure, folder, every, on_epoch, advance)
+
+
+# --- images that are too many for memory --------------------------------------------------
+
+# (images, labels): uint8 and int32, this process's share of a batch. In held-out batches
+# the label -1 fills up the last one.
+Batch = tuple[np.ndarray, np.ndarray]
+
+
+def train_streamed(
+    plan: Plan,
+    state: State,
+    batches: Callable[[int], Iterable[Batch]],
+    held_out: Callable[[], Iterable[Batch]],
+    seed: int,
+    *,
+    folder: pathlib.Path | None = None,
+    on_epoch: Callable[[Epoch], Any] = lambda epoch: None,
+    advance: Callable[[float], Any] = lambda fraction: None,
+) -> tuple[State, list[Epoch]]:
+    """`train` on images that are decoded while the network is trained.
+
+    Args:
+      plan: from `plan_for`.
+      state: from `start`; it is used up.
+      batches: ``batches(number)``: the batches of an epoch, counted from 1. Every process
+        gives its share, in the order of `jax.process_index`.
+      held_out: the held-out images, in the same way; every process as many batches.
+      seed: of dropout.
+      folder, on_epoch, advance: as for `train`; there is a checkpoint after every epoch.
+
+    Returns:
+      As `train`.
+    """
+    whole = plan.settings.epochs
+
+    def one(state, number):
+        losses = []
+        for done, batch in enumerate(batches(number), 1):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), done)
+            state, loss = _streamed_step(plan, state, *_shared(plan, batch), key)
+            losses.append(loss)
+            # As in `epoch_by_steps`.
+            if done % 10 == 0:
+                loss.block_until_ready()
+                advance((number - 1 + done / plan.steps) / whole)
+        return state, jnp.stack(losses).mean()
+
+    def measure(state):
+        right = total = 0
+        for batch in held_out():
+            found, count = _streamed_right(plan, state, *_shared(plan, batch))
+            right, total = right + int(found), total + int(count)
+        return right / total
+
+    return _epochs(whole, state, one, measure, folder, 1, on_epoch, advance)
+
+
+@functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
+def _streamed_step(plan, state, x, labels, key):
+    return step(plan, state, images.normalise(plan.recipe, x), labels, key)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _streamed_right(plan, state, x, labels):
+    right = _predicted(plan, state, images.normalise(plan.recipe, x)) == labels
+    return jnp.sum(right), jnp.sum(labels >= 0)
+
+
+def _shared(plan: Plan, batch: Batch) -> tuple[Array, Array]:
+    """A batch of which every process has a part, on all devices."""
+    if plan.devices is None:
+        return jnp.asarray(batch[0]), jnp.asarray(batch[1])
+    return tuple(
+        jax.make_array_from_process_local_data(plan.devices, np.asarray(part))
+        for part in batch
+    )
+
+
+# --- what all trainings share -------------------------------------------------------------
 
 
 def _epochs(whole, state, one, measure, folder, every, on_epoch, advance):

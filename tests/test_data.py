@@ -1,6 +1,7 @@
 """Data: loaded, prepared from archives of the real layout, moved at random, streamed."""
 
 import doctest
+import functools
 import gzip
 import hashlib
 import io
@@ -856,8 +857,24 @@ def test_workers_change_nothing_and_a_state_restores_the_place(examples):
 
 def test_held_out_images_come_once_in_order(examples):
     batches = collected(stream.held_out(examples, batch=8, size=16))
-    assert [len(labels) for _, labels in batches] == [8, 8, 6]
-    np.testing.assert_array_equal(np.concatenate([y for _, y in batches]), np.arange(22))
+    assert [pixels.shape for pixels, _ in batches] == [(8, 16, 16, 3)] * 3
+    labels = np.concatenate([y for _, y in batches])
+    np.testing.assert_array_equal(labels, [*range(22), -1, -1])
+
+
+def test_hosts_share_the_batches_of_a_stream(examples):
+    def of(make, part):
+        return collected(make(examples, batch=8, size=16, part=part))
+
+    training = functools.partial(stream.training, seed=0, epochs=2)
+    for make in (training, stream.held_out):
+        whole, first, second = (of(make, part) for part in ((0, 1), (0, 2), (1, 2)))
+        assert len(whole) == len(first) == len(second) > 1
+        for batch, left, right in zip(whole, first, second):
+            together = map(np.concatenate, zip(left, right))
+            jax.tree.map(np.testing.assert_array_equal, batch, tuple(together))
+        with pytest.raises(ValueError, match="`batch` is 8, which 3 hosts"):
+            of(make, (0, 3))
 
 
 def test_a_held_out_image_is_cut_in_the_middle():

@@ -1,0 +1,81 @@
+"""Training on a stream of images: the smoke form, and the loop behind it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import synflow_jax as sj
+from experiments import command, imagenet_training, train
+from experiments.networks import SmallConvNet
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optax's updates mix dtypes."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def test_the_smoke_form_trains_from_encoded_images(tmp_path, monkeypatch):
+    pytest.importorskip("grain")
+    few = imagenet_training.runs("smoke")[:2]
+    assert [run.method for run in few] == ["dense", "magnitude"]
+    experiment = imagenet_training.EXPERIMENT._replace(runs=lambda scale: few)
+    monkeypatch.setattr(imagenet_training, "EXPERIMENT", experiment)
+    imagenet_training.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)])
+    rows = command.results(tmp_path)
+    trained = [row for row in rows if row["kind"] == "trained"]
+    assert [row["revived"] for row in trained] == [0, 0]
+    size, kept = (row["kept"] for row in trained)
+    assert kept == sj.num_kept(size, 0.1)
+    assert all(0 <= row["best"] <= 1 for row in trained)
+    assert (tmp_path / "imagenet_training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_paper_form_compares_all_criteria_at_both_densities():
+    runs = imagenet_training.runs("paper")
+    assert len(runs) == 11
+    assert {run.dataset for run in runs} == {"imagenet2012"}
+    assert {round(1 - run.density, 4) for run in runs[1:]} == {0.8926, 0.956}
+
+
+def test_a_stream_trains_as_the_same_images_on_the_device_do():
+    module = SmallConvNet(10, channels=(4,))
+    draw = np.random.default_rng(0)
+    pictures = draw.integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
+    labels = draw.integers(0, 10, 64, dtype=np.int32)
+    settings = train.Settings(epochs=2, batch=16, learning_rate=0.05, drops=(1,))
+    plan = train.plan_for(module, settings, "digits", 64)
+    variables = module.init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
+    kept = sj.all_kept(variables["params"])
+    splits = train.Split(jnp.asarray(pictures), jnp.asarray(labels))
+    one, measured = train.train(plan, train.start(plan, variables, kept), [splits] * 2, 3)
+
+    def batches(number):
+        for index in train._batches(plan, splits, 3, number):
+            yield pictures[np.asarray(index)], labels[np.asarray(index)]
+
+    def held_out():
+        yield pictures[:40], labels[:40]
+        # The last one is filled up with images of no label.
+        yield (
+            np.concatenate([pictures[40:], pictures[:16]]),
+            np.append(labels[40:], np.full(16, -1, np.int32)),
+        )
+
+    state = train.start(plan, variables, kept)
+    two, again = train.train_streamed(plan, state, batches, held_out, 3)
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params)):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert [epoch.accuracy for epoch in measured] == [epoch.accuracy for epoch in again]
+    for a, b in zip(measured, again):
+        assert a.loss == pytest.approx(b.loss, rel=1e-4)
+
+
+def test_the_published_numbers_stand_beside_ours_on_imagenet_only():
+    trained = {"kind": "trained", "method": "synflow", "density": 0.8**10, "best": 0.5}
+    (text,) = imagenet_training.sentences([trained | {"dataset": "imagenet2012"}])
+    assert text == "synflow at density 0.1074: 50.0 % (Wang et al. 66.8)."
+    (text,) = imagenet_training.sentences([trained | {"dataset": "digits"}])
+    assert text == "synflow at density 0.1074: 50.0 %."
