@@ -388,7 +388,9 @@ def caption(rows: list[Row]) -> str:
         "diagonal they are equal. Below, each point is a layer: its average score against "
         "its inverse size, divided by the mean total of the criterion's layers, so that "
         "equal totals lie on the diagonal. Of sums with a sign the size is drawn; an open "
-        "point is a unit whose sums in and out have different signs."
+        "point is a unit whose sums in and out have different signs, and r is the "
+        "correlation, signs included, over the channels between two convolutions, as "
+        "published."
     )
     every = max(row.get("every", 1) for row in rows if row["kind"] == "layer")
     if every > 1:
@@ -431,30 +433,44 @@ def draw_units(rows: list[Row], path: pathlib.Path) -> None:
     found = of_method(rows, "layer")
     if not found:
         return
-    correlations = {
-        method: own[0]["correlation"]
+    channels = {
+        method: next(row for row in own if row["of"] == "channels")
         for method, own in of_method(rows, "agreement").items()
     }
-    depth = max(len(own) for own in found.values()) - 1
+    names = [row["layer"] for row in next(iter(found.values()))][:-1]
+    depth = len(names)
     colors = matplotlib.colormaps["viridis"].resampled(depth)
     with matplotlib.rc_context(_STYLE):
-        columns = len(found)
-        figure = Figure((2.5 * columns + 0.9, 3.1), layout="constrained")
-        panels = figure.subplots(1, columns, squeeze=False)[0]
-        for axes, (method, own) in zip(panels, found.items()):
+        # One cell more than there are panels, for the legend.
+        columns = min(3, len(found) + 1)
+        lines = -(-(len(found) + 1) // columns)
+        figure = Figure((2.9 * columns + 1.0, 3.2 * lines), layout="constrained")
+        panels = figure.subplots(lines, columns, squeeze=False)
+        for axes, (method, own) in zip(panels.flat, found.items()):
             _units_panel(axes, own, colors(np.arange(depth)))
-            r = f"{correlations[method]:{_digits(method)}}"
-            axes.set_title(f"{methods.LABELS[method]}\nr = {r}")
-            axes.set_xlabel("score into unit")
-        panels[0].set_ylabel("score out of unit")
-        names = [row["layer"] for row in next(iter(found.values()))][:depth]
+            r = f"{channels[method]['correlation']:{_digits(method)}}"
+            axes.set_title(f"{methods.LABELS[method]}, r = {r}")
+            axes.set_xlabel("scores into the unit")
+            axes.set_ylabel("scores out of the unit")
+        for axes in panels.flat[len(found) :]:
+            axes.set_axis_off()
+        points = {"color": _INK, "ls": "", "marker": "o", "ms": 4}
+        handles = [
+            Line2D([], [], color=_PALE, lw=1, label="in = out"),
+            Line2D([], [], **points, label="a hidden unit"),
+            Line2D([], [], **points, mfc="white", label="in and out differ in sign"),
+        ]
+        panels.flat[len(found)].legend(handles=handles, loc="center left")
         norm = BoundaryNorm(np.arange(depth + 1) - 0.5, depth)
-        bar = figure.colorbar(ScalarMappable(norm, colors), ax=panels, pad=0.01)
-        step = -(-depth // 9)
+        bar = figure.colorbar(
+            ScalarMappable(norm, colors), ax=panels, pad=0.01, aspect=40, shrink=0.9
+        )
+        step = -(-depth // 18)
         bar.set_ticks(range(0, depth, step), labels=names[::step])
         bar.ax.tick_params(labelsize=8, length=0)
         bar.ax.minorticks_off()
         bar.outline.set_visible(False)
+        bar.ax.set_title("into", fontsize=9)
         figure.savefig(path, dpi=180)
 
 
