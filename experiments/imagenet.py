@@ -111,7 +111,7 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     over the rounds, and ``seconds`` is all of them with compiling.
     """
     network = run.network, run.num_classes, run.input_shape, run.seed
-    log_flow, problem, _ = _network(*network)
+    alive, problem, _ = _network(*network)
     score = _score(run.method, *network)
     began, ended = time.perf_counter(), []
 
@@ -126,8 +126,8 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     seconds = time.perf_counter() - began
     each = [after - before for before, after in zip(ended, ended[1:])] or [seconds]
     layers = _kept(problem.params, masks)
-    alive = sj.effective_masks(problem.apply_fn, problem.params, masks, run.input_shape)
-    flow = float(log_flow(problem.params, masks)) / math.log(10)
+    on_paths, flow = alive(problem.params, masks)
+    flow = float(flow) / math.log(10)
     yield {
         "kind": "layers",
         "method": run.method,
@@ -135,7 +135,7 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
         "seed": run.seed,
         "size": sum(size for *_, size in layers),
         "kept": sum(kept for _, kept, _ in layers),
-        "on_paths": sum(kept for _, kept, _ in _kept(problem.params, alive)),
+        "on_paths": sum(kept for _, kept, _ in _kept(problem.params, on_paths)),
         "log10_flow": round(flow, 4) if math.isfinite(flow) else None,
         "seconds": round(seconds, 2),
         "round_seconds": round(statistics.median(each), 3),
@@ -144,7 +144,10 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
 
 
 class _Network(NamedTuple):
-    log_flow: Callable[..., jax.Array]
+    """A network, and ``alive(params, masks)``: the kept weights that lie on a path, and the
+    natural logarithm of R."""
+
+    alive: Callable[..., tuple[PyTree, jax.Array]]
     problem: methods.Problem
     drawn: Key[Array, ""]
 
@@ -157,12 +160,17 @@ def _network(
     weights, drawn = jax.random.split(jax.random.key(seed))
     make = TinyResNet if network == "tiny_resnet" else models.NETWORKS[network].make
     problem = methods.problem(make(num_classes=num_classes), weights, input_shape, None)
+    apply_fn = problem.apply_fn
 
     @jax.jit
-    def log_flow(params: PyTree, masks: PyTree) -> jax.Array:
-        return sj.log_flow(problem.apply_fn, sj.apply_masks(params, masks), input_shape)
+    def alive(params: PyTree, masks: PyTree) -> tuple[PyTree, jax.Array]:
+        pruned = sj.apply_masks(params, masks)
+        return (
+            sj.effective_masks(apply_fn, params, masks, input_shape),
+            sj.log_flow(apply_fn, pruned, input_shape),
+        )
 
-    return _Network(log_flow, problem, drawn)
+    return _Network(alive, problem, drawn)
 
 
 @functools.lru_cache(maxsize=1)
