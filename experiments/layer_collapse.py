@@ -454,7 +454,7 @@ def sentences(rows: list[Row]) -> list[str]:
 def _how_far(method: str, seeds: Sequence[Sequence[Row]], config: dict[str, Any]) -> str:
     theirs, found = published.load("layer_collapse"), critical(seeds)
     label = methods.LABELS[method]
-    number = f"all {len(seeds)} seeds" if len(seeds) > 1 else "the one seed"
+    number = f"each of {len(seeds)} seeds" if len(seeds) > 1 else "the one seed"
     if found.whole is None:
         return f"{label} empties a layer at every compression tried."
     text = f"{label} keeps weights in every layer up to {_power(found.whole)} in {number}"
