@@ -472,7 +472,7 @@ def _how_far(method: str, seeds: Sequence[Sequence[Row]], config: dict[str, Any]
             f"; the authors' three runs: weights up to {_power(theirs['critical'][method])}"
         )
         if theirs["drawn"][method] != theirs["critical"][method]:
-            text += f" (in two of them and in Fig. 1 {_power(theirs['drawn'][method])})"
+            text += f" (Fig. 1 draws {_power(theirs['drawn'][method])})"
     return text + "."
 
 
@@ -623,7 +623,7 @@ def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
         config["network"],
         config["num_classes"],
     )
-    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.93, depth))
+    colors = matplotlib.colormaps["viridis"](np.linspace(0.15, 0.95, depth))
     end = max(limit + 0.15, max(config["compressions"]))
     low = min(
         kept / size
@@ -674,14 +674,16 @@ def _panel(axes: Axes, seeds, colors, limit: float, end: float) -> None:
     if found.connected is not None and found.connected < x[-1]:
         axes.axvspan(found.connected, end, color="#eeeeee", lw=0, zorder=0)
     axes.axvline(limit, color=_PALE, lw=1.2, ls=":", zorder=1)
-    if found.whole is not None and found.whole < x[-1]:
+    if found.whole is not None:
+        left = found.whole > 0.8 * end  # of the line, where there is room
         axes.axvline(found.whole, color=_INK, lw=1.0, zorder=1)
         axes.annotate(
             f"$10^{{{round(found.whole, 2):g}}}$",
             (found.whole, 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(3, 0),
+            xytext=(-3 if left else 3, 0),
             textcoords="offset points",
+            ha="right" if left else "left",
             va="top",
             color=_INK,
         )

@@ -289,7 +289,7 @@ def test_published_densities_are_compared_layer_by_layer():
     assert f"Exceptions of these: conv05 at 10^3, published {counts[3.0][0][4]:,}" in line
     assert "in 100.0%" in line and "The published SNIP and GraSP" in said[-1]
     (line,) = (line for line in said if line.startswith("SynFlow keeps"))
-    assert line.endswith("weights up to 10^5.75 (in two of them and in Fig. 1 10^6).")
+    assert line.endswith("weights up to 10^5.75 (Fig. 1 draws 10^6).")
     assert "Dashed" in layer_collapse.caption(rows)
 
 
