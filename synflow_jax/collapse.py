@@ -27,7 +27,8 @@ from synflow_jax.equations import Flowing, Plain, plain_or_flow
 from synflow_jax.flow import ones, total_flow
 from synflow_jax.interpreter import Settings, interpret
 from synflow_jax.masks import apply_masks
-from synflow_jax.pruning import Scope, prune
+from synflow_jax.pruning import prune
+from synflow_jax.rounds import Scope
 from synflow_jax.scaled import Scaled
 from synflow_jax.schedules import Schedule, exponential
 from synflow_jax.trees import (

@@ -12,7 +12,8 @@ from jaxtyping import Integer, PyTree
 
 from synflow_jax.allocations import Allocation
 from synflow_jax.masks import all_kept, apply_masks, count
-from synflow_jax.pruning import PruneInfo, Scope, counts_per_round, iterative
+from synflow_jax.pruning import counts_per_round, iterative
+from synflow_jax.rounds import PruneInfo, Scope
 from synflow_jax.schedules import Schedule, exponential
 from synflow_jax.scores import magnitude
 from synflow_jax.trees import (

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 import synflow_jax as sj
 from synflow_jax.budget import within
-from synflow_jax.pruning import MAX_ROUNDS
+from synflow_jax.certified_rounds import MAX_ROUNDS
 from tests import blocks, nets
 
 WIDTHS = (4, 6, 6, 3)

@@ -21,7 +21,8 @@ ORDER = (
     "trees schedules counting scaled windows masks equations contractions structure "
     "arithmetic control rules tokens plain interpreter loops flow paths wires wiring "
     "junctions units bound selection budget scores saliency controls balance allocations "
-    "pruning rewinding analysis collapse optim interop models cli"
+    "rounds certified_rounds pruning rewinding analysis collapse optim interop models "
+    "cli"
 ).split()
 
 
