@@ -284,11 +284,11 @@ def _survival(found: Sequence[Row]) -> list[str]:
     for some, what in ((below, "below 1"), (above, "of 1 or more")):
         if some:
             cut = [row for row in some if row["ln_flow"] is None]
-            emptied = sum(bool(row["empty"]) for row in some)
+            emptied = sum(bool(row["empty"]) for row in some if row not in cut)
             named = f" ({', '.join(row['run'] for row in cut)})" if cut else ""
             said.append(
                 f"Of {len(some)} runs with a largest ratio {what}, {len(cut)} left no path "
-                f"from input to output{named}; {emptied} emptied a layer."
+                f"from input to output{named}; {emptied} left a path around an empty layer."
             )
     return said
 
@@ -413,16 +413,6 @@ def _has_reference(found: Sequence[Row], network: str) -> bool:
 
 def _ratios(axes: Axes, own: Sequence[Row]) -> None:
     axes.axhline(1, color=_PALE, lw=1.2, zorder=1)
-    axes.annotate(
-        "below 1 a path is sure",
-        (0, 1),
-        xycoords=("axes fraction", "data"),
-        xytext=(6, -4),
-        textcoords="offset points",
-        va="top",
-        color="#595959",
-        fontsize=9,
-    )
     for schedule, look in _LOOKS.items():
         some = [row for row in own if row["schedule"] == schedule]
         points = _means((row["rounds"], row["largest_ratio"]) for row in some)
@@ -483,6 +473,7 @@ def _handles(
     if any(row["ln_flow"] is None for row in above):
         hollow = {"color": _INK, "marker": "o", "mfc": "white", "ls": ""}
         handles.append(Line2D([], [], **hollow, label="no path left"))
+    handles.append(Line2D([], [], color=_PALE, lw=1.2, label="below 1 a path is sure"))
     return handles
 
 

@@ -274,19 +274,22 @@ def _log(row: Row, k: int) -> float:
 def caption(rows: list[Row]) -> str:
     """What the figure shows, and which networks were left out."""
     pruned = _pruned(rows)
-    counted = [row["network"] for row in networks(rows) if not row["rounds"]]
+    counted = [row for row in networks(rows) if not row["rounds"]]
     rounds = sorted({row["rounds"] for row in pruned})
     text = (
-        "Left: the paper's largest compression N / L (bar), the compression beyond which "
-        "no path can be left (open bar, where shortcuts set it further), and the largest "
-        "that SynFlow reached with a path left (dot). Right: R, the total flow, against "
-        "compression; the last point of a curve is the last with a path. "
+        "Left: the paper's largest compression N / L (dark bar), that beyond which no path "
+        "can be left (pale bar, where shortcuts make it another) and the largest that "
+        "SynFlow reached with a path left. Right: R, the total flow, against compression, "
+        "as far as a path is left. "
         f"{' or '.join(map(str, rounds))} exponential rounds, one draw of the weights."
     )
     if counted:
+        low = min(row["weights"] for row in counted)
+        high = max(row["weights"] for row in counted)
         text += (
-            " Only counted, since pruning them a dozen times takes too long here: "
-            f"{', '.join(counted)}."
+            f" {len(counted)} more networks, of {low:,} to {high:,} weights, are counted "
+            f"in {TABLE} but not pruned: a dozen prunings of each would take from minutes "
+            "to hours on two processor cores."
         )
     return text
 
@@ -376,7 +379,7 @@ def _limits(axes: Axes, pruned: Sequence[Row]) -> None:
         if row["fewest"] < row["layers"]:
             axes.plot(limit, height, "|", color=_PALE, ms=15, mew=1.8, zorder=2)
         look = _look(height)
-        axes.plot(reached, height, look["marker"], color=look["color"], ms=6, zorder=3)
+        axes.plot(reached, height, look["marker"], color=look["color"], ms=5.5, zorder=3)
     axes.set_yticks(range(len(pruned)), [row["network"] for row in pruned])
     axes.set_ylim(len(pruned) - 0.4, -0.6)
     axes.set_xlim(0, None)
@@ -389,7 +392,9 @@ def _limits(axes: Axes, pruned: Sequence[Row]) -> None:
     }
     for label, mark in marks.items():
         axes.plot([], [], ls="", **mark, label=label)
-    axes.legend(loc="lower left")
+    axes.figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper left", ncols=len(marks)
+    )
 
 
 def _flows(axes: Axes, pruned: Sequence[Row]) -> None:

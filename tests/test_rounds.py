@@ -158,7 +158,7 @@ def test_a_point_off_the_published_curve_is_an_exception():
     assert said[2].endswith("is below 1 is 20; in the published curve, 20.")
     assert said[3].endswith("is below 1 is 50; in the published curve, 100.")
     assert "2 runs with a largest ratio of 1 or more, 1 left no path" in said[5]
-    assert "(vgg19_imagenet-c1-linear-n10); 1 emptied a layer" in said[5]
+    assert "(vgg19_imagenet-c1-linear-n10); 0 left a path around an empty layer" in said[5]
 
 
 def test_flow_is_set_beside_exponential_rounds_on_the_same_weights():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pathlib
 
 import jax
 import numpy as np
@@ -141,3 +142,9 @@ def test_exceptions_are_named():
     text = theory.table(rows)
     assert "| conv | 3,000 | 3 | 3.000 | 3 | 3.000 | 2.875, 4 weights |" in text
     assert "| conv | 2.00 | no path | -3.00 |" in text
+
+
+def test_the_page_has_the_tables_of_the_results():
+    root = pathlib.Path(__file__).parent.parent
+    rows = command.results(root / "results/theory/cpu")
+    assert theory.table(rows) in (root / "docs/theory.md").read_text()
