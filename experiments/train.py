@@ -266,10 +266,15 @@ def step(
     return State(optax.apply_updates(state.params, updates), stats, opt_state), loss
 
 
+# A child of the epoch's key that neither the order nor the moves of the images draw from.
+_DROPOUT = 3
+
+
 def _step_on(plan, state, split, seed, epoch, index):
     """One step on the training images that ``index`` names."""
     x = images.batch(plan.recipe, split.images, seed, epoch, index)
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), epoch), index[0])
+    own = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), epoch), _DROPOUT)
+    key = jax.random.fold_in(own, index[0])
     return step(plan, state, x, split.labels[index], key)
 
 
@@ -565,18 +570,22 @@ def _epochs(whole, state, one, measure, folder, every, on_epoch, advance):
     """The loop over epochs, from the newest checkpoint if there is one."""
     checkpoints = Checkpoints(folder) if folder is not None else None
     history: list[Epoch] = []
-    if checkpoints is not None:
-        state, history = checkpoints.newest(state)
-    for number in range(len(history) + 1, whole + 1):
-        state, loss = one(state, number)
-        measured = Epoch(number, np.asarray(loss, np.float64).tolist(), measure(state))
-        history.append(measured)
-        on_epoch(measured)
-        advance(number / whole)
-        if checkpoints is not None and (number % every == 0 or number == whole):
-            checkpoints.save(state, history)
-    if checkpoints is not None:
-        checkpoints.close()
+    try:
+        if checkpoints is not None:
+            state, history = checkpoints.newest(state)
+        for number in range(len(history) + 1, whole + 1):
+            state, loss = one(state, number)
+            loss = np.asarray(loss, np.float64).tolist()
+            measured = Epoch(number, loss, measure(state))
+            history.append(measured)
+            on_epoch(measured)
+            advance(number / whole)
+            if checkpoints is not None and (number % every == 0 or number == whole):
+                checkpoints.save(state, history)
+    finally:
+        # Also when interrupted: what is being saved is then whole.
+        if checkpoints is not None:
+            checkpoints.close()
     return state, history
 
 
