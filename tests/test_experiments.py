@@ -1,10 +1,8 @@
 """The demonstration, run in its smoke form through its real entry point, and its parts."""
 
-import dataclasses
 import json
 import shutil
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,6 @@ from jax.experimental.compilation_cache import compilation_cache
 import synflow_jax as sj
 from experiments import (
     criteria,
-    data,
     demo,
     demo_page,
     figures,
@@ -22,7 +19,7 @@ from experiments import (
     runs,
     train,
 )
-from experiments.networks import SmallConvNet
+from tests import training
 
 METHODS = ["synflow", "magnitude", "random"]
 PNG = b"\x89PNG\r\n"
@@ -205,123 +202,12 @@ def test_a_number_that_json_lacks_is_refused(tmp_path, number):
 
 # --- training -----------------------------------------------------------------------------
 
-SETTINGS = train.Settings(
-    epochs=1, batch=32, decay="cosine", weight_decay=5e-4, augment=False
-)
-MODULE = SmallConvNet(num_classes=10, channels=(8, 8))
 
-
-@pytest.fixture(scope="module")
-def small():
-    """A network and 128 digits, 40 more to test."""
-    digits = data.load("digits")
-    digits = digits._replace(
-        train_images=digits.train_images[:128],
-        train_labels=digits.train_labels[:128],
-        test_images=digits.test_images[:40],
-        test_labels=digits.test_labels[:40],
-    )
-    variables = jax.jit(MODULE.init)(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
-    return variables, digits
-
-
-def masked(variables, density):
-    """Random masks of the kernels that keep roughly the density."""
-    draw = np.random.default_rng(0)
-
-    def mask(leaf):
-        return jnp.asarray((draw.random(leaf.shape) < density) | (leaf.ndim < 2))
-
-    return jax.tree.map(mask, variables["params"])
-
-
-def fit(small, masks, seed=0, settings=SETTINGS, **more):
-    variables, digits = small
-    plan = train.plan(MODULE, settings, digits)
-    state = train.start(plan, variables, masks)
+def test_a_network_whose_zeros_moved_ends_the_run(tmp_path, monkeypatch):
+    variables, digits = training.variables(), training.digits()
+    plan = train.plan(training.MODULE, training.SETTINGS, digits)
     splits = train.on_device(plan, digits)
-    return train.train(plan, state, splits, seed, **more)
-
-
-def test_training_leaves_pruned_weights_exactly_zero(small):
-    variables, _ = small
-    masks = masked(variables, 0.3)
-    state, _ = fit(small, masks)
-    kept = sum(int(m.sum()) for m in jax.tree.leaves(masks) if m.ndim > 1)
-    assert 0 < kept < 0.5 * 728
-    assert train.num_nonzero(state.params, masks) == (kept, 0)
-    for before, after, mask in zip(
-        *map(jax.tree.leaves, (variables["params"], state.params, masks))
-    ):
-        assert not np.any(np.asarray(after)[~np.asarray(mask)])
-        assert np.any(np.asarray(before != after)[np.asarray(mask)])
-
-
-def test_num_nonzero_tells_kept_from_pruned_and_passes_over_the_rest():
-    params = {"a": {"kernel": jnp.array([[1.0, 2.0, 0.0]]), "bias": jnp.ones(3)}}
-    masks = {"a": {"kernel": jnp.array([[True, False, True]]), "bias": jnp.ones(3) > 0}}
-    assert train.num_nonzero(params, masks) == (1, 1)
-
-
-def test_training_is_a_function_of_the_seed(small):
-    masks = sj.all_kept(small[0]["params"])
-    (one, epochs), (two, again) = fit(small, masks), fit(small, masks)
-    assert epochs == again
-    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
-    _, others = fit(small, masks, seed=1)
-    assert others[0].loss != epochs[0].loss
-
-
-def test_one_compilation_serves_every_mask(small):
-    variables, _ = small
-    fit(small, sj.all_kept(variables["params"]))
-    before = train._jitted_step._cache_size(), train._num_right._cache_size()
-    for density in (0.5, 0.1):
-        fit(small, masked(variables, density))
-    assert (train._jitted_step._cache_size(), train._num_right._cache_size()) == before
-
-
-def test_training_learns_and_moves_the_batch_statistics(small):
-    masks = sj.all_kept(small[0]["params"])
-    settings = dataclasses.replace(SETTINGS, epochs=15)
-    seen, parts = [], []
-    state, epochs = fit(
-        small, masks, settings=settings, on_epoch=seen.append, advance=parts.append
-    )
-    assert [epoch.epoch for epoch in epochs] == list(range(1, 16)) and seen == epochs
-    assert parts == sorted(parts) and parts[-1] == 1
-    assert epochs[-1].loss < 0.5 * epochs[0].loss
-    assert epochs[-1].accuracy > 0.5
-    for before, after in zip(
-        jax.tree.leaves(small[0]["batch_stats"]), jax.tree.leaves(state.batch_stats)
-    ):
-        assert np.all(np.asarray(before) != np.asarray(after))
-
-
-class Constant(nn.Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-        self.param("kernel", nn.initializers.ones, (1, 1))
-        return jnp.zeros((len(x), 3)).at[:, 1].set(1.0)
-
-
-def test_accuracy_counts_every_image_once():
-    labels = np.arange(1101) % 3  # no multiple of the batch
-    pictures = np.zeros((1101, 2, 2, 1), np.uint8)
-    data_ = data.Data("digits", 3, pictures, labels, pictures, labels)
-    plan = train.plan(Constant(), SETTINGS, data_)
-    state = train.State({"kernel": jnp.ones((1, 1))}, {}, None)
-    split = train.on_device(plan, data_)[1]
-    assert train.accuracy(plan, state, split) == 367 / 1101
-    twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
-    assert train.accuracy(plan, twice, split, many=True) == [367 / 1101] * 2
-
-
-def test_a_network_whose_zeros_moved_ends_the_run(small, tmp_path, monkeypatch):
-    variables, digits = small
-    plan = train.plan(MODULE, SETTINGS, digits)
-    splits = train.on_device(plan, digits)
-    masks = masked(variables, 0.5)
+    masks = training.masked(variables, 0.5)
     whole = train.start(plan, variables, sj.all_kept(variables["params"]))
 
     def forgetful(*args, **kwargs):
@@ -330,7 +216,7 @@ def test_a_network_whose_zeros_moved_ends_the_run(small, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "train", forgetful)
     kept = sum(int(m.sum()) for m in jax.tree.leaves(masks) if m.ndim > 1)
     row = {"method": "random", "label": "10^0.3", "compression": 0.3, "k": kept}
-    config = demo.Config(out=tmp_path, training=SETTINGS)
+    config = demo.Config(out=tmp_path, training=training.SETTINGS)
     with pytest.raises(RuntimeError, match=f"{kept} kept and {728 - kept} pruned weights"):
         demo._train(config, plan, variables, masks, splits, row)
     assert rows_of(tmp_path, "trained")[0]["nonzero_pruned"] == 728 - kept
