@@ -1,0 +1,369 @@
+"""Seeds times densities of a small network, pruned and trained as one program, by `vmap`.
+
+  python -m experiments.ablation --scale cpu     # MLP on Fashion-MNIST, 5 seeds by 6
+  python -m experiments.ablation --scale paper   # 20 seeds by 13 densities, longer
+
+The paper repeats each of its experiments for a few seeds and many compressions. Here one
+compiled program initialises, prunes with SynFlow and trains all of these networks. This is
+possible since a density reaches compiled code as whole numbers of weights to keep after
+each round (`sj.counts_per_round`), which are an array as any other: `jax.vmap` maps over
+them as over the seeds. Each network is the same as if it were alone, to rounding.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+from matplotlib.figure import Figure
+
+import synflow_jax as sj
+from experiments import accuracy, command, data, plots, train
+from experiments.sweeps import Context, Row
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All seeds and densities of one network, together and one by one."""
+
+    network: str
+    """A name in synflow_jax.models, or of ``experiments.accuracy.NETWORKS``."""
+    dataset: str
+    """A name of `experiments.data`."""
+    seeds: tuple[int, ...]
+    """Of the weights and of the order of the images."""
+    compressions: tuple[float, ...]
+    """log10 of (weights / weights kept)."""
+    training: train.Settings
+    """How."""
+    rounds: int = 100
+    """Of SynFlow."""
+    timed: int = 3
+    """How often the one program and the separate ones are timed, in turn."""
+    timed_epochs: int = 1
+    """The length of the trainings that are timed."""
+
+    @property
+    def name(self) -> str:
+        shape = f"{len(self.seeds)}x{len(self.compressions)}"
+        return f"{self.network}-{self.dataset}-{shape}"
+
+
+def runs(scale: command.Scale) -> list[Run]:
+    """One run in every scale."""
+    short = train.Settings(
+        epochs=3, learning_rate=0.1, decay="cosine", weight_decay=5e-4, augment=False
+    )
+    if scale == "smoke":
+        one = dataclasses.replace(short, epochs=10, batch=32)
+        return [Run("mlp", "digits", (0, 1), (0.0, 1.0), one, rounds=10, timed=1)]
+    if scale == "cpu":
+        grid = accuracy.grid(0, 2, 0.4)
+        return [Run("mlp", "fashion_mnist", tuple(range(5)), grid, short)]
+    long = dataclasses.replace(short, epochs=60)
+    grid = accuracy.grid(0, 3, 0.25)
+    return [Run("mlp", "fashion_mnist", tuple(range(20)), grid, long, timed_epochs=5)]
+
+
+def execute(run: Run, context: Context) -> Iterator[Row]:
+    """Rows of every network, of the time, and of what differs from separate networks."""
+    loaded = data.load(run.dataset, context.data_dir)
+    module = accuracy.module_of(run.network, loaded.num_classes)
+    plan = train.plan(module, run.training, loaded)
+    splits = train.on_device(plan, loaded)
+    densities = [10.0**-compression for compression in run.compressions]
+    found, trained = ablation(plan, splits, run.seeds, densities, run.rounds)
+    for i, seed in enumerate(run.seeds):
+        for j, compression in enumerate(run.compressions):
+            params, masks = _network(trained, i, j)
+            kept, revived = train.num_nonzero(params, masks)
+            yield {
+                "kind": "trained",
+                "seed": seed,
+                "compression": compression,
+                "kept": kept,
+                "revived": revived,
+                "accuracy": float(found[i, j]),
+            }
+    context.advance(0.3)
+    short = dataclasses.replace(run.training, epochs=run.timed_epochs)
+    plan = train.plan(module, short, loaded)
+    counts = counts_of(plan, splits[0], densities, run.rounds)
+    yield {"kind": "separate", **_beside_separate(run, plan, splits, counts, context)}
+
+
+# --- the program --------------------------------------------------------------------------
+
+
+class Trained(NamedTuple):
+    """A pruned and trained network; of several, all leaves have their leading axes.
+
+    Attributes:
+      masks: of SynFlow, True = kept.
+      state: after the last step.
+      losses: the mean over each epoch.
+    """
+
+    masks: PyTree
+    state: train.State
+    losses: Float[Array, "*networks epochs"]
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def alone(
+    plan: train.Plan,
+    split: train.Split,
+    seed: int | Int[Array, ""],
+    counts: Int[Array, " rounds"],
+) -> Trained:
+    """One network: initialised, pruned and trained, from nothing but arrays.
+
+    Args:
+      plan: what is trained.
+      split: the training images.
+      seed: of the weights and of the order of the images.
+      counts: how many weights each round of SynFlow leaves.
+    """
+    shape = split.images.shape[1:]
+    variables = plan.module.init(jax.random.key(seed), jnp.zeros((1, *shape)))
+    apply_fn, params = sj.from_linen(plan.module, variables)
+    pruner = sj.iterative(sj.synflow(apply_fn, shape))
+
+    def one_round(state, k):
+        return pruner.step(state, params, k)
+
+    def one_epoch(state, number):
+        return train.epoch(plan, state, split, seed, number)
+
+    (masks,), _ = jax.lax.scan(one_round, pruner.init(params), counts)
+    state = train.start(plan, variables, masks)
+    numbers = jnp.arange(1, plan.settings.epochs + 1)
+    state, losses = jax.lax.scan(one_epoch, state, numbers)
+    return Trained(masks, state, losses)
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def together(
+    plan: train.Plan,
+    split: train.Split,
+    seeds: Int[Array, " seeds"],
+    counts: Int[Array, "densities rounds"],
+) -> Trained:
+    """`alone` for every seed and every density, in one program."""
+    one = functools.partial(alone, plan, split)
+    densities = jax.vmap(one, in_axes=(None, 0))
+    return jax.vmap(densities, in_axes=(0, None))(seeds, counts)
+
+
+def counts_of(
+    plan: train.Plan, split: train.Split, densities: Sequence[float], rounds: int = 100
+) -> Int[Array, "densities rounds"]:
+    """How many weights each round leaves, for each density, exactly as in `sj.prune`."""
+    image = jnp.zeros((1, *split.images.shape[1:]))
+    shapes = jax.eval_shape(plan.module.init, jax.random.key(0), image)["params"]
+    counts = [sj.counts_per_round(shapes, density, rounds) for density in densities]
+    return jnp.asarray(np.stack(counts))
+
+
+def ablation(
+    plan: train.Plan,
+    splits: tuple[train.Split, train.Split],
+    seeds: Sequence[int],
+    densities: Sequence[float],
+    rounds: int = 100,
+) -> tuple[Float[np.ndarray, "seeds densities"], Trained]:
+    """Prunes and trains a network for every seed and density, all in one program.
+
+    On a CPU it is for networks without convolutions: within a program's loop XLA runs
+    these without its fast kernels.
+
+    Args:
+      plan: from `train.plan`.
+      splits: the training and the held-out images, from `train.on_device`.
+      seeds: of the weights and of the order of the images.
+      densities: fractions of the weights to keep.
+      rounds: of SynFlow.
+
+    Returns:
+      The accuracies on the held-out images, and the networks, their leaves with a leading
+      axis of seeds and one of densities.
+    """
+    counts = counts_of(plan, splits[0], densities, rounds)
+    trained = together(plan, splits[0], jnp.asarray(seeds), counts)
+    return accuracies(plan, trained, splits[1]), trained
+
+
+def accuracies(
+    plan: train.Plan, trained: Trained, split: train.Split
+) -> Float[np.ndarray, "seeds densities"]:
+    """The accuracy of each of the networks."""
+    axes = trained.losses.shape[:-1]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(axes) :]), trained.state)
+    return np.reshape(train.accuracy(plan, flat, split, many=True), axes)
+
+
+# --- beside separate runs -----------------------------------------------------------------
+
+
+def _beside_separate(
+    run: Run,
+    plan: train.Plan,
+    splits: tuple[train.Split, train.Split],
+    counts: Int[Array, "densities rounds"],
+    context: Context,
+) -> Row:
+    """How the one program differs from a call for each network, in time and in results.
+
+    Both are compiled before, once each: that is not in the time. They take turns, since
+    other work on the machine slows both.
+    """
+    seeds = jnp.asarray(run.seeds)
+    pairs = [(seed, k) for seed in seeds for k in counts]
+    all_at_once = functools.partial(together, plan, splits[0], seeds, counts)
+    one = functools.partial(alone, plan, splits[0])
+    jax.block_until_ready((all_at_once(), one(*pairs[0])))
+    times: dict[str, list[float]] = {"together": [], "alone": []}
+    for turn in range(run.timed):
+        began = time.perf_counter()
+        many = jax.block_until_ready(all_at_once())
+        between = time.perf_counter()
+        each = [jax.block_until_ready(one(*pair)) for pair in pairs]
+        times["together"].append(round(between - began, 3))
+        times["alone"].append(round(time.perf_counter() - between, 3))
+        context.advance(0.3 + 0.7 * (turn + 1) / run.timed)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    separate = jax.tree.map(lambda x, y: x.reshape(y.shape), stacked, many)
+    differ = jax.tree.map(lambda x, y: jnp.sum(x != y), separate.masks, many.masks)
+    found, alone_found = (accuracies(plan, x, splits[1]) for x in (many, separate))
+    return {
+        "networks": len(pairs),
+        "seconds_together": times["together"],
+        "seconds_alone": times["alone"],
+        "masks_differ": sum(map(int, jax.tree.leaves(differ))),
+        "accuracies_differ": float(np.abs(found - alone_found).max()),
+    }
+
+
+def _network(trained: Trained, seed: int, density: int) -> tuple[PyTree, PyTree]:
+    """The parameters and the masks of one of the networks."""
+    both = trained.state.params, trained.masks
+    return jax.tree.map(lambda x: x[seed, density], both)
+
+
+# --- what came out ------------------------------------------------------------------------
+
+
+def _by_run(rows: list[Row]) -> Iterator[tuple[dict[str, Any], list[Row], Row]]:
+    """For each run its settings, its networks, and their comparison with separate ones."""
+    for name, config in command.configs(rows).items():
+        own = [row for row in rows if row["run"] == name]
+        networks = [row for row in own if row["kind"] == "trained"]
+        (separate,) = (row for row in own if row["kind"] == "separate")
+        yield config, networks, separate
+
+
+def _at(networks: list[Row], compression: float) -> list[float]:
+    """The accuracies of all seeds, in percent."""
+    return [100 * r["accuracy"] for r in networks if r["compression"] == compression]
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch" + ("s" if count > 1 else "")
+
+
+def sentences(rows: list[Row]) -> list[str]:
+    """The accuracies, and what one program is worth."""
+    said = []
+    for config, networks, separate in _by_run(rows):
+        grid = config["compressions"]
+        ends = [
+            f"{statistics.mean(_at(networks, c)):.1f} % ({min(_at(networks, c)):.1f} to "
+            f"{max(_at(networks, c)):.1f}) at 10^{c:g}"
+            for c in (grid[0], grid[-1])
+        ]
+        said.append(
+            f"{config['network']} on {config['dataset']}, mean and range over "
+            f"{len(config['seeds'])} seeds: {' and '.join(ends)}."
+        )
+        together_, alone_ = (
+            statistics.median(separate[f"seconds_{how}"]) for how in ("together", "alone")
+        )
+        ratio = alone_ / together_
+        faster = f"{ratio:.2g} times as fast"
+        if ratio < 1:
+            faster = f"{1 / ratio:.2g} times as slow"
+        said.append(
+            f"{separate['networks']} networks in one program took {together_:.1f} s, one "
+            f"after the other {alone_:.1f} s: together {faster} (median of "
+            f"{config['timed']} turns; trained for {_epochs(config['timed_epochs'])}; both "
+            "compiled before)."
+        )
+        said.append(
+            "Entries of the masks that differ between the two: "
+            f"{separate['masks_differ']}; largest difference in accuracy: "
+            f"{100 * separate['accuracies_differ']:.2f} percentage points."
+        )
+    return said
+
+
+def caption(rows: list[Row]) -> str:
+    """What the figure shows, in words."""
+    text = "Accuracy after training against compression, SynFlow"
+    for config, _, _ in _by_run(rows):
+        text += (
+            f"; {config['network']} on {config['dataset']}, {len(config['seeds'])} seeds "
+            f"times {len(config['compressions'])} densities in one program, "
+            f"trained for {_epochs(config['training']['epochs'])}"
+        )
+    return text + ". Line: the mean over seeds; shade: from the lowest to the highest."
+
+
+def draw(rows: list[Row], path: pathlib.Path) -> None:
+    """The mean over seeds against compression, the range, and every network as a point."""
+    for config, networks, _ in _by_run(rows):
+        grid = config["compressions"]
+        found = np.array([_at(networks, c) for c in grid])
+        with plots.settings():
+            figure = Figure((5.6, 3.7), layout="constrained")
+            axes = figure.subplots()
+            style = plots.style("synflow")
+            color = style["color"]
+            low, high = found.min(axis=1), found.max(axis=1)
+            axes.fill_between(grid, low, high, color=color, alpha=0.18, lw=0)
+            for seed in found.T:
+                axes.plot(grid, seed, ".", color=color, ms=3.5, alpha=0.6)
+            axes.plot(grid, found.mean(axis=1), **style)
+            plots.compressions(axes)
+            axes.set_ylabel(f"accuracy on {config['dataset']} (%)")
+            axes.set_title(
+                f"{len(config['seeds'])} seeds times {len(grid)} densities of "
+                f"{config['network']}, one program"
+            )
+            figure.savefig(path, dpi=160)
+
+
+EXPERIMENT = command.Experiment(
+    name="ablation",
+    about="Seeds times densities pruned and trained as one program, beside separate runs.",
+    runs=runs,
+    execute=execute,
+    figures={"ablation.png": draw},
+    sentences=sentences,
+    caption=caption,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    command.main(EXPERIMENT, argv)
+
+
+if __name__ == "__main__":
+    main()
