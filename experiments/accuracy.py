@@ -234,11 +234,13 @@ class _Setting(NamedTuple):
     data_dir: pathlib.Path | None
     each: int
     seed: int
+    temperature: float
 
 
 def _setting(run: Run, seed: int, data_dir: pathlib.Path | None) -> _Setting:
     parts = run.network, run.dataset, run.train_images, run.test_images
-    return _Setting(*parts, data_dir, run.each, seed)
+    temperature = methods.GRASP_TEMPERATURE if "grasp" in run.method else 1.0
+    return _Setting(*parts, data_dir, run.each, seed, temperature)
 
 
 # Made once, as every score function is compiled anew.
@@ -248,13 +250,18 @@ def _pruner(method: str, setting: _Setting, rounds: int) -> Callable[[float], Py
     return methods.pruner(method, _problem(setting), key, rounds=rounds)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)
 def _problem(setting: _Setting) -> methods.Problem:
     loaded = _images(*setting[1:5])
     module = module_of(setting.network, loaded.num_classes)
     batches = methods.batches(loaded, setting.seed, each=setting.each)
-    shape = loaded.train_images.shape[1:]
-    return methods.problem(module, jax.random.key(setting.seed), shape, batches)
+    return methods.problem(
+        module,
+        jax.random.key(setting.seed),
+        loaded.train_images.shape[1:],
+        batches,
+        temperature=setting.temperature,
+    )
 
 
 @functools.lru_cache(maxsize=2)
@@ -441,6 +448,7 @@ def sentences(rows: list[Row]) -> list[str]:
         chance = _CHANCE[dataset]
         texts.append(f"{network}: {_above_chance(found, chance)}")
         texts += [f"{network}: {text}" for text in _controls(found)]
+        texts += [f"{network}: {text}" for text in _first_losses(rows, network, dataset)]
     return texts
 
 
@@ -493,6 +501,29 @@ def _controls(found: dict[str, dict[float, Point]]) -> list[str]:
             listed = ", ".join(f"{gap:+.1f} at 10^{c:g}" for c, gap in zip(common, gaps))
             texts.append(f"{methods.LABELS[method]} minus SynFlow, in points: {listed}.")
     return texts
+
+
+def _first_losses(rows: list[Row], network: str, dataset: str) -> list[str]:
+    """The loss of the first epoch at the lowest compression: who starts with outputs that
+    are too large for the learning rate, as GraSP does, which prefers large gradients."""
+    configs = command.configs(rows)
+    losses: dict[float, dict[str, list[float]]] = {}
+    for row in rows:
+        config = configs[row["run"]] if "run" in row else None
+        if row["kind"] != "epoch" or row["epoch"] != 1 or row["loss"] is None:
+            continue
+        if (config["network"], config["dataset"]) == (network, dataset):
+            of = losses.setdefault(config["compression"], {})
+            of.setdefault(config["method"], []).append(row["loss"])
+    pruned = sorted(c for c in losses if c > 0)
+    if not pruned:
+        return []
+    listed = ", ".join(
+        f"{methods.LABELS[method]} {statistics.fmean(losses[pruned[0]][method]):.2f}"
+        for method in methods.LABELS
+        if method in losses[pruned[0]]
+    )
+    return [f"mean loss of the first epoch at 10^{pruned[0]:g}: {listed}."]
 
 
 def caption(rows: list[Row]) -> str:

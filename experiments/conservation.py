@@ -35,7 +35,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 import synflow_jax as sj
 from experiments import command, methods, published
-from experiments.layer_collapse import GRASP_TEMPERATURE, batches
+from experiments.layer_collapse import batches
 from experiments.sweeps import Context, Row
 from synflow_jax import models
 
@@ -148,7 +148,7 @@ def _scores(run: Run, context: Context) -> PyTree:
         run.input_shape,
         batches(run, context.data_dir),
     )
-    temperature = GRASP_TEMPERATURE if run.method == "grasp" else 1.0
+    temperature = methods.GRASP_TEMPERATURE if run.method == "grasp" else 1.0
 
     def loss_fn(params: PyTree, batch: PyTree) -> Float[Array, ""]:
         # In evaluation mode, as in the paper's code: nothing is dropped.

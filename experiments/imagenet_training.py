@@ -104,7 +104,11 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     feed = {"size": run.size, "workers": workers, "part": part}
 
     problem = methods.problem(
-        module, jax.random.key(run.seed), shape, _scored(run, examples, plan)
+        module,
+        jax.random.key(run.seed),
+        shape,
+        _scored(run, examples, plan),
+        temperature=methods.GRASP_TEMPERATURE if "grasp" in run.method else 1.0,
     )
     if run.method == "dense":
         masks = sj.all_kept(problem.params)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, Key, PyTree
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -37,13 +37,11 @@ from experiments.sweeps import Context, Row
 from synflow_jax import models
 from synflow_jax.trees import ScoreFn, prunable_leaves
 
-# GraSP divides the outputs by it before the loss, in its authors' code as in the paper's.
-GRASP_TEMPERATURE = 200.0
-
 # Of the published densities those of these criteria are sound; SNIP's and GraSP's are of
 # code that was corrected after they were written.
 COMPARED = ("synflow", "magnitude", "random")
 DEVIATIONS, RELATIVE = 3.0, 0.02  # what counts as agreement
+RATIO = 0.9  # of certified rounds: as few of them as leave the network connected
 FEW = 20  # weights; in smaller layers one weight is much of the whole
 
 
@@ -57,7 +55,8 @@ class Run:
       network: a key of ``synflow_jax.models.NETWORKS``.
       num_classes: its outputs.
       input_shape: of an image; those of the data are resized to it.
-      method: a name of ``experiments.methods.PAPER``.
+      method: a name of ``experiments.methods.PAPER``, or "certified": SynFlow in rounds
+        that cannot cut the network.
       seed: draws the weights, random scores and the images.
       compressions: log10 of one over the density.
       rounds: of SynFlow; all others take one.
@@ -66,6 +65,7 @@ class Run:
       classes: of so many classes; None for all.
       batch: at most so many images in a batch.
       temperature: the loss is that of the outputs divided by it.
+      ratio: the largest share of the flow that a certified round removes.
     """
 
     part: str
@@ -81,6 +81,7 @@ class Run:
     classes: int | None = None
     batch: int | None = None
     temperature: float | None = None
+    ratio: float | None = None
 
     @property
     def name(self) -> str:
@@ -104,7 +105,8 @@ _FOURFOLD = tuple(power * math.log10(4) for power in range(12))
 
 def the_runs(scale: command.Scale) -> list[Run]:
     """The runs of a scale: the network of Fig. 1 first, the cheap criteria before SynFlow,
-    and GraSP last.
+    and GraSP last; then SynFlow in certified rounds at the largest compressions of Fig. 1,
+    where the paper's hundred rounds can be too few.
 
     On a processor GraSP's convolutions are slow, so it sees fewer images there, and so do
     SNIP and GraSP on VGG-19.
@@ -117,6 +119,7 @@ def the_runs(scale: command.Scale) -> list[Run]:
             *_part(
                 "cifar", *mlp, seeds=2, compressions=tenfold, rounds=10, looks_at=digits
             ),
+            *_certified("cifar", *mlp, seeds=1, weights=(48, 6), of=47_400),
             *_part("imagenet", *conv, compressions=fourfold, rounds=10, looks_at=digits),
         ]
     if scale == "cpu":
@@ -132,6 +135,7 @@ def the_runs(scale: command.Scale) -> list[Run]:
     vgg19 = ("vgg19_imagenet", 1000, (224, 224, 3))
     return [
         *_part("cifar", *vgg16, seeds=5, compressions=_QUARTERS, looks_at=cifar),
+        *_certified("cifar", *vgg16, seeds=5, weights=(15, 14), of=14_761_664),
         *_part("imagenet", *vgg19, compressions=_FOURFOLD, looks_at=imagenet),
     ]
 
@@ -148,7 +152,7 @@ def _part(
     looks_at: Mapping[str, Images],
 ) -> list[Run]:
     settings = {name: looks._asdict() for name, looks in looks_at.items()}
-    settings["grasp"]["temperature"] = GRASP_TEMPERATURE
+    settings["grasp"]["temperature"] = methods.GRASP_TEMPERATURE
     return [
         Run(
             *(part, network, num_classes, input_shape, method, seed, compressions),
@@ -160,12 +164,35 @@ def _part(
     ]
 
 
+def _certified(
+    part: str,
+    network: str,
+    num_classes: int,
+    input_shape: tuple[int, int, int],
+    *,
+    seeds: int,
+    weights: Sequence[int],
+    of: int,
+) -> list[Run]:
+    """Down to each number of weights, of so many."""
+    compressions = tuple(math.log10(of / kept) for kept in weights)
+    return [
+        Run(
+            *(part, network, num_classes, input_shape, "certified", seed, compressions),
+            rounds=0,
+            ratio=RATIO,
+        )
+        for seed in range(seeds)
+    ]
+
+
 def cost(run: Run) -> float:
     """Roughly its seconds on one core, at scale cpu."""
     if run.network not in ("vgg16_cifar", "vgg19_imagenet"):
         return 1.0
-    of_one = {"random": 10, "magnitude": 10, "synflow": 150, "snip": 120, "grasp": 180}
-    return of_one[run.method] * (10 if run.part == "imagenet" else 1)
+    seconds = {"random": 10, "magnitude": 10, "snip": 120, "grasp": 180}
+    seconds |= {"synflow": 10 * len(run.compressions), "certified": 200}
+    return seconds[run.method] * (10 if run.part == "imagenet" else 1)
 
 
 # --- one run ------------------------------------------------------------------------------
@@ -177,6 +204,8 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     In it ``layers`` has name, weights kept and size of each layer, in order of depth;
     ``log10_flow`` is the decimal logarithm of R, None where no path is left from input to
     output, which ``connected`` says too; ``whole`` says whether each layer keeps a weight.
+    SynFlow's rows have its ``rounds`` and ``largest_ratio``, the paper's prune-size ratio:
+    the largest share of the flow that a round removed. Below 1 a path survives them all.
 
     An interrupted run goes on after the last compression that it finished.
     """
@@ -198,13 +227,10 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
             problem.apply_fn, sj.apply_masks(params, masks), run.input_shape
         )
     )
-    score = methods.score_fn(run.method, problem, drawn)
-    masks_at = (one_shot if run.rounds == 1 else _in_rounds(run.rounds))(
-        score, problem.params
-    )
+    prune = _pruner(run, problem, drawn)
     for compression in run.compressions[len(rows) :]:
         began = time.perf_counter()
-        masks = jax.block_until_ready(masks_at(10.0**-compression))
+        masks, about = prune(10.0**-compression)
         seconds = time.perf_counter() - began
         layers = [
             [row.name.removesuffix("/kernel"), row.kept, row.size]
@@ -223,6 +249,7 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
                 "whole": all(kept for _, kept, _ in layers),
                 "connected": math.isfinite(flow),
                 "log10_flow": round(flow, 4) if math.isfinite(flow) else None,
+                **about,
                 "seconds": round(seconds, 3),
                 "layers": layers,
             }
@@ -231,6 +258,25 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
             runs.replace(part, json.dumps(rows))
         context.advance(len(rows) / len(run.compressions))
         yield rows[-1]
+
+
+def _pruner(
+    run: Run, problem: methods.Problem, key: Key[Array, ""]
+) -> Callable[[float], tuple[PyTree, Row]]:
+    """``prune(density) -> masks, and what there is to say about the rounds``."""
+    in_rounds = run.method in ("synflow", "certified")
+    score = methods.score_fn("synflow" if in_rounds else run.method, problem, key)
+    if not in_rounds:
+        masks_at = one_shot(score, problem.params)
+        return lambda density: (jax.block_until_ready(masks_at(density)), {})
+    how = {"schedule": sj.certified(run.ratio)} if run.ratio else {"rounds": run.rounds}
+
+    def prune(density: float) -> tuple[PyTree, Row]:
+        masks, info = sj.prune(score, problem.params, density, **how)
+        largest = round(float(info.removed.max()), 4)
+        return masks, {"rounds": len(info.removed), "largest_ratio": largest}
+
+    return prune
 
 
 def one_shot(score_fn: ScoreFn, params: PyTree) -> Callable[[float], PyTree]:
@@ -266,13 +312,6 @@ def one_shot(score_fn: ScoreFn, params: PyTree) -> Callable[[float], PyTree]:
 
 # Compiled once for all runs on a network.
 _keep_top = jax.jit(sj.keep_top)
-
-
-def _in_rounds(rounds: int) -> Callable[..., Callable[[float], PyTree]]:
-    def method(score_fn, params):
-        return lambda density: sj.prune(score_fn, params, density, rounds=rounds)[0]
-
-    return method
 
 
 def batches(run: Run, data_dir: pathlib.Path | None = None) -> PyTree:
@@ -331,7 +370,9 @@ class Critical(NamedTuple):
     connected: float | None
 
 
-def of_method(rows: Sequence[Row], part: str) -> dict[str, list[list[Row]]]:
+def of_method(
+    rows: Sequence[Row], part: str, names: Sequence[str] = methods.PAPER
+) -> dict[str, list[list[Row]]]:
     """The rows of a part of the experiment by criterion: for each seed its rows, in the
     order of the compressions. Criteria are in the order of the paper's legends."""
     by_run: dict[str, list[Row]] = {}
@@ -340,7 +381,7 @@ def of_method(rows: Sequence[Row], part: str) -> dict[str, list[list[Row]]]:
             by_run.setdefault(row["run"], []).append(row)
     configs = command.configs(rows)
     found: dict[str, list[list[Row]]] = {}
-    for method in methods.PAPER:
+    for method in names:
         for run, own in by_run.items():
             if (configs[run]["part"], configs[run]["method"]) == (part, method):
                 found.setdefault(method, []).append(own)
@@ -448,6 +489,8 @@ def sentences(rows: list[Row]) -> list[str]:
         for method, seeds in found.items():
             said.append(_how_far(method, seeds, config))
             said += _emptied_first(method, seeds)
+        said += _why_cut(found.get("synflow", []))
+        said += _certified_rounds(rows, part)
     return said + _agreement(rows)
 
 
@@ -491,6 +534,39 @@ def _emptied_first(method: str, seeds: Sequence[Sequence[Row]]) -> list[str]:
         f"{methods.LABELS[method]}: empty first{some}, at {_power(min(at))}: "
         f"{', '.join(names)}."
     ]
+
+
+def _why_cut(seeds: Sequence[Sequence[Row]]) -> list[str]:
+    """What the rounds removed in which SynFlow cut a network, if it did."""
+    cut = [row for own in seeds for row in own if not row["connected"]]
+    ratios = [row["largest_ratio"] for row in cut if "largest_ratio" in row]
+    if not ratios:
+        return []
+    at = ", ".join(_power(c) for c in sorted({row["compression"] for row in cut}))
+    return [
+        f"SynFlow's {cut[0]['rounds']} rounds cut the network {len(cut)} times, at {at}: "
+        f"there a round removed more than the whole flow ({min(ratios):.2f} to "
+        f"{max(ratios):.2f} times R), and Theorem 3 asks that none does."
+    ]
+
+
+def _certified_rounds(rows: list[Row], part: str) -> list[str]:
+    """What SynFlow keeps if no round may remove so much."""
+    at: dict[int, list[Row]] = {}
+    for own in of_method(rows, part, ["certified"]).get("certified", []):
+        for row in own:
+            at.setdefault(row["k"], []).append(row)
+    said = []
+    for k, own in at.items():
+        whole = sum(row["connected"] and row["kept"] == k for row in own)
+        rounds = sorted(row["rounds"] for row in own)
+        many = f"{rounds[0]}" if rounds[0] == rounds[-1] else f"{rounds[0]} to {rounds[-1]}"
+        said.append(
+            f"SynFlow in certified rounds, each removing at most {RATIO:g} of the flow, "
+            f"leaves a path with {k} weights ({_power(own[0]['compression'])}) in {whole} of "
+            f"{len(own)} seeds, in {many} rounds."
+        )
+    return said
 
 
 def _agreement(rows: list[Row]) -> list[str]:

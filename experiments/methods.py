@@ -25,6 +25,9 @@ from experiments.data import Data
 
 ROUNDS = 100
 
+# GraSP divides the outputs by it before the loss, in its authors' code as in the paper's.
+GRASP_TEMPERATURE = 200.0
+
 # In the order of the paper's legends.
 PAPER = ("random", "magnitude", "snip", "grasp", "synflow")
 CONTROLS = ("iterative_snip", "iterative_grasp", "shuffled_synflow", "synflow_densities")

@@ -130,6 +130,20 @@ def test_a_learning_seed_does_not_hide_one_that_does_not():
     assert "SynFlow nowhere" in accuracy.sentences(rows)[1]
 
 
+def test_the_first_losses_are_those_of_the_lowest_compression():
+    rows = [trained("dense", 0.0, 0.9)]
+    snip, late, grasp = ("snip", 1.0, (1, 3)), ("snip", 2.0, (9,)), ("grasp", 1.0, (50,))
+    for method, c, losses in (late, snip, grasp):
+        name = f"{method}{c}"
+        config = {"network": "mlp", "dataset": "digits", "method": method, "compression": c}
+        rows.append({"run": name, "kind": "run", "config": config})
+        for seed, loss in enumerate(losses):
+            epoch = {"run": name, "kind": "epoch", "seed": seed, "loss": float(loss)}
+            rows += [epoch | {"epoch": 1}, epoch | {"epoch": 2, "loss": 0.1}]
+    text = accuracy.sentences(rows)[-1]
+    assert text == "mlp: mean loss of the first epoch at 10^1: SNIP 2.00, GraSP 50.00."
+
+
 def test_the_figure_is_drawn_from_a_part_of_the_rows(tmp_path):
     accuracy.draw(by_hand()[:3], tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
