@@ -563,8 +563,8 @@ def _certified_rounds(rows: list[Row], part: str) -> list[str]:
         many = f"{rounds[0]}" if rounds[0] == rounds[-1] else f"{rounds[0]} to {rounds[-1]}"
         said.append(
             f"SynFlow in certified rounds, each removing at most {RATIO:g} of the flow, "
-            f"leaves a path with {k} weights ({_power(own[0]['compression'])}) in {whole} of "
-            f"{len(own)} seeds, in {many} rounds."
+            f"leaves a path with {k} weights ({_power(own[0]['compression'])}) in {whole} "
+            f"of {len(own)} seeds, in {many} rounds."
         )
     return said
 
