@@ -141,6 +141,30 @@ def test_one_shot_is_pruning_in_one_round(criteria, method):
         jax.tree.map(np.testing.assert_array_equal, masks_at(density), masks)
 
 
+def test_synflow_says_what_its_rounds_removed():
+    keys = jax.random.split(jax.random.key(7), 2)
+    params = {
+        "one": {"kernel": jax.random.normal(keys[0], (6, 9))},
+        "two": {"kernel": jax.random.normal(keys[1], (9, 4))},
+    }
+
+    def apply_fn(params, x):
+        return jax.nn.relu(x @ params["one"]["kernel"]) @ params["two"]["kernel"]
+
+    problem = methods.Problem(apply_fn, params, (6,), None, None, None)
+    by_method = {run.method: run for run in layer_collapse.the_runs("smoke")}
+    found = {}
+    for method, rounds in (("synflow", 1), ("certified", 0)):
+        run = dataclasses.replace(by_method[method], rounds=rounds)
+        prune = layer_collapse._pruner(run, problem, jax.random.key(0))
+        masks, found[method] = prune(2 / 90)
+        assert sum(int(mask.sum()) for mask in jax.tree.leaves(masks)) == 2
+    # At once all goes but two weights, of two layers that carry the whole flow each.
+    assert found["synflow"]["rounds"] == 1 and 1 < found["synflow"]["largest_ratio"] < 2
+    assert found["certified"]["rounds"] > 2 and found["certified"]["largest_ratio"] <= 0.9
+    assert all(mask["kernel"].any() for mask in masks.values())
+
+
 def test_scores_that_are_no_numbers_are_refused():
     params = {"kernel": jnp.array([[1.0, jnp.nan]])}
     with pytest.raises(FloatingPointError):
@@ -152,13 +176,14 @@ def test_the_runs_of_every_scale_are_those_of_the_paper():
         todo = layer_collapse.the_runs(scale)
         assert len({run.name for run in todo}) == len(todo)
         for run in todo:
-            assert (run.data is None) == (run.method in ("random", "magnitude", "synflow"))
+            assert (run.data is None) == (run.method not in ("snip", "grasp"))
             assert run.temperature == {"snip": 1, "grasp": 200}.get(run.method)
     for scale in ("cpu", "paper"):
-        first, last = (
-            layer_collapse.the_runs(scale)[:25],
-            layer_collapse.the_runs(scale)[25:],
-        )
+        todo = layer_collapse.the_runs(scale)
+        first, certified, last = todo[:25], todo[25:30], todo[30:]
+        for run in certified:
+            counts = [sj.num_kept(14_761_664, 10.0**-c) for c in run.compressions]
+            assert counts == [15, 14] and run.ratio == 0.9 and run.method == "certified"
         assert {run.network for run in first} == {"vgg16_cifar"}
         assert {run.compressions for run in first} == {tuple(np.arange(25) / 4)}
         assert [run.network for run in last] == ["vgg19_imagenet"] * 5
@@ -236,6 +261,27 @@ def test_the_critical_compression_is_that_of_the_worst_seed():
     assert layer_collapse.critical(seeds) == (1.0, 0.0)
     never = rows_for("random", 0, {0.0: ((0, 9), False)}, "net")[1:]
     assert layer_collapse.critical([never]) == (None, None)
+
+
+def test_why_rounds_cut_a_network_is_said_and_what_certified_ones_keep():
+    rows = []
+    for seed, ratio in enumerate((1.2, 1.34, 0.9)):
+        counts = {
+            0.0: ((9, 9), True),
+            2.0: ((2, 0), False) if ratio > 1 else ((1, 1), True),
+        }
+        own = rows_for("synflow", seed, counts, "net")
+        own[-1] |= {"rounds": 100, "largest_ratio": ratio}
+        rows += own
+        own = rows_for("certified", seed, {2.0: ((1, 1), True)}, "net")
+        own[-1] |= {"rounds": 20 + seed, "k": 2, "kept": 2}
+        rows += own
+    said = "\n".join(layer_collapse.sentences(rows))
+    assert "SynFlow's 100 rounds cut the network 2 times, at 10^2" in said
+    assert "(1.20 to 1.34 times R)" in said
+    assert "a path with 2 weights (10^2) in 3 of 3 seeds, in 20 to 22 rounds" in said
+    own[-1] |= {"kept": 3}  # ended above its target
+    assert "in 2 of 3 seeds" in "\n".join(layer_collapse.sentences(rows))
 
 
 def test_n_over_l_is_the_largest_compression():
