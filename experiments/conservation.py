@@ -513,17 +513,10 @@ def draw_layers(rows: list[Row], path: pathlib.Path) -> None:
             size = np.array([row["size"] for row in own], float)
             total = abs(np.array([row["total"] for row in own]))
             label = f"{methods.LABELS[method]}: slope {fit(own).slope:.3f}"
-            axes.plot(
-                1 / size,
-                total / total.mean() / size,
-                ls="",
-                ms=6.5 if method == "synflow" else 5,
-                alpha=0.85,
-                mew=0,
-                label=label,
-                zorder=3 if method == "synflow" else 2,
-                **_MARKS[method],
-            )
+            # Rings, as others lie under them.
+            ring = {"mfc": "none", "ms": 8, "mew": 1.6} if method == "synflow" else {}
+            points = {"ls": "", "ms": 4.5, "mew": 0, "label": label} | ring
+            axes.plot(1 / size, total / total.mean() / size, **points, **_MARKS[method])
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlim(*ends)
