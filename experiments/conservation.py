@@ -34,7 +34,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 import synflow_jax as sj
-from experiments import command, methods, published
+from experiments import command, methods, plots, published
 from experiments.layer_collapse import batches
 from experiments.sweeps import Context, Row
 from synflow_jax import models
@@ -410,23 +410,6 @@ def caption(rows: list[Row]) -> str:
 
 # --- the figures --------------------------------------------------------------------------
 
-_INK, _PALE = "#333333", "#8c8c8c"
-_STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10.5,
-    "legend.frameon": False,
-}
-# Colours of Okabe and Ito, told apart by colour-blind readers; the markers differ as well.
-_MARKS = {
-    "random": {"color": "#009E73", "marker": "^"},
-    "magnitude": {"color": "#D55E00", "marker": "s"},
-    "snip": {"color": "#CC79A7", "marker": "v"},
-    "grasp": {"color": "#E69F00", "marker": "D"},
-    "synflow": {"color": "#0072B2", "marker": "o"},
-}
-
 
 def draw_units(rows: list[Row], path: pathlib.Path) -> None:
     """A panel for each criterion, a point for each hidden unit: Fig. 3 of the paper."""
@@ -440,7 +423,7 @@ def draw_units(rows: list[Row], path: pathlib.Path) -> None:
     names = [row["layer"] for row in next(iter(found.values()))][:-1]
     depth = len(names)
     colors = matplotlib.colormaps["viridis"].resampled(depth)
-    with matplotlib.rc_context(_STYLE):
+    with plots.settings():
         # One cell more than there are panels, for the legend.
         columns = min(3, len(found) + 1)
         lines = -(-(len(found) + 1) // columns)
@@ -454,9 +437,9 @@ def draw_units(rows: list[Row], path: pathlib.Path) -> None:
             axes.set_ylabel("scores out of the unit")
         for axes in panels.flat[len(found) :]:
             axes.set_axis_off()
-        points = {"color": _INK, "ls": "", "marker": "o", "ms": 4}
+        points = {"color": plots.INK, "ls": "", "marker": "o", "ms": 4}
         handles = [
-            Line2D([], [], color=_PALE, lw=1, label="in = out"),
+            Line2D([], [], color=plots.PALE, lw=1, label="in = out"),
             Line2D([], [], **points, label="a hidden unit"),
             Line2D([], [], **points, mfc="white", label="in and out differ in sign"),
         ]
@@ -483,7 +466,7 @@ def _units_panel(axes: Axes, rows: Sequence[Row], colors: np.ndarray) -> None:
     other = shown & ~same
     sizes = abs(sums)
     low, high = sizes[shown].min() / 1.6, sizes[shown].max() * 1.6
-    axes.plot([low, high], [low, high], color=_PALE, lw=1, zorder=1)
+    axes.plot([low, high], [low, high], color=plots.PALE, lw=1, zorder=1)
     axes.scatter(*sizes[same].T, s=5, c=color[same], lw=0, zorder=2, rasterized=True)
     axes.scatter(
         *sizes[other].T, s=7, facecolors="none", edgecolors=color[other], lw=0.6, zorder=3
@@ -505,25 +488,25 @@ def draw_layers(rows: list[Row], path: pathlib.Path) -> None:
         return
     inverse = [1 / row["size"] for own in found.values() for row in own]
     ends = np.array([min(inverse) / 2, max(inverse) * 2])
-    with matplotlib.rc_context(_STYLE):
+    with plots.settings():
         figure = Figure((6.2, 4.3), layout="constrained")
         axes = figure.subplots()
-        axes.plot(ends, ends, color=_PALE, lw=1.2, zorder=1)
+        axes.plot(ends, ends, color=plots.PALE, lw=1.2, zorder=1)
         for method, own in found.items():
             size = np.array([row["size"] for row in own], float)
             total = abs(np.array([row["total"] for row in own]))
-            label = f"{methods.LABELS[method]}: slope {fit(own).slope:.3f}"
             # Rings, as others lie under them.
             ring = {"mfc": "none", "ms": 8, "mew": 1.6} if method == "synflow" else {}
-            points = {"ls": "", "ms": 4.5, "mew": 0, "label": label} | ring
-            axes.plot(1 / size, total / total.mean() / size, **points, **_MARKS[method])
+            points = {"ls": "", "ms": 4.5, "mew": 0, **ring, **plots.style(method)}
+            points["label"] += f": slope {fit(own).slope:.3f}"
+            axes.plot(1 / size, total / total.mean() / size, **points)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlim(*ends)
         axes.set_xlabel("1 / weights of the layer")
         axes.set_ylabel("average score / mean total of a layer")
         handles, texts = axes.get_legend_handles_labels()
-        handles.append(Line2D([], [], color=_PALE, lw=1.2))
+        handles.append(Line2D([], [], color=plots.PALE, lw=1.2))
         axes.legend(handles, [*texts, "equal totals: slope 1"], loc="upper left")
         figure.savefig(path, dpi=180)
 

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import matplotlib
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 from matplotlib.axes import Axes
@@ -26,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 import synflow_jax as sj
-from experiments import command, methods, published
+from experiments import command, methods, plots, published
 from experiments.sweeps import Context, Row
 from synflow_jax import models
 from synflow_jax.trees import ScoreFn, prunable_leaves
@@ -286,21 +285,6 @@ def caption(rows: list[Row]) -> str:
 
 # --- the figure ---------------------------------------------------------------------------
 
-_INK, _PALE = "#333333", "#8c8c8c"
-_STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10.5,
-    "legend.frameon": False,
-}
-# Colours of Okabe and Ito, told apart by colour-blind readers; the markers differ as well.
-_MARKS = {
-    "random": {"color": "#009E73", "marker": "^"},
-    "magnitude": {"color": "#D55E00", "marker": "s"},
-    "synflow": {"color": "#0072B2", "marker": "o"},
-}
-
 
 def draw(rows: list[Row], path: pathlib.Path) -> None:
     """The fraction kept of each layer, a panel for each density."""
@@ -311,7 +295,7 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
     names = [name for name, *_ in every[0]["layers"]]
     low = min(kept / size for row in every for _, kept, size in row["layers"] if kept)
     low = 10.0 ** (math.floor(2 * math.log10(low)) / 2)
-    with matplotlib.rc_context(_STYLE):
+    with plots.settings():
         lines = -(-len(found) // 2)
         figure = Figure((10.5, 0.6 + 2.9 * lines), layout="constrained")
         panels = figure.subplots(lines, 2, sharex=True, sharey=True, squeeze=False)
@@ -320,7 +304,7 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
             for method in COMPARED:
                 if method in own:
                     _line(axes, own[method], low)
-            axes.axhline(density, color=_PALE, lw=1, ls=(0, (4, 3)), zorder=1)
+            axes.axhline(density, color=plots.PALE, lw=1, ls=(0, (4, 3)), zorder=1)
             kept = next(iter(own.values()))["kept"]
             axes.set_title(f"density {density:.4g}: {kept:,} weights")
         for axes in panels.flat[len(found) :]:
@@ -338,14 +322,14 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
 
 
 def _line(axes: Axes, row: Row, low: float) -> None:
-    mark, label = _MARKS[row["method"]], methods.LABELS[row["method"]]
+    mark = plots.style(row["method"])
     kept = np.array([kept / size for _, kept, size in row["layers"]])
     places = np.arange(1, len(kept) + 1)
     main = np.array(["shortcut" not in name for name, *_ in row["layers"]])
     alive = kept > 0
     # The line follows the main way; shortcuts lie beside it.
-    axes.plot(places[main & alive], kept[main & alive], lw=1, ms=3.6, label=label, **mark)
-    beside = {**mark, "ls": "", "ms": 4.4, "mfc": "white"}
+    axes.plot(places[main & alive], kept[main & alive], lw=1, ms=3.6, **mark)
+    beside = {**mark, "ls": "", "ms": 4.4, "mfc": "white", "label": None}
     axes.plot(places[~main & alive], kept[~main & alive], **beside)
     axes.plot(places[~alive], np.full((~alive).sum(), low), "x", color=mark["color"], ms=5)
 
