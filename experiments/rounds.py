@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -29,7 +28,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 import synflow_jax as sj
-from experiments import command, published
+from experiments import command, plots, published
 from experiments.sweeps import Context, Row
 from synflow_jax import models
 
@@ -357,18 +356,7 @@ _LOOKS = {
     "linear": {"color": "#D55E00", "marker": "s"},
     "certified": {"color": "#009E73", "marker": "D"},
 }
-_INK, _PALE = "#222222", "#8c8c8c"
-_PUBLISHED = {"color": _INK, "ls": (0, (3, 2)), "lw": 1.1, "zorder": 4}
-_STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10.5,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-}
+_PUBLISHED = {"color": plots.INK, "ls": (0, (3, 2)), "lw": 1.1, "zorder": 4}
 
 
 def draw(rows: list[Row], path: pathlib.Path) -> None:
@@ -379,7 +367,7 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
     above = [row for row in found if row["network"] == first]
     compressions = sorted({row["compression"] for row in above})
     compared = [name for name in names if _has_reference(found, name)]
-    with matplotlib.rc_context(_STYLE):
+    with plots.settings():
         figure = Figure((9.2, 7.4 if compared else 4.0), layout="constrained")
         lines = GridSpec(1 + bool(compared), 1, figure=figure)
         panels = (
@@ -412,7 +400,7 @@ def _has_reference(found: Sequence[Row], network: str) -> bool:
 
 
 def _ratios(axes: Axes, own: Sequence[Row]) -> None:
-    axes.axhline(1, color=_PALE, lw=1.2, zorder=1)
+    axes.axhline(1, color=plots.PALE, lw=1.2, zorder=1)
     for schedule, look in _LOOKS.items():
         some = [row for row in own if row["schedule"] == schedule]
         points = _means((row["rounds"], row["largest_ratio"]) for row in some)
@@ -431,7 +419,7 @@ def _ratios(axes: Axes, own: Sequence[Row]) -> None:
 
 def _flows(axes: Axes, own: Sequence[Row]) -> None:
     """A colour for each schedule, dashes for each compression; means over the seeds."""
-    axes.axhline(0, color=_PALE, lw=1.2, zorder=1)
+    axes.axhline(0, color=plots.PALE, lw=1.2, zorder=1)
     for compression in sorted({row["compression"] for row in own}):
         at = [row for row in own if row["compression"] == compression]
         for schedule in ("exponential", "certified"):
@@ -449,7 +437,7 @@ def _flows(axes: Axes, own: Sequence[Row]) -> None:
                 ls=_dashes(compression),
                 zorder=3,
             )
-        look = {"color": _INK, "ls": _dashes(compression)}
+        look = {"color": plots.INK, "ls": _dashes(compression)}
         axes.plot([], [], **look, label=f"to $10^{{{compression:g}}}$")
     axes.legend(loc="lower right")
     _rounds_axis(axes)
@@ -471,9 +459,9 @@ def _handles(
     if published_too:
         handles.append(Line2D([], [], **_PUBLISHED, label="published"))
     if any(row["ln_flow"] is None for row in above):
-        hollow = {"color": _INK, "marker": "o", "mfc": "white", "ls": ""}
+        hollow = {"color": plots.INK, "marker": "o", "mfc": "white", "ls": ""}
         handles.append(Line2D([], [], **hollow, label="no path left"))
-    handles.append(Line2D([], [], color=_PALE, lw=1.2, label="below 1 a path is sure"))
+    handles.append(Line2D([], [], color=plots.PALE, lw=1.2, label="below 1 a path is sure"))
     return handles
 
 

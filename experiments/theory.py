@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import synflow_jax as sj
-from experiments import command, published, runs
+from experiments import command, plots, published, runs
 from experiments.sweeps import Context, Row
 from synflow_jax import models
 
@@ -344,17 +343,6 @@ def _cell(flows: dict[int, float | None], place: int) -> str:
 # Okabe and Ito's colours, then the same again with other markers.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 _MARKERS = "os^Dv"
-_INK, _PALE = "#222222", "#8c8c8c"
-_STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10.5,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4.5,
-}
 
 
 def draw(rows: list[Row], path: pathlib.Path) -> None:
@@ -362,7 +350,7 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
     pruned = _pruned(rows)
     if not pruned:
         return
-    with matplotlib.rc_context(_STYLE):
+    with plots.settings():
         figure = Figure((9.6, max(3.4, 1.7 + 0.3 * len(pruned))), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
         _limits(left, pruned)
@@ -375,9 +363,9 @@ def _limits(axes: Axes, pruned: Sequence[Row]) -> None:
         limit, paper = _log(row, row["fewest"]), _log(row, row["layers"])
         reached = _log(row, row["reached"])
         axes.plot([0, reached], [height] * 2, color="#dddddd", lw=1.2, zorder=1)
-        axes.plot(paper, height, "|", color=_INK, ms=15, mew=1.8, zorder=2)
+        axes.plot(paper, height, "|", color=plots.INK, ms=15, mew=1.8, zorder=2)
         if row["fewest"] < row["layers"]:
-            axes.plot(limit, height, "|", color=_PALE, ms=15, mew=1.8, zorder=2)
+            axes.plot(limit, height, "|", color=plots.PALE, ms=15, mew=1.8, zorder=2)
         look = _look(height)
         axes.plot(reached, height, look["marker"], color=look["color"], ms=5.5, zorder=3)
     axes.set_yticks(range(len(pruned)), [row["network"] for row in pruned])
@@ -386,9 +374,9 @@ def _limits(axes: Axes, pruned: Sequence[Row]) -> None:
     axes.set_xlabel("compression, log10 (weights / weights kept)")
     axes.set_title("how far: limit and reached")
     marks = {
-        "N / L": {"marker": "|", "color": _INK, "ms": 12, "mew": 1.8},
-        "shortest path": {"marker": "|", "color": _PALE, "ms": 12, "mew": 1.8},
-        "SynFlow": {"marker": "o", "color": _INK},
+        "N / L": {"marker": "|", "color": plots.INK, "ms": 12, "mew": 1.8},
+        "shortest path": {"marker": "|", "color": plots.PALE, "ms": 12, "mew": 1.8},
+        "SynFlow": {"marker": "o", "color": plots.INK},
     }
     for label, mark in marks.items():
         axes.plot([], [], ls="", **mark, label=label)
@@ -398,7 +386,7 @@ def _limits(axes: Axes, pruned: Sequence[Row]) -> None:
 
 
 def _flows(axes: Axes, pruned: Sequence[Row]) -> None:
-    axes.axhline(0, color=_PALE, lw=1, zorder=1)
+    axes.axhline(0, color=plots.PALE, lw=1, zorder=1)
     for place, row in enumerate(pruned):
         points = sorted(
             (_log(row, k), flow) for k, flow in row["flows"].items() if flow is not None
