@@ -32,7 +32,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 import synflow_jax as sj
-from experiments import command, data, images, methods, published, runs, stream
+from experiments import command, data, images, methods, plots, published, runs, stream
 from experiments.sweeps import Context, Row
 from synflow_jax import models
 from synflow_jax.trees import ScoreFn, prunable_leaves
@@ -672,15 +672,6 @@ def _power(compression: float) -> str:
 
 # --- the figures --------------------------------------------------------------------------
 
-_INK, _PALE = "#333333", "#8c8c8c"
-_STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10.5,
-    "legend.frameon": False,
-}
-
 
 def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
     """A panel for each criterion, a line for each layer, dark at the input.
@@ -709,7 +700,7 @@ def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
         for _, kept, size in row["layers"]
         if kept
     )
-    with matplotlib.rc_context(_STYLE):
+    with plots.settings():
         columns = 3
         lines = -(-(len(found) + 1) // columns)
         figure = Figure((10.5, 0.5 + 3.1 * lines), layout="constrained")
@@ -749,10 +740,10 @@ def _panel(axes: Axes, seeds, colors, limit: float, end: float) -> None:
     found = critical(seeds)
     if found.connected is not None and found.connected < x[-1]:
         axes.axvspan(found.connected, end, color="#eeeeee", lw=0, zorder=0)
-    axes.axvline(limit, color=_PALE, lw=1.2, ls=":", zorder=1)
+    axes.axvline(limit, color=plots.PALE, lw=1.2, ls=":", zorder=1)
     if found.whole is not None:
         left = found.whole > 0.8 * end  # of the line, where there is room
-        axes.axvline(found.whole, color=_INK, lw=1.0, zorder=1)
+        axes.axvline(found.whole, color=plots.INK, lw=1.0, zorder=1)
         axes.annotate(
             f"$10^{{{round(found.whole, 2):g}}}$",
             (found.whole, 1.0),
@@ -761,7 +752,7 @@ def _panel(axes: Axes, seeds, colors, limit: float, end: float) -> None:
             textcoords="offset points",
             ha="right" if left else "left",
             va="top",
-            color=_INK,
+            color=plots.INK,
         )
     for layer, color in enumerate(colors):
         y = mean[:, layer]
@@ -782,10 +773,15 @@ def _their_lines(axes: Axes, density: dict[str, list[float]]) -> None:
 def _legend(axes: Axes, names: Sequence[str], colors, same: bool) -> None:
     layers = [Line2D([], [], color=c, lw=2.0, label=n) for n, c in zip(names, colors)]
     rest = [
-        Line2D([], [], color=_INK, lw=1.0, label="no layer empty up to here"),
-        Line2D([], [], color=_PALE, lw=1.2, ls=":", label="N/L, the largest possible"),
+        Line2D([], [], color=plots.INK, lw=1.0, label="no layer empty up to here"),
+        Line2D([], [], color=plots.PALE, lw=1.2, ls=":", label="N/L, the largest possible"),
         Line2D(
-            [], [], color=_INK, ls="", marker="x", label="last before the layer is empty"
+            [],
+            [],
+            color=plots.INK,
+            ls="",
+            marker="x",
+            label="last before the layer is empty",
         ),
         Patch(color="#eeeeee", label="no path from input to output"),
     ]
