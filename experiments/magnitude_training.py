@@ -375,13 +375,18 @@ def sentences(rows: list[Row]) -> list[str]:
         )
     norms = [row for row in rows if row["kind"] == "norms"]
     if norms:
-        last = [values[-1] for values in conserved(rows).values()]
+        spans = []
+        for place in sorted({len(norms) // 10, len(norms) - 1}):
+            grown = [values[place] for values in conserved(rows).values()]
+            number = norms[place]["epoch"]
+            spans.append(f"{min(grown):.4g} to {max(grown):.4g} after {number} epochs")
         texts.append(
-            f"After {norms[-1]['epoch']} epochs the squared weights of the {len(last)} "
-            f"layers have grown by {min(last):.4g} to {max(last):.4g} (growth of earlier "
-            "biases taken off), equal in the limit of small steps; the log-log slope of "
-            f"average squared weight against one over size went from {slope(norms[0]):.2f} "
-            f"to {slope(norms[-1]):.2f}; conservation alone, from zero, would give 1."
+            f"The squared weights of the {len(weights_of(norms[0]))} layers have grown by "
+            f"{', '.join(spans)} (the growth of earlier biases taken off): equal for small "
+            "steps, while the noise of steps that are not adds to the first layers. The "
+            "log-log slope of average squared weight against one over size went from "
+            f"{slope(norms[0]):.2f} to {slope(norms[-1]):.2f}; equal growth from zero would "
+            "give 1, the line to which the paper's Fig. 5b converges."
         )
     return texts
 
