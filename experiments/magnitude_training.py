@@ -373,6 +373,7 @@ def sentences(rows: list[Row]) -> list[str]:
             f"in {', '.join(parts)}. (In the paper's Fig. 5a, on VGG-11, accuracy is at "
             "chance from 10^1.9 with 1 round and from 10^3.5 with 2; with 3 it is not.)"
         )
+    texts += _by_rounds(accuracies(rows))
     norms = [row for row in rows if row["kind"] == "norms"]
     if norms:
         spans = []
@@ -385,10 +386,27 @@ def sentences(rows: list[Row]) -> list[str]:
             f"{', '.join(spans)} (the growth of earlier biases taken off): equal for small "
             "steps, while the noise of steps that are not adds to the first layers. The "
             "log-log slope of average squared weight against one over size went from "
-            f"{slope(norms[0]):.2f} to {slope(norms[-1]):.2f}; equal growth from zero would "
-            "give 1, the line to which the paper's Fig. 5b converges."
+            f"{slope(norms[0]):.2f} to {slope(norms[-1]):.2f}; equal growth from zero "
+            "would give 1, the line to which the paper's Fig. 5b converges."
         )
     return texts
+
+
+def _by_rounds(found: dict[int, dict[float, list[float]]]) -> list[str]:
+    """The mean accuracies where the numbers of rounds differ most."""
+    means = {n: {c: statistics.fmean(v) for c, v in of.items()} for n, of in found.items()}
+    shared = set.intersection(*map(set, means.values())) if means else set()
+    if len(means) < 2 or not shared:
+        return []
+
+    def spread(c):
+        return max(of[c] for of in means.values()) - min(of[c] for of in means.values())
+
+    c = max(sorted(shared), key=spread)
+    listed = ", ".join(f"{n}: {of[c]:.1f} %" for n, of in means.items())
+    return [
+        f"The rounds differ most at 10^{c:g}, where the mean accuracy is, by rounds, {listed}."
+    ]
 
 
 def caption(rows: list[Row]) -> str:

@@ -109,8 +109,15 @@ def test_an_empty_layer_in_one_seed_ends_what_survives():
         ticket(3, 1.0, (0, 2)),
     ]
     assert magnitude_training.survived(rows) == {1: 1.0, 2: 1.0, 3: None}
-    (text,) = magnitude_training.sentences(rows)
+    text = magnitude_training.sentences(rows)[0]
     assert "1 round up to 10^1, 2 rounds up to 10^1, 3 rounds up to no comp" in text
+
+
+def test_the_rounds_are_compared_where_they_differ_most():
+    rows = [ticket(n, c, (1, 1), best=0.5) for n in (1, 2) for c in (1.0, 2.0)]
+    rows += [ticket(2, 2.0, (1, 1), best=0.9, seed=1), ticket(1, 3.0, (1, 1), best=0.0)]
+    text = magnitude_training.sentences(rows)[1]
+    assert "at 10^2, where" in text and text.endswith("1: 50.0 %, 2: 70.0 %.")
 
 
 def test_the_paper_form_has_its_rounds_and_trains_without_decay():
