@@ -404,9 +404,8 @@ def _by_rounds(found: dict[int, dict[float, list[float]]]) -> list[str]:
 
     c = max(sorted(shared), key=spread)
     listed = ", ".join(f"{n}: {of[c]:.1f} %" for n, of in means.items())
-    return [
-        f"The rounds differ most at 10^{c:g}, where the mean accuracy is, by rounds, {listed}."
-    ]
+    where = f"at 10^{c:g}, where the mean accuracy is, by rounds"
+    return [f"The rounds differ most {where}, {listed}."]
 
 
 def caption(rows: list[Row]) -> str:
