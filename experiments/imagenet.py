@@ -234,6 +234,12 @@ def sentences(rows: list[Row]) -> list[str]:
                 f"here, Wang et al. 2023 report {_listed(trained)} (dense "
                 f"{theirs['dense']:.2f} %)."
             )
+            cut = [methods.LABELS[m] for m, row in own.items() if row["log10_flow"] is None]
+            if cut:
+                found[-1] += (
+                    f" No network without a path beats chance, so what they prune by "
+                    f"{_listed(cut)}, or the weights it starts from, differs from ours."
+                )
     rounds = [row for row in rows if row.get("method") == "synflow"]
     if rounds:
         each = statistics.median(row["round_seconds"] for row in rounds)
@@ -255,7 +261,8 @@ def _sentence(row: Row) -> str:
         f"{least} to {100 * shares[most]:.3g} % of {most}; "
     )
     if empty:
-        text += f"{len(empty)} of {len(shares)} layers are empty; "
+        text += f"of its {len(shares)} layers {_listed(empty)} "
+        text += "keeps nothing; " if len(empty) == 1 else "keep nothing; "
     if row["log10_flow"] is None:
         return text + "no path is left from input to output."
     away = row["kept"] - row["on_paths"]
