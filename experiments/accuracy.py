@@ -444,21 +444,24 @@ def sentences(rows: list[Row]) -> list[str]:
     texts = []
     for pair, found in points(rows).items():
         network, dataset = pair.rsplit("-", 1)
-        texts.append(f"{network} on {dataset}: {_best_of_paper(found)}")
         chance = _CHANCE[dataset]
+        texts.append(f"{network} on {dataset}: {_best_of_paper(found, chance)}")
         texts.append(f"{network}: {_above_chance(found, chance)}")
         texts += [f"{network}: {text}" for text in _controls(found)]
         texts += [f"{network}: {text}" for text in _first_losses(rows, network, dataset)]
     return texts
 
 
-def _best_of_paper(found: dict[str, dict[float, Point]]) -> str:
+def _best_of_paper(found: dict[str, dict[float, Point]], chance: float) -> str:
     """The best of the paper's methods at each compression, and by how much."""
     parts = []
     shared = [set(found.get(method, {})) for method in methods.PAPER]
     for c in sorted(set.intersection(*shared)):
         ranked = sorted(methods.PAPER, key=lambda method: -found[method][c].mean)
         first, second = ranked[:2]
+        if found[first][c].mean <= 1.5 * chance:
+            parts.append(f"10^{c:g} none is above 1.5 times chance")
+            continue
         lead = found[first][c].mean - found[second][c].mean
         overlap = found[first][c].low <= found[second][c].high
         parts.append(

@@ -125,6 +125,11 @@ def test_a_method_that_learns_nowhere_is_said_to():
     assert "Random nowhere" in text and "SynFlow 10^1" in text
 
 
+def test_where_nothing_learns_no_method_is_best():
+    rows = [trained(method, 1.0, 0.1) for method in methods.PAPER]
+    assert "10^1 none is above 1.5 times chance." in accuracy.sentences(rows)[0]
+
+
 def test_a_learning_seed_does_not_hide_one_that_does_not():
     rows = [trained("synflow", 1.0, 0.9), trained("synflow", 1.0, 0.1, seed=1)]
     assert "SynFlow nowhere" in accuracy.sentences(rows)[1]

@@ -1,5 +1,6 @@
 """Every code block of the README runs."""
 
+import importlib
 import importlib.metadata
 import pathlib
 import re
@@ -9,6 +10,7 @@ import jax
 import pytest
 
 import synflow_jax as sj
+from experiments import report
 from synflow_jax import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -25,7 +27,7 @@ SHELL = [
 def test_there_are_only_blocks_that_a_test_runs():
     assert {language for language, _ in BLOCKS} == {"python", "sh"}
     assert README.count("```") == 2 * len(BLOCKS)
-    assert all(line.split()[0] in ("make", "pip", "synflow") for line in SHELL)
+    assert all(line.split()[0] in ("make", "pip", "synflow", "python") for line in SHELL)
 
 
 def test_python_blocks_run_in_order(capsys):
@@ -51,7 +53,26 @@ def test_synflow_commands_run(tmp_path, monkeypatch, capsys):
     assert int(sj.count(sj.load_masks("masks.safetensors"))) > 2709
 
 
+@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("python")])
+def test_experiments_take_their_options(line, capsys):
+    name, *options = line.removeprefix("python -m experiments.").split()
+    assert name in {*report.NAMES, "report"}
+    main = importlib.import_module(f"experiments.{name}").main
+    with pytest.raises(SystemExit, match="0"):
+        main([*options, "--help"])
+    assert "--smoke" in (shown := capsys.readouterr().out) or "smoke,cpu,paper" in shown
+
+
+def test_the_experiments_that_the_readme_names_are_all_of_them():
+    section = README.split("## The paper's experiments")[1].split("## ")[0]
+    assert all(name in section for name in report.NAMES)
+
+
 def test_extras_that_pip_is_asked_for_exist():
+    own = importlib.metadata.metadata("synflow_jax").get_all("Provides-Extra")
+    for line in SHELL:
+        for extra in re.findall(r'"\.\[(\w+)\]"', line):
+            assert extra in own, line
     extras = importlib.metadata.metadata("jax").get_all("Provides-Extra")
     for line in SHELL:
         for extra in re.findall(r"jax\[(\w+)\]", line):
