@@ -507,6 +507,7 @@ def _how_far(method: str, seeds: Sequence[Sequence[Row]], config: dict[str, Any]
         text += " but leaves no path from input to output"
     else:
         text += f" but a path from input to output only up to {_power(found.connected)}"
+    text += _in_some_seeds(seeds, found.connected)
     if (config["network"], config["num_classes"]) == (
         theirs["network"],
         theirs["num_classes"],
@@ -517,6 +518,18 @@ def _how_far(method: str, seeds: Sequence[Sequence[Row]], config: dict[str, Any]
         if theirs["drawn"][method] != theirs["critical"][method]:
             text += f" (Fig. 1 draws {_power(theirs['drawn'][method])})"
     return text + "."
+
+
+def _in_some_seeds(seeds: Sequence[Sequence[Row]], limit: float | None) -> str:
+    """In how many seeds a path is left beyond the compressions at which it is in all."""
+    alive: dict[float, int] = {}
+    for row in (row for own in seeds for row in own if row["connected"]):
+        if limit is None or row["compression"] > limit:
+            alive[row["compression"]] = alive.get(row["compression"], 0) + 1
+    if not alive:
+        return ""
+    each = [f"in {alive[c]} of {len(seeds)} seeds at {_power(c)}" for c in sorted(alive)]
+    return f" (and {', '.join(each)})"
 
 
 def _emptied_first(method: str, seeds: Sequence[Sequence[Row]]) -> list[str]:
@@ -702,8 +715,10 @@ def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
     )
     with plots.settings():
         columns = 3
-        lines = -(-(len(found) + 1) // columns)
-        figure = Figure((10.5, 0.5 + 3.1 * lines), layout="constrained")
+        lines = -(-len(found) // columns)
+        spare = lines * columns > len(found)  # a place for the legend among the panels
+        height = 0.5 + 3.1 * lines + (0 if spare else 1.2)
+        figure = Figure((10.5, height), layout="constrained")
         panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
         for place, (method, seeds) in enumerate(found.items()):
             axes = panels.flat[place]
@@ -727,7 +742,16 @@ def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
         for axes in panels[:, 0]:
             axes.set_ylabel("fraction kept")
         names = [name for name, _, _ in first["layers"]]
-        _legend(panels.flat[len(found)], names, colors, same)
+        layers, rest = _handles(names, colors, same)
+        if spare:
+            place = panels.flat[len(found)]
+            own = place.legend(handles=layers, loc="upper left", ncols=3, fontsize=8.5)
+            place.add_artist(own)
+            place.legend(handles=rest, loc="lower left", fontsize=8.5)
+        else:
+            both = {"fontsize": 8.5, "loc": "outside lower left"}
+            figure.legend(handles=layers, ncols=5, **both)
+            figure.legend(handles=rest, **both | {"loc": "outside lower right"})
         figure.suptitle(_title(config), fontsize=11.5)
         figure.savefig(path, dpi=180)
 
@@ -770,29 +794,25 @@ def _their_lines(axes: Axes, density: dict[str, list[float]]) -> None:
     axes.plot(x, y, color="black", lw=0.7, ls=(0, (4, 2.5)), zorder=4)
 
 
-def _legend(axes: Axes, names: Sequence[str], colors, same: bool) -> None:
+def _handles(
+    names: Sequence[str], colors: np.ndarray, same: bool
+) -> tuple[list[Line2D], list[Line2D | Patch]]:
+    """What the legends explain: the layers, and the rest."""
     layers = [Line2D([], [], color=c, lw=2.0, label=n) for n, c in zip(names, colors)]
     rest = [
         Line2D([], [], color=plots.INK, lw=1.0, label="no layer empty up to here"),
         Line2D([], [], color=plots.PALE, lw=1.2, ls=":", label="N/L, the largest possible"),
         Line2D(
-            [],
-            [],
-            color=plots.INK,
-            ls="",
-            marker="x",
+            *([], []),
+            **{"color": plots.INK, "ls": "", "marker": "x"},
             label="last before the layer is empty",
         ),
-        Patch(color="#eeeeee", label="no path from input to output"),
+        Patch(color="#eeeeee", label="no path from input to output, in some seed"),
     ]
     if same:
         dashed = {"color": "black", "lw": 0.7, "ls": (0, (4, 2.5))}
         rest.insert(0, Line2D([], [], **dashed, label="published"))
-    first = axes.legend(
-        handles=layers, loc="upper left", ncols=3, fontsize=8.5, columnspacing=1.2
-    )
-    axes.add_artist(first)
-    axes.legend(handles=rest, loc="lower left", fontsize=8.5)
+    return layers, rest
 
 
 EXPERIMENT = command.Experiment(

@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -119,21 +120,32 @@ def _section(number: int, experiment: Experiment, scale: str, results: pathlib.P
         f'<h2 id="{experiment.name}">{number}. {escape(experiment.name)}</h2>'
         f"<p>{escape(experiment.about)}</p>"
         + "\n".join(figures)
-        + f'<p class="note">Scale {scale}. {escape(experiment.caption(rows))}</p>'
-        + bullets(map(escape, experiment.sentences(rows)))
+        + f'<p class="note">Scale {scale}, {_runs(experiment, scale, rows)}. '
+        + f"{_text(experiment.caption(rows))}</p>"
+        + bullets(map(_text, experiment.sentences(rows)))
         + _making(experiment, scale, rows)
     )
+
+
+def _runs(experiment: Experiment, scale: str, rows: Sequence[Row]) -> str:
+    done, planned = len(command.configs(rows)), len(experiment.runs(scale))
+    return (
+        f"all of {planned} runs" if done == planned else f"{done} of {planned} runs so far"
+    )
+
+
+def _text(plain: str) -> str:
+    """As HTML, with the powers of ten set high."""
+    return re.sub(r"10\^(-?\d+(?:\.\d+)?)", r"10<sup>\1</sup>", escape(plain))
 
 
 def _making(experiment: Experiment, scale: str, rows: Sequence[Row]) -> str:
     """The record: command, runs, time, device, commit and settings."""
     heads = [row for row in rows if row["kind"] == "run"]
-    planned = len(experiment.runs(scale))
     seconds = sum(row["seconds"] for row in heads)
     ended = sorted(row["ended"] for row in heads)
     facts = {
         "command": f"<code>python -m experiments.{experiment.name} --scale {scale}</code>",
-        "runs": f"{len(heads)} of {planned}",
         "time": f"{_duration(seconds)} in all, compilation included",
         "ended": f"{escape(ended[-1])}",
         "device": _several(

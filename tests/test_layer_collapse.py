@@ -279,6 +279,7 @@ def test_why_rounds_cut_a_network_is_said_and_what_certified_ones_keep():
     said = "\n".join(layer_collapse.sentences(rows))
     assert "SynFlow's 100 rounds cut the network 2 times, at 10^2" in said
     assert "(1.20 to 1.34 times R)" in said
+    assert "as far (and in 1 of 3 seeds at 10^2)." in said
     assert "a path with 2 weights (10^2) in 3 of 3 seeds, in 20 to 22 rounds" in said
     own[-1] |= {"kept": 3}  # ended above its target
     assert "in 2 of 3 seeds" in "\n".join(layer_collapse.sentences(rows))

@@ -36,7 +36,7 @@ def two(monkeypatch):
             execute=lambda run, context: (),
             figures={f"{name}.png": lambda rows, path: None},
             sentences=lambda rows: [f"{name}: {rows[-1]['number']} & more"],
-            caption=lambda rows: f"{len(rows)} rows",
+            caption=lambda rows: f"{len(rows)} rows at 10^2.5.",
         )
 
     class Module:
@@ -65,9 +65,8 @@ def test_a_section_shows_the_figure_the_sentences_and_how_it_was_made(two, tmp_p
         'src="one/cpu/one.png"',
         "What one &lt;is&gt;.",
         "one: 5 &amp; more",
-        "Scale cpu. 2 rows",
+        "Scale cpu, 1 of 2 runs so far. 2 rows at 10<sup>2.5</sup>.",
         "python -m experiments.one --scale cpu",
-        "1 of 2",
         "1.5 minutes",
         "abc1234",
         "training.epochs = 3",
