@@ -650,10 +650,10 @@ def caption(rows: list[Row]) -> str:
         ]
         text += "".join(f"; {look}" for look in looks) + "."
     if comparison(rows):
-        text += (
-            " Dashed: the authors' first run, published with their code; its SNIP and "
-            "GraSP were made before that code was corrected."
-        )
+        text += " Dashed: the authors' first run, published with their code"
+        if {"snip", "grasp"} & set(of_method(rows, "cifar")):
+            text += "; its SNIP and GraSP were made before that code was corrected"
+        text += "."
     return text
 
 
