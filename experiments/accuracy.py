@@ -310,7 +310,10 @@ class Point(NamedTuple):
 
 
 def points(rows: list[Row]) -> dict[str, dict[str, dict[float, Point]]]:
-    """What was measured: by network and data set, by method, by compression."""
+    """What was measured: by network and data set, by method, by compression.
+
+    A network of which no pruned form is trained yet is left out.
+    """
     trained = [row for row in rows if row["kind"] == "trained"]
     found: dict = {}
     for row in trained:
@@ -323,6 +326,7 @@ def points(rows: list[Row]) -> dict[str, dict[str, dict[float, Point]]]:
             for method, groups in of_pair.items()
         }
         for pair, of_pair in found.items()
+        if set(of_pair) - {"dense"}
     }
 
 

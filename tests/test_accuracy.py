@@ -110,6 +110,11 @@ def test_a_point_is_mean_range_and_whether_a_path_is_left():
     assert (high.mean, high.connected) == (10.0, 0)
 
 
+def test_a_network_that_is_trained_dense_only_is_left_out():
+    dense = trained("dense", 0.0, 0.9) | {"network": "lenet"}
+    assert list(accuracy.points([dense, *by_hand()])) == ["mlp-digits"]
+
+
 def test_the_sentences_say_who_is_best_and_who_still_learns():
     best, learns, *controls = accuracy.sentences(by_hand())
     assert "10^1 Random 81.0 % (+0.0 over Magnitude, ranges overlap)" in best
