@@ -37,6 +37,14 @@ def pytest_ignore_collect(collection_path):
     return True if "x64" in collection_path.parts and not jax.config.x64_enabled else None
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_end_with_their_file():
+    """A process that keeps the programs of all files needs gigabytes, and XLA crashes at
+    last: each program takes some of the memory mappings that a process may have."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def standard_promotion():
     """For networks with Flax's average pooling, which divides floats by whole numbers."""
