@@ -234,13 +234,11 @@ class _Setting(NamedTuple):
     data_dir: pathlib.Path | None
     each: int
     seed: int
-    temperature: float
 
 
 def _setting(run: Run, seed: int, data_dir: pathlib.Path | None) -> _Setting:
     parts = run.network, run.dataset, run.train_images, run.test_images
-    temperature = methods.GRASP_TEMPERATURE if "grasp" in run.method else 1.0
-    return _Setting(*parts, data_dir, run.each, seed, temperature)
+    return _Setting(*parts, data_dir, run.each, seed)
 
 
 # Made once, as every score function is compiled anew.
@@ -255,13 +253,8 @@ def _problem(setting: _Setting) -> methods.Problem:
     loaded = _images(*setting[1:5])
     module = module_of(setting.network, loaded.num_classes)
     batches = methods.batches(loaded, setting.seed, each=setting.each)
-    return methods.problem(
-        module,
-        jax.random.key(setting.seed),
-        loaded.train_images.shape[1:],
-        batches,
-        temperature=setting.temperature,
-    )
+    shape = loaded.train_images.shape[1:]
+    return methods.problem(module, jax.random.key(setting.seed), shape, batches)
 
 
 @functools.lru_cache(maxsize=2)

@@ -24,8 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import matplotlib
 import numpy as np
-import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm
@@ -148,15 +147,9 @@ def _scores(run: Run, context: Context) -> PyTree:
         run.input_shape,
         batches(run, context.data_dir),
     )
-    temperature = methods.GRASP_TEMPERATURE if run.method == "grasp" else 1.0
-
-    def loss_fn(params: PyTree, batch: PyTree) -> Float[Array, ""]:
-        # In evaluation mode, as in the paper's code: nothing is dropped.
-        logits = problem.apply_fn(params, batch["images"]) / temperature
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-        return losses.mean()
-
-    score = methods.score_fn(run.method, problem._replace(loss_fn=loss_fn), drawn)
+    # In evaluation mode, as in the paper's code: nothing is dropped.
+    problem = problem._replace(logits_fn=problem.apply_fn)
+    score = methods.score_fn(run.method, problem, drawn)
     context.advance(0.1)
     return jax.jit(score)(problem.params, sj.all_kept(problem.params))
 

@@ -4,7 +4,7 @@
 
 Every criterion prunes the same initial weights to the same density: SynFlow and its square
 in 100 rounds, all others at once, as in the paper. Those of a loss see ten images of each
-class in one batch, in evaluation mode.
+class in one batch, and batch norm sees the batch, as in `experiments.methods`.
 """
 
 import argparse
@@ -14,72 +14,59 @@ import time
 
 import jax
 import jax.numpy as jnp
-import optax
 from rich.table import Table
 
 import synflow_jax as sj
-from experiments import data
+from experiments import data, methods
 from experiments.console import CONSOLE, progress, say
 from synflow_jax import models
 
 ROUNDS = {"synflow": 100, "synflow_l2": 100}
 
 
-def criteria(apply_fn, input_shape, images, labels):
-    """Every criterion of the package, by name, on one batch of labelled images."""
-
-    def loss_fn(params, batch):
-        logits = apply_fn(params, batch["images"])
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(
-            logits, batch["labels"]
-        )
-        return losses.mean()
-
-    batches = {"images": images[None], "labels": labels[None]}
-    noise = jax.random.normal(jax.random.key(1), (1, *images.shape))
+def criteria(problem):
+    """Every criterion of the package, by name."""
+    loss_fn = methods.cross_entropy(problem.logits_fn)
+    tempered = methods.cross_entropy(problem.logits_fn, methods.GRASP_TEMPERATURE)
+    batches, shape = problem.batches, problem.input_shape
+    noise = jax.random.normal(jax.random.key(1), batches["images"].shape)
     return {
         "random": sj.random(jax.random.key(2)),
         "magnitude": sj.magnitude(),
         "snip": sj.snip(loss_fn, batches),
-        "grasp": sj.grasp(loss_fn, batches),
+        "grasp": sj.grasp(tempered, batches),
         "gradient_norm": sj.gradient_norm(loss_fn, batches),
-        "ntk_sap": sj.ntk_sap(apply_fn, noise, jax.random.key(3)),
-        "synflow_l2": sj.synflow_l2(apply_fn, input_shape),
-        "synflow": sj.synflow(apply_fn, input_shape),
+        "ntk_sap": sj.ntk_sap(problem.apply_fn, noise, jax.random.key(3)),
+        "synflow_l2": sj.synflow_l2(problem.apply_fn, shape),
+        "synflow": sj.synflow(problem.apply_fn, shape),
     }
 
 
 def sample(name, shape, num_classes, each=10):
-    """``each`` normalised images of every class; of noise where ``name`` says so."""
+    """One batch of ``each`` images of every class; of noise where ``name`` says so."""
     count = each * num_classes
-    labels = jnp.arange(count) % num_classes
     if name == "noise":
-        return jax.random.normal(jax.random.key(0), (count, *shape)), labels
+        images = jax.random.normal(jax.random.key(0), (1, count, *shape))
+        return {"images": images, "labels": jnp.arange(count)[None] % num_classes}
     loaded = data.load(name)
     if loaded.train_images.shape[1:] != shape or loaded.num_classes != num_classes:
         raise ValueError(
             f"{loaded.name} has {loaded.num_classes} classes of images of "
             f"{loaded.train_images.shape[1:]}; the network takes {num_classes} of {shape}."
         )
-    chosen = [
-        i
-        for label in range(num_classes)
-        for i in (loaded.train_labels == label).nonzero()[0][:each]
-    ]
-    images = loaded.train_images[jnp.array(chosen)] / 255.0
-    images = (images - images.mean((0, 1, 2))) / images.std((0, 1, 2))
-    return jnp.asarray(images, jnp.float32), jnp.asarray(loaded.train_labels[chosen])
+    return methods.batches(loaded, 0, each=each, size=count)
 
 
-def measured(name, score_fn, apply_fn, params, input_shape, density):
+def measured(name, score_fn, problem, density):
     """The row of one criterion."""
-    rounds, began = ROUNDS.get(name, 1), time.perf_counter()
+    rounds, began, params = ROUNDS.get(name, 1), time.perf_counter(), problem.params
     with progress(name, rounds) as advance:
         masks, _ = sj.prune(
             score_fn, params, density, rounds=rounds, on_round=lambda info: advance(1)
         )
     seconds = time.perf_counter() - began
-    flow = sj.log_flow(apply_fn, sj.apply_masks(params, masks), input_shape)
+    pruned = sj.apply_masks(params, masks)
+    flow = sj.log_flow(problem.apply_fn, pruned, problem.input_shape)
     layers = [row for row in sj.summarize(params, masks) if row.name.endswith("/kernel")]
     return {
         "criterion": name,
@@ -127,13 +114,13 @@ def main(argv=None):
     parser.add_argument("--data", default="cifar10_20k", help="or cifar10, digits, noise")
     parser.add_argument("--out", type=pathlib.Path, help="JSON lines, written at the end")
     args = parser.parse_args(argv)
-    apply_fn, params, shape = models.build(args.network, jax.random.key(0))
-    num_classes = models.NETWORKS[args.network].num_classes
-    images, labels = sample(args.data, shape, num_classes)
+    network = models.NETWORKS[args.network]
+    shape = network.input_shape
+    batch = sample(args.data, shape, network.num_classes)
+    problem = methods.problem(network.make(), jax.random.key(0), shape, batch)
     rows = []
-    for name, score_fn in criteria(apply_fn, shape, images, labels).items():
-        density = 10.0**-args.compression
-        row = measured(name, score_fn, apply_fn, params, shape, density)
+    for name, score_fn in criteria(problem).items():
+        row = measured(name, score_fn, problem, 10.0**-args.compression)
         setting = {"network": args.network, "compression": args.compression}
         rows.append(row | setting | {"data": args.data, "jax": jax.__version__})
         say(f"{name}: {row['seconds_with_compiling']} s, connected: {row['connected']}")

@@ -103,13 +103,8 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     workers = 0 if run.dataset == "digits" else max(1, (os.cpu_count() or 1) - 1)
     feed = {"size": run.size, "workers": workers, "part": part}
 
-    problem = methods.problem(
-        module,
-        jax.random.key(run.seed),
-        shape,
-        _scored(run, examples, plan),
-        temperature=methods.GRASP_TEMPERATURE if "grasp" in run.method else 1.0,
-    )
+    scored = _scored(run, examples, plan)
+    problem = methods.problem(module, jax.random.key(run.seed), shape, scored)
     if run.method == "dense":
         masks = sj.all_kept(problem.params)
     else:

@@ -64,7 +64,6 @@ class Run:
       each: images of every class.
       classes: of so many classes; None for all.
       batch: at most so many images in a batch.
-      temperature: the loss is that of the outputs divided by it.
       ratio: the largest share of the flow that a certified round removes.
     """
 
@@ -80,7 +79,6 @@ class Run:
     each: int | None = None
     classes: int | None = None
     batch: int | None = None
-    temperature: float | None = None
     ratio: float | None = None
 
     @property
@@ -95,7 +93,6 @@ class Images(NamedTuple):
     each: int
     classes: int | None = None
     batch: int = 250
-    temperature: float = 1.0
 
 
 # 10^0 to 10^6 in steps of 10^0.25, as published; 4^0 to 4^11.
@@ -152,7 +149,6 @@ def _part(
     looks_at: Mapping[str, Images],
 ) -> list[Run]:
     settings = {name: looks._asdict() for name, looks in looks_at.items()}
-    settings["grasp"]["temperature"] = methods.GRASP_TEMPERATURE
     return [
         Run(
             *(part, network, num_classes, input_shape, method, seed, compressions),
@@ -220,7 +216,6 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
         weights,
         run.input_shape,
         batches(run, context.data_dir),
-        temperature=run.temperature or 1.0,
     )
     log_flow = jax.jit(
         lambda params, masks: sj.log_flow(

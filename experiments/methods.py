@@ -52,27 +52,22 @@ class Problem(NamedTuple):
       apply_fn: ``apply_fn(params, images) -> logits``, in evaluation mode.
       params: the weights.
       input_shape: of one image.
-      loss_fn: ``loss_fn(params, batch) -> scalar``: mean cross-entropy, batch norm using
-        the batch, as the published SNIP and GraSP do.
-      batches: of training images, for ``loss_fn``.
+      logits_fn: ``logits_fn(params, images) -> logits`` for the criteria of the loss; in
+        training mode, batch norm using the batch, as the published SNIP and GraSP do.
+      batches: of training images, for the loss.
       variables: what ``module.init`` returned.
     """
 
     apply_fn: Callable[..., Array]
     params: PyTree
     input_shape: tuple[int, ...]
-    loss_fn: Callable[..., Float[Array, ""]]
+    logits_fn: Callable[..., Array]
     batches: PyTree
     variables: PyTree
 
 
 def problem(
-    module: nn.Module,
-    key: Key[Array, ""],
-    input_shape: tuple[int, ...],
-    batches: PyTree,
-    *,
-    temperature: float = 1.0,
+    module: nn.Module, key: Key[Array, ""], input_shape: tuple[int, ...], batches: PyTree
 ) -> Problem:
     """A network of Flax, initialised.
 
@@ -81,26 +76,44 @@ def problem(
       key: draws the weights.
       input_shape: of one image.
       batches: what `batches` returns; anything, if only data-free methods are used.
-      temperature: the loss is that of the outputs divided by it.
     """
     zeros = jnp.zeros((1, *input_shape))
     variables = jax.jit(module.init)(key, zeros)
     apply_fn, params = sj.from_linen(module, variables)
     rest = {name: value for name, value in variables.items() if name != "params"}
 
-    def loss_fn(params: PyTree, batch: PyTree) -> Float[Array, ""]:
+    def logits_fn(params: PyTree, images: Array) -> Array:
         logits, _ = module.apply(
             {"params": params, **rest},
-            batch["images"],
+            images,
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": jax.random.key(0)},
         )
-        scaled = logits / temperature
-        losses = optax.softmax_cross_entropy_with_integer_labels(scaled, batch["labels"])
+        return logits
+
+    return Problem(apply_fn, params, input_shape, logits_fn, batches, variables)
+
+
+def cross_entropy(
+    logits_fn: Callable[..., Array], temperature: float = 1.0
+) -> Callable[..., Float[Array, ""]]:
+    """The mean cross-entropy of the outputs divided by a temperature.
+
+    Args:
+      logits_fn: ``logits_fn(params, images) -> logits``.
+      temperature: 1 for a training loss.
+
+    Returns:
+      ``loss_fn(params, batch) -> scalar``; a batch has images and integer labels.
+    """
+
+    def loss_fn(params: PyTree, batch: PyTree) -> Float[Array, ""]:
+        logits = logits_fn(params, batch["images"]) / temperature
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
         return losses.mean()
 
-    return Problem(apply_fn, params, input_shape, loss_fn, batches, variables)
+    return loss_fn
 
 
 def batches(
@@ -163,8 +176,9 @@ def score_fn(method: str, problem: Problem, key: Key[Array, ""]) -> Callable[...
     if kind in ("synflow", "shuffled_synflow"):
         return sj.synflow(problem.apply_fn, problem.input_shape)
     if kind == "snip":
-        return sj.snip(problem.loss_fn, problem.batches)
-    return sj.grasp(problem.loss_fn, problem.batches)
+        return sj.snip(cross_entropy(problem.logits_fn), problem.batches)
+    loss_fn = cross_entropy(problem.logits_fn, GRASP_TEMPERATURE)
+    return sj.grasp(loss_fn, problem.batches)
 
 
 def pruner(

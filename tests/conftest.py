@@ -47,7 +47,7 @@ def _compiled_programs_end_with_their_file():
 
 @pytest.fixture
 def standard_promotion():
-    """For networks with Flax's average pooling, which divides floats by whole numbers."""
+    """For what mixes dtypes: Flax's average pooling and batch norm, Optax's updates."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 

@@ -29,11 +29,7 @@ MODULE = MLP(hidden=(16, 16))
 TRAINING = dataclasses.replace(SETTINGS, epochs=2)
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax's updates mix dtypes."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,7 @@ from experiments import accuracy, command, methods, published
 PNG = b"\x89PNG\r\n"
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax's updates mix dtypes."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(scope="module")

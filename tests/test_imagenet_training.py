@@ -9,12 +9,7 @@ import synflow_jax as sj
 from experiments import command, imagenet_training, train
 from experiments.networks import SmallConvNet
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax's updates mix dtypes."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def test_the_smoke_form_trains_from_encoded_images(tmp_path, monkeypatch):

@@ -12,12 +12,7 @@ from experiments import command, data, magnitude_training, train
 from experiments.sweeps import Context
 from synflow_jax import models
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax's updates mix dtypes."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def test_the_smoke_form_prunes_exactly_and_watches_the_norms(tmp_path):

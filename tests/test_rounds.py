@@ -12,10 +12,7 @@ from experiments import command, published, rounds
 PNG = b"\x89PNG\r\n"
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,7 @@ import pytest
 import synflow_jax as sj
 from experiments import command, data, methods, runs, sweeps
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Flax's batch normalisation mixes dtypes."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -480,14 +476,34 @@ def test_the_seed_draws_the_batches(digits):
 def test_the_loss_sees_the_batch_and_scoring_does_not(problem):
     batch = jax.tree.map(lambda leaf: leaf[0], problem.batches)
     moved = batch | {"images": 3.0 * batch["images"]}
+    loss_fn = methods.cross_entropy(problem.logits_fn)
     # The first batch normalisation takes the factor out again, if it looks at the batch.
     np.testing.assert_allclose(
-        problem.loss_fn(problem.params, batch),
-        problem.loss_fn(problem.params, moved),
+        loss_fn(problem.params, batch),
+        loss_fn(problem.params, moved),
         rtol=1e-3,
     )
     logits = problem.apply_fn(problem.params, batch["images"])
     assert (logits != problem.apply_fn(problem.params, moved["images"])).any()
+
+
+def test_grasp_alone_divides_the_outputs_by_its_temperature(problem):
+    batch = jax.tree.map(lambda leaf: leaf[0], problem.batches)
+    logits = problem.logits_fn(problem.params, batch["images"])
+    chances = jax.nn.log_softmax(logits / 200)
+    expected = -chances[jnp.arange(len(logits)), batch["labels"]].mean()
+    loss_fn = methods.cross_entropy(problem.logits_fn, 200)
+    np.testing.assert_allclose(loss_fn(problem.params, batch), expected, rtol=1e-6)
+
+    def scores_of(method):
+        score = methods.score_fn(method, problem, jax.random.key(0))
+        return jax.jit(score)(problem.params, sj.all_kept(problem.params))
+
+    for method, criterion, temperature in (("snip", sj.snip, 1), ("grasp", sj.grasp, 200)):
+        loss_fn = methods.cross_entropy(problem.logits_fn, temperature)
+        score = jax.jit(criterion(loss_fn, problem.batches))
+        wanted = score(problem.params, sj.all_kept(problem.params))
+        chex.assert_trees_all_close(scores_of(method), wanted, rtol=1e-5)
 
 
 def test_swapped_arguments_of_shuffling_name_the_key(masks, no_typecheck):

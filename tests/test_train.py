@@ -36,11 +36,7 @@ class Normed(nn.Module):
 NORMED = Normed()
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax's updates mix dtypes."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def fit(masks, seed=0, settings=SETTINGS, module=MODULE, **more):
