@@ -17,30 +17,19 @@ for a reason:
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import matplotlib
 import numpy as np
 from jaxtyping import PyTree
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import BoundaryNorm
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
 
 import synflow_jax as sj
-from experiments import command, methods, plots, published
+from experiments import command, methods
+from experiments.figures import conservation as figures
 from experiments.layer_collapse import batches
 from experiments.sweeps import Context, Row
 from synflow_jax import models
-
-# Of a layer at most so many units are kept in the rows and drawn, evenly spaced; the
-# measures of agreement are of all.
-DRAWN = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +104,7 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
             "total": float(layer.kernel.sum(dtype=np.float64)),
         }
         if flow is not None:
-            every = -(-len(flow.into) // DRAWN)
+            every = -(-len(flow.into) // figures.DRAWN)
             row |= {
                 "units": len(flow.into),
                 "between": flow.between,
@@ -269,249 +258,14 @@ def _rounded(values: np.ndarray) -> list[float]:
     return [float(f"{value:.6g}") for value in values]
 
 
-class Fit(NamedTuple):
-    """Layers as Fig. 4 has them: average score against inverse size.
-
-    Attributes:
-      slope: of the logarithms; 1 where layers have equal totals.
-      correlation: of the logarithms.
-      spread: the largest total of a layer over the smallest.
-    """
-
-    slope: float
-    correlation: float
-    spread: float
-
-
-def fit(rows: Sequence[Row]) -> Fit:
-    """The line through the layers of one run; of totals with a sign, their sizes."""
-    size = np.array([row["size"] for row in rows], float)
-    total = abs(np.array([row["total"] for row in rows]))
-    x, y = -np.log10(size), np.log10(total / size)
-    slope = float(np.polyfit(x, y, 1)[0])
-    # A column of equal numbers has no correlation.
-    together = float(np.corrcoef(x, y)[0, 1]) if np.ptp(y) else 0.0
-    return Fit(slope, together, float(total.max() / total.min()))
-
-
-# --- what came out ------------------------------------------------------------------------
-
-
-def of_method(rows: Sequence[Row], kind: str) -> dict[str, list[Row]]:
-    """The rows of a kind by criterion, in the order of the paper's legends."""
-    configs = command.configs(rows)
-    found = {
-        method: [
-            row
-            for row in rows
-            if row["kind"] == kind and configs[row["run"]]["method"] == method
-        ]
-        for method in methods.PAPER
-    }
-    return {method: own for method, own in found.items() if own}
-
-
-def sentences(rows: list[Row]) -> list[str]:
-    """What came out, beside what the paper found."""
-    theirs = published.load("conservation")
-    config = next(iter(command.configs(rows).values()))
-    same = config["network"] == theirs["network"]
-    found = []
-    for method, own in of_method(rows, "agreement").items():
-        by_kind = {row["of"]: row for row in own}
-        channels = by_kind["channels"]
-        beside = []
-        if same and method in theirs["gap"]:
-            gap = theirs["gap"][method]
-            beside += [f"median {gap['median']:.1e}, largest {gap['largest']:.1e}"]
-        if same:
-            beside += [f"correlation {theirs['correlation'][method]:{_digits(method)}}"]
-        text = (
-            f"{methods.LABELS[method]}: over the {channels['units']:,} channels between "
-            "convolutions the sums of scores in and out differ by "
-            f"{channels['median_gap']:.1e} of the larger in the median and "
-            f"{channels['largest_gap']:.1e} at most, with correlation "
-            f"{channels['correlation']:{_digits(method)}}{_beside(beside)}"
-        )
-        if method == "random":
-            around = by_kind["channels, around the mean"]["correlation"]
-            text += (
-                ", as the sums of these uniform draws follow the number of weights; around "
-                f"their mean the correlation is {around:.4f}"
-            )
-        units = by_kind["units"]
-        text += (
-            f"; over all {units['units']:,} hidden units {units['median_gap']:.1e}, "
-            f"{units['largest_gap']:.1e} and {units['correlation']:{_digits(method)}}."
-        )
-        found.append(text)
-    for method, own in of_method(rows, "layer").items():
-        line, beside = fit(own), []
-        if same:
-            beside += [f"slope {theirs['slope'][method]:.4g}"]
-        if same and method in theirs["spread"]:
-            beside += [f"ratio {theirs['spread'][method]:.4g}"]
-        found.append(
-            f"{methods.LABELS[method]}: the average score of the {len(own)} layers goes "
-            f"with their inverse size to the power {line.slope:.4f} (r = "
-            f"{line.correlation:.4f}), and the largest total of a layer is "
-            f"{line.spread:.7g} times the smallest{_beside(beside)}."
-        )
-    return found
-
-
-def _beside(theirs: Sequence[str]) -> str:
-    return f" (paper: {', '.join(theirs)})" if theirs else ""
-
-
-def _digits(method: str) -> str:
-    return ".6f" if method == "synflow" else ".4f"
-
-
-def caption(rows: list[Row]) -> str:
-    """What the figures show, at which scale."""
-    configs = command.configs(rows).values()
-    first = next(iter(configs))
-    height, width, _ = first["input_shape"]
-    text = (
-        f"Scores of the weights of {first['network']} at initialisation "
-        f"({height}x{width} pixels, {first['num_classes']:,} classes, one seed). Above, "
-        "each point is a hidden unit: the sum of the scores of the weights into it, its "
-        "bias included, against the sum of those out of it, dark near the input; on the "
-        "diagonal they are equal. Below, each point is a layer: its average score against "
-        "its inverse size, divided by the mean total of the criterion's layers, so that "
-        "equal totals lie on the diagonal. Of sums with a sign the size is drawn; an open "
-        "point is a unit whose sums in and out have different signs, and r is the "
-        "correlation, signs included, over the channels between two convolutions, as "
-        "published."
-    )
-    every = max(row.get("every", 1) for row in rows if row["kind"] == "layer")
-    if every > 1:
-        text += f" Of layers with more than {DRAWN} units every few are drawn."
-    looking = next((c for c in configs if c["data"]), None)
-    if looking is not None:
-        count = looking["each"] * (looking["classes"] or looking["num_classes"])
-        text += f" SNIP and GraSP look at {count:,} training images of {looking['data']}"
-        if looking["data"].startswith("tiny"):
-            text += (
-                f", resized to {height} pixels, in place of ImageNet's, and their labels "
-                f"are the first of the {first['num_classes']:,} classes"
-            )
-        text += "."
-    return text
-
-
-# --- the figures --------------------------------------------------------------------------
-
-
-def draw_units(rows: list[Row], path: pathlib.Path) -> None:
-    """A panel for each criterion, a point for each hidden unit: Fig. 3 of the paper."""
-    found = of_method(rows, "layer")
-    if not found:
-        return
-    channels = {
-        method: next(row for row in own if row["of"] == "channels")
-        for method, own in of_method(rows, "agreement").items()
-    }
-    names = [row["layer"] for row in next(iter(found.values()))][:-1]
-    depth = len(names)
-    colors = matplotlib.colormaps["viridis"].resampled(depth)
-    with plots.settings():
-        # One cell more than there are panels, for the legend.
-        columns = min(3, len(found) + 1)
-        lines = -(-(len(found) + 1) // columns)
-        figure = Figure((2.9 * columns + 1.0, 3.2 * lines), layout="constrained")
-        panels = figure.subplots(lines, columns, squeeze=False)
-        for axes, (method, own) in zip(panels.flat, found.items()):
-            _units_panel(axes, own, colors(np.arange(depth)))
-            r = f"{channels[method]['correlation']:{_digits(method)}}"
-            axes.set_title(f"{methods.LABELS[method]}, r = {r}")
-            axes.set_xlabel("scores into the unit")
-            axes.set_ylabel("scores out of the unit")
-        for axes in panels.flat[len(found) :]:
-            axes.set_axis_off()
-        points = {"color": plots.INK, "ls": "", "marker": "o", "ms": 4}
-        handles = [
-            Line2D([], [], color=plots.PALE, lw=1, label="in = out"),
-            Line2D([], [], **points, label="a hidden unit"),
-            Line2D([], [], **points, mfc="white", label="in and out differ in sign"),
-        ]
-        panels.flat[len(found)].legend(handles=handles, loc="center left")
-        norm = BoundaryNorm(np.arange(depth + 1) - 0.5, depth)
-        bar = figure.colorbar(
-            ScalarMappable(norm, colors), ax=panels, pad=0.01, aspect=40, shrink=0.9
-        )
-        step = -(-depth // 18)
-        bar.set_ticks(range(0, depth, step), labels=names[::step])
-        bar.ax.tick_params(labelsize=8, length=0)
-        bar.ax.minorticks_off()
-        bar.outline.set_visible(False)
-        bar.ax.set_title("into", fontsize=9)
-        figure.savefig(path, dpi=180)
-
-
-def _units_panel(axes: Axes, rows: Sequence[Row], colors: np.ndarray) -> None:
-    layers = [row for row in rows if "into" in row]
-    sums = np.array([(a, b) for row in layers for a, b in zip(row["into"], row["out"])])
-    shown = (sums != 0).all(axis=1)  # an axis of logarithms has no zero
-    color = np.repeat(colors[: len(layers)], [len(row["into"]) for row in layers], axis=0)
-    same = (np.sign(sums[:, 0]) == np.sign(sums[:, 1])) & shown
-    other = shown & ~same
-    sizes = abs(sums)
-    low, high = sizes[shown].min() / 1.6, sizes[shown].max() * 1.6
-    axes.plot([low, high], [low, high], color=plots.PALE, lw=1, zorder=1)
-    axes.scatter(*sizes[same].T, s=5, c=color[same], lw=0, zorder=2, rasterized=True)
-    axes.scatter(
-        *sizes[other].T, s=7, facecolors="none", edgecolors=color[other], lw=0.6, zorder=3
-    )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlim(low, high)
-    axes.set_ylim(low, high)
-    axes.set_aspect("equal")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(numticks=4))
-        axis.set_minor_locator(NullLocator())
-
-
-def draw_layers(rows: list[Row], path: pathlib.Path) -> None:
-    """Average score against inverse size, a point for each layer: Fig. 4 of the paper."""
-    found = of_method(rows, "layer")
-    if not found:
-        return
-    inverse = [1 / row["size"] for own in found.values() for row in own]
-    ends = np.array([min(inverse) / 2, max(inverse) * 2])
-    with plots.settings():
-        figure = Figure((6.2, 4.3), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(ends, ends, color=plots.PALE, lw=1.2, zorder=1)
-        for method, own in found.items():
-            size = np.array([row["size"] for row in own], float)
-            total = abs(np.array([row["total"] for row in own]))
-            # Rings, as others lie under them.
-            ring = {"mfc": "none", "ms": 8, "mew": 1.6} if method == "synflow" else {}
-            points = {"ls": "", "ms": 4.5, "mew": 0, **ring, **plots.style(method)}
-            points["label"] += f": slope {fit(own).slope:.3f}"
-            axes.plot(1 / size, total / total.mean() / size, **points)
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xlim(*ends)
-        axes.set_xlabel("1 / weights of the layer")
-        axes.set_ylabel("average score / mean total of a layer")
-        handles, texts = axes.get_legend_handles_labels()
-        handles.append(Line2D([], [], color=plots.PALE, lw=1.2))
-        axes.legend(handles, [*texts, "equal totals: slope 1"], loc="upper left")
-        figure.savefig(path, dpi=180)
-
-
 EXPERIMENT = command.Experiment(
     name="conservation",
     about="Sums of scores into and out of units, and in layers: the paper's Figs. 3 and 4.",
     runs=the_runs,
     execute=execute,
-    figures={"units.png": draw_units, "layers.png": draw_layers},
-    sentences=sentences,
-    caption=caption,
+    figures={"units.png": figures.draw_units, "layers.png": figures.draw_layers},
+    sentences=figures.sentences,
+    caption=figures.caption,
     cost=cost,
 )
 

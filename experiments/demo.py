@@ -26,8 +26,9 @@ from rich.markup import escape
 from rich.table import Table
 
 import synflow_jax as sj
-from experiments import data, demo_page, figures, masking, runs, train
+from experiments import data, demo_page, masking, runs, train
 from experiments.console import CONSOLE, progress, say
+from experiments.figures import demo as figures
 from experiments.networks import SmallConvNet
 from synflow_jax import models
 from synflow_jax.cli import keep_programs

@@ -5,9 +5,9 @@ import pytest
 
 import synflow_jax as sj
 from experiments import accuracy, command, methods, published
+from experiments.figures import accuracy as figures
 
 PNG = b"\x89PNG\r\n"
-
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -99,7 +99,7 @@ def by_hand():
 
 
 def test_a_point_is_mean_range_and_whether_a_path_is_left():
-    found = accuracy.points(by_hand())["mlp-digits"]
+    found = figures.points(by_hand())["mlp-digits"]
     low, high = found["snip"][1.0], found["snip"][2.0]
     assert (low.low, low.high, low.seeds, low.connected) == (80.0, 82.0, 2, 2)
     assert low.mean == pytest.approx(81.0) and low.last == pytest.approx(75.0)
@@ -108,11 +108,11 @@ def test_a_point_is_mean_range_and_whether_a_path_is_left():
 
 def test_a_network_that_is_trained_dense_only_is_left_out():
     dense = trained("dense", 0.0, 0.9) | {"network": "lenet"}
-    assert list(accuracy.points([dense, *by_hand()])) == ["mlp-digits"]
+    assert list(figures.points([dense, *by_hand()])) == ["mlp-digits"]
 
 
 def test_the_sentences_say_who_is_best_and_who_still_learns():
-    best, learns, *controls = accuracy.sentences(by_hand())
+    best, learns, *controls = figures.sentences(by_hand())
     assert "10^1 Random 81.0 % (+0.0 over Magnitude, ranges overlap)" in best
     assert "10^2 SynFlow 50.0 % (+40.0 over Random)" in best
     assert "Random 10^1" in learns and "SynFlow 10^2" in learns
@@ -122,18 +122,18 @@ def test_the_sentences_say_who_is_best_and_who_still_learns():
 
 def test_a_method_that_learns_nowhere_is_said_to():
     rows = [trained("random", 1.0, 0.1), trained("synflow", 1.0, 0.5)]
-    text = accuracy.sentences(rows)[1]
+    text = figures.sentences(rows)[1]
     assert "Random nowhere" in text and "SynFlow 10^1" in text
 
 
 def test_where_nothing_learns_no_method_is_best():
     rows = [trained(method, 1.0, 0.1) for method in methods.PAPER]
-    assert "10^1 none is above 1.5 times chance." in accuracy.sentences(rows)[0]
+    assert "10^1 none is above 1.5 times chance." in figures.sentences(rows)[0]
 
 
 def test_a_learning_seed_does_not_hide_one_that_does_not():
     rows = [trained("synflow", 1.0, 0.9), trained("synflow", 1.0, 0.1, seed=1)]
-    assert "SynFlow nowhere" in accuracy.sentences(rows)[1]
+    assert "SynFlow nowhere" in figures.sentences(rows)[1]
 
 
 def test_the_first_losses_are_those_of_the_lowest_compression():
@@ -146,10 +146,10 @@ def test_the_first_losses_are_those_of_the_lowest_compression():
         for seed, loss in enumerate(losses):
             epoch = {"run": name, "kind": "epoch", "seed": seed, "loss": float(loss)}
             rows += [epoch | {"epoch": 1}, epoch | {"epoch": 2, "loss": 0.1}]
-    text = accuracy.sentences(rows)[-1]
+    text = figures.sentences(rows)[-1]
     assert text == "mlp: mean loss of the first epoch at 10^1: SNIP 2.00, GraSP 50.00."
 
 
 def test_the_figure_is_drawn_from_a_part_of_the_rows(tmp_path):
-    accuracy.draw(by_hand()[:3], tmp_path / "a.png")
+    figures.draw(by_hand()[:3], tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)

@@ -11,11 +11,11 @@ import pytest
 
 import synflow_jax as sj
 from experiments import command, conservation, methods
-from experiments.conservation import Layer, agreement, fit, layers_of, unit_flows
+from experiments.conservation import Layer, agreement, layers_of, unit_flows
+from experiments.figures import conservation as figures
 from synflow_jax import models
 
 PNG = b"\x89PNG\r\n"
-
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -82,12 +82,12 @@ def test_the_line_through_layers():
         return [{"size": n, "total": sign * 3.0 * n ** (1 - power)} for n in sizes]
 
     for sign in (1, -1):
-        line = fit(rows(1.0, sign))
+        line = figures.fit(rows(1.0, sign))
         np.testing.assert_allclose([line.slope, line.correlation, line.spread], 1)
-    line = fit(rows(0.5))
+    line = figures.fit(rows(0.5))
     np.testing.assert_allclose([line.slope, line.spread], [0.5, math.sqrt(500)])
     flat = [{"size": 1, "total": 1.0}, {"size": 2, "total": 2.0}]
-    assert fit(flat) == (0.0, 0.0, 2.0)
+    assert figures.fit(flat) == (0.0, 0.0, 2.0)
 
 
 # --- the law ------------------------------------------------------------------------------
@@ -166,12 +166,12 @@ def test_of_the_criteria_only_synflow_obeys_the_law(smoke):
     rows = command.results(smoke)
     gaps = {
         method: {row["of"]: row["median_gap"] for row in own}
-        for method, own in conservation.of_method(rows, "agreement").items()
+        for method, own in figures.of_method(rows, "agreement").items()
     }
     assert list(gaps) == list(methods.PAPER)
     for method, gap in gaps.items():
         assert (gap["units"] < 1e-5) == (gap["channels"] < 1e-5) == (method == "synflow")
-    lines = {m: fit(own) for m, own in conservation.of_method(rows, "layer").items()}
+    lines = {m: figures.fit(own) for m, own in figures.of_method(rows, "layer").items()}
     np.testing.assert_allclose(lines["synflow"], 1, rtol=1e-5)
     assert abs(lines["random"].slope) < 0.1
     assert all(lines[m].spread > 1.5 for m in methods.PAPER if m != "synflow")
@@ -179,7 +179,7 @@ def test_of_the_criteria_only_synflow_obeys_the_law(smoke):
 
 def test_the_rows_are_what_the_figures_need(smoke):
     rows = command.results(smoke)
-    for own in conservation.of_method(rows, "layer").values():
+    for own in figures.of_method(rows, "layer").values():
         assert [row["layer"] for row in own] == ["conv1", "conv2", "linear"]
         assert [row["size"] for row in own] == [288, 9216, 20480]
         for row in own[:-1]:
@@ -191,12 +191,12 @@ def test_the_rows_are_what_the_figures_need(smoke):
 
 def test_the_sentences_stand_beside_the_published_numbers_of_that_network(smoke):
     rows = command.results(smoke)
-    said = conservation.sentences(rows)
+    said = figures.sentences(rows)
     assert len(said) == 10 and not any("paper" in sentence for sentence in said)
     for row in rows:
         if row["kind"] == "run":
             row["config"]["network"] = "vgg19_imagenet"
-    said = conservation.sentences(rows)
+    said = figures.sentences(rows)
     assert "(paper: median 2.2e-07, largest 1.6e-06, correlation 1.000000)" in said[4]
     assert "(paper: correlation 0.5290)" in said[2]
     assert said[7].endswith("times the smallest (paper: slope 0.556, ratio 135).")
@@ -205,7 +205,7 @@ def test_the_sentences_stand_beside_the_published_numbers_of_that_network(smoke)
 
 def test_the_caption_says_which_images_were_looked_at(smoke):
     rows = command.results(smoke)
-    text = conservation.caption(rows)
+    text = figures.caption(rows)
     assert "conv at initialisation (8x8 pixels" in text
     assert "SNIP and GraSP look at 20 training images of digits." in text
 
@@ -215,7 +215,7 @@ def test_a_part_of_the_sweep_is_drawn(smoke, tmp_path):
     for name, draw in conservation.EXPERIMENT.figures.items():
         draw(rows, tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(PNG)
-    assert len(conservation.sentences(rows)) == 2
+    assert len(figures.sentences(rows)) == 2
 
 
 @pytest.mark.parametrize("scale", ["cpu", "paper"])
@@ -229,7 +229,7 @@ def test_the_network_of_the_paper_is_scored_at_the_other_scales(scale):
 
 
 def test_of_wide_layers_some_units_are_kept_and_all_count(monkeypatch, tmp_path):
-    monkeypatch.setattr(conservation, "DRAWN", 10)
+    monkeypatch.setattr(figures, "DRAWN", 10)
     run = conservation.Run("conv", 10, (8, 8, 1), "magnitude")
     rows = list(conservation.execute(run, conservation.Context(tmp_path)))
     layer, total = rows[0], rows[3]

@@ -14,16 +14,15 @@ from experiments import (
     criteria,
     demo,
     demo_page,
-    figures,
     masking,
     runs,
     train,
 )
+from experiments.figures import demo as figures
 from tests import training
 
 METHODS = ["synflow", "magnitude", "random"]
 PNG = b"\x89PNG\r\n"
-
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -12,9 +12,9 @@ import pytest
 
 import synflow_jax as sj
 from experiments import command, layer_collapse, methods, published
+from experiments.figures import layer_collapse as figures
 
 PNG = b"\x89PNG\r\n"
-
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -61,12 +61,12 @@ def test_the_smoke_run_is_drawn_and_told(smoke):
     assert (smoke / "out" / "layers_cifar.png").read_bytes().startswith(PNG)
     assert not (smoke / "out" / "layers_imagenet.png").exists()  # nothing to draw
     rows = rows_of(smoke)
-    said = "\n".join(layer_collapse.sentences(rows))
+    said = "\n".join(figures.sentences(rows))
     assert "mlp with 10 classes: 47,400 weights in 6 layers" in said
     assert "no compression above N/L = 10^3.9" in said
     assert "SynFlow keeps weights in every layer up to 10^3 in the one seed" in said
     assert "published" not in said and "authors" not in said
-    caption = layer_collapse.caption(rows)
+    caption = figures.caption(rows)
     assert "mlp with 10 classes: one seed; SynFlow in 10 rounds" in caption
     assert "GraSP sees 20 images of digits" in caption
     assert "Dashed" not in caption
@@ -252,10 +252,10 @@ def test_the_critical_compression_is_that_of_the_worst_seed():
     one = {0.0: ((9, 9), True), 1.0: ((2, 2), True), 2.0: ((1, 1), True)}
     two = {0.0: ((9, 9), True), 1.0: ((1, 2), False), 2.0: ((0, 2), False)}
     seeds = [rows_for("random", i, c, "net")[1:] for i, c in enumerate((one, two))]
-    assert layer_collapse.critical(seeds[:1]) == (2.0, 2.0)
-    assert layer_collapse.critical(seeds) == (1.0, 0.0)
+    assert figures.critical(seeds[:1]) == (2.0, 2.0)
+    assert figures.critical(seeds) == (1.0, 0.0)
     never = rows_for("random", 0, {0.0: ((0, 9), False)}, "net")[1:]
-    assert layer_collapse.critical([never]) == (None, None)
+    assert figures.critical([never]) == (None, None)
 
 
 def test_why_rounds_cut_a_network_is_said_and_what_certified_ones_keep():
@@ -271,18 +271,18 @@ def test_why_rounds_cut_a_network_is_said_and_what_certified_ones_keep():
         own = rows_for("certified", seed, {2.0: ((1, 1), True)}, "net")
         own[-1] |= {"rounds": 20 + seed, "k": 2, "kept": 2}
         rows += own
-    said = "\n".join(layer_collapse.sentences(rows))
+    said = "\n".join(figures.sentences(rows))
     assert "SynFlow's 100 rounds cut the network 2 times, at 10^2" in said
     assert "(1.20 to 1.34 times R)" in said
     assert "as far (and in 1 of 3 seeds at 10^2)." in said
     assert "a path with 2 weights (10^2) in 3 of 3 seeds, in 20 to 22 rounds" in said
     own[-1] |= {"kept": 3}  # ended above its target
-    assert "in 2 of 3 seeds" in "\n".join(layer_collapse.sentences(rows))
+    assert "in 2 of 3 seeds" in "\n".join(figures.sentences(rows))
 
 
 def test_n_over_l_is_the_largest_compression():
     layers = [["a", 1, 600], ["b", 1, 1400]]
-    assert layer_collapse.largest_possible(layers) == 3.0
+    assert figures.largest_possible(layers) == 3.0
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_n_over_l_is_the_largest_compression():
     ],
 )
 def test_numbers_agree_within_the_spread_or_two_in_a_hundred(count, sample, verdict):
-    assert layer_collapse.agrees(count, sample) is verdict
+    assert figures.agrees(count, sample) is verdict
 
 
 def as_published(method, compressions):
@@ -319,35 +319,33 @@ def test_published_densities_are_compared_layer_by_layer():
     moved = {c: (list(kept), alive) for c, (kept, alive) in counts.items()}
     moved[3.0][0][4] = round(1.1 * moved[3.0][0][4])
     rows = rows_for("synflow", 0, moved) + rows_for("synflow", 1, moved)
-    table = layer_collapse.comparison(rows)
+    table = figures.comparison(rows)
     assert len(table) == 28
     (far,) = (row for row in table if not row["agrees"])
     assert (far["method"], far["compression"], far["layer"]) == ("synflow", 3.0, "conv05")
     assert far["mean"] == moved[3.0][0][4] and far["deviation"] == 0
     assert {row["own"] for row in table} == {2}
-    said = layer_collapse.sentences(rows)
+    said = figures.sentences(rows)
     (line,) = (line for line in said if line.startswith("SynFlow: the published"))
     assert "in 27 of 28 cases" in line and "27 of the 28 with 20 weights or more" in line
     assert f"Exceptions of these: conv05 at 10^3, published {counts[3.0][0][4]:,}" in line
     assert "in 100.0%" in line and "The published SNIP and GraSP" in said[-1]
     (line,) = (line for line in said if line.startswith("SynFlow keeps"))
     assert line.endswith("weights up to 10^5.75 (Fig. 1 draws 10^6).")
-    assert "Dashed" in layer_collapse.caption(rows)
+    assert "Dashed" in figures.caption(rows)
 
 
 def test_only_sound_numbers_of_the_same_network_are_compared():
     counts = as_published("snip", (1.0,))
-    assert not layer_collapse.comparison(
-        rows_for("snip", 0, counts) + rows_for("snip", 1, counts)
-    )
+    assert not figures.comparison(rows_for("snip", 0, counts) + rows_for("snip", 1, counts))
     counts = as_published("random", (1.0,))
     one = rows_for("random", 0, counts)
-    assert not layer_collapse.comparison(one)  # no spread
+    assert not figures.comparison(one)  # no spread
     two = rows_for("random", 1, counts)
-    assert layer_collapse.comparison(one + two)
+    assert figures.comparison(one + two)
     for row in (one[0], two[0]):
         row["config"]["num_classes"] = 10
-    assert not layer_collapse.comparison(one + two)
+    assert not figures.comparison(one + two)
 
 
 def test_the_published_numbers_are_whole():

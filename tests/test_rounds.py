@@ -8,9 +8,9 @@ import jax
 import pytest
 
 from experiments import command, published, rounds
+from experiments.figures import rounds as figures
 
 PNG = b"\x89PNG\r\n"
-
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -25,7 +25,7 @@ def smoke(tmp_path_factory):
 
 
 def by_setting(folder):
-    found = rounds.measured(command.results(folder))
+    found = figures.measured(command.results(folder))
     return {(row["schedule"], row["ratio"] or row["rounds"]): row for row in found}
 
 
@@ -66,12 +66,12 @@ def test_certified_rounds_keep_to_their_ratio(smoke):
 
 def test_what_is_said_of_the_smoke_run(smoke):
     rows = command.results(smoke)
-    assert rounds.compare(rows) == []
-    text = " ".join(rounds.sentences(rows))
+    assert figures.compare(rows) == []
+    text = " ".join(figures.sentences(rows))
     assert "0 left no path" in text and "mlp-c1-exponential-n1" in text
     assert "ln R beside that of 100 exponential rounds: certified(0.9) took" in text
-    assert "mlp 1;" in rounds.caption(rows)
-    assert "Tanaka" not in rounds.caption(rows)
+    assert "mlp 1;" in figures.caption(rows)
+    assert "Tanaka" not in figures.caption(rows)
 
 
 # --- runs ---------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_a_point_off_the_published_curve_is_an_exception():
         *by_hand(run("linear", 100, seed=1), 0.67),
         *by_hand(rounds.Run("vgg16_cifar", 1, "exponential", 100), 0.129),
     ]
-    points = rounds.compare(rows)
+    points = figures.compare(rows)
     assert [(p.schedule, p.rounds, p.close) for p in points] == [
         ("exponential", 10, True),
         ("exponential", 20, True),
@@ -148,7 +148,7 @@ def test_a_point_off_the_published_curve_is_an_exception():
         ("linear", 100, True),
     ]
     assert points[3].difference == pytest.approx(0.7 / 1.05904 - 1)
-    said = rounds.sentences(rows)
+    said = figures.sentences(rows)
     assert "R of vgg19_imagenet at initialisation is 10^34.00" in said[0]
     assert "4 of 5 points" in said[1]
     assert "not so linear to 10^1 in 50: 0.7, published 1.06." in said[1]
@@ -171,7 +171,7 @@ def test_flow_is_set_beside_exponential_rounds_on_the_same_weights():
         *by_hand(run(1, **certified), 0.5, 25.25, found=81),
         *by_hand(run(2, **certified), 0.5, 99.0, found=80),  # nothing to set it beside
     ]
-    assert rounds.sentences(rows)[-1] == (
+    assert figures.sentences(rows)[-1] == (
         "vgg16_cifar to 10^3, ln R beside that of 100 exponential rounds: certified(0.5) "
         "took 78 to 81 rounds and kept +0.38."
     )
@@ -183,7 +183,7 @@ def test_a_figure_with_the_published_curves_is_drawn(tmp_path):
         n = run.rounds or int(10 * run.compression / run.ratio)
         flow = None if n == 1 else 30 - 10 / n
         rows += by_hand(run, run.ratio or 15 * run.compression / n, flow, found=n)
-    rounds.draw(rows, tmp_path / "rounds.png")
+    figures.draw(rows, tmp_path / "rounds.png")
     assert (tmp_path / "rounds.png").read_bytes().startswith(PNG)
-    text = rounds.caption(rows)
+    text = figures.caption(rows)
     assert "Fig. 7" in text and "vgg16_cifar 3, vgg19_imagenet 1;" in text

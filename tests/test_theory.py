@@ -14,7 +14,6 @@ from synflow_jax import models
 
 PNG = b"\x89PNG\r\n"
 
-
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 

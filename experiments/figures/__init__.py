@@ -1,0 +1,1 @@
+"""What the figures and sentences of the larger experiments read from their rows."""

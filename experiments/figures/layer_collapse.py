@@ -1,0 +1,482 @@
+"""What came out of `experiments.layer_collapse`: comparison, sentences and figures."""
+
+import math
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from experiments import command, methods, plots, published
+from experiments.sweeps import Row
+
+# Of the published densities those of these criteria are sound; SNIP's and GraSP's are of
+# code that was corrected after they were written.
+COMPARED = ("synflow", "magnitude", "random")
+DEVIATIONS, RELATIVE = 3.0, 0.02  # what counts as agreement
+FEW = 20  # weights; in smaller layers one weight is much of the whole
+
+
+class Critical(NamedTuple):
+    """Largest compressions of the grid, log10; None if there is none.
+
+    Attributes:
+      whole: at which every layer keeps a weight, in all seeds: the paper's.
+      connected: at which a path is left from input to output, in all seeds.
+    """
+
+    whole: float | None
+    connected: float | None
+
+
+def of_method(
+    rows: Sequence[Row], part: str, names: Sequence[str] = methods.PAPER
+) -> dict[str, list[list[Row]]]:
+    """The rows of a part of the experiment by criterion: for each seed its rows, in the
+    order of the compressions. Criteria are in the order of the paper's legends."""
+    by_run: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["kind"] == "layers":
+            by_run.setdefault(row["run"], []).append(row)
+    configs = command.configs(rows)
+    found: dict[str, list[list[Row]]] = {}
+    for method in names:
+        for run, own in by_run.items():
+            if (configs[run]["part"], configs[run]["method"]) == (part, method):
+                found.setdefault(method, []).append(own)
+    return found
+
+
+def critical(seeds: Sequence[Sequence[Row]]) -> Critical:
+    """Up to where a criterion leaves a network whole, and connected.
+
+    Args:
+      seeds: for each seed its rows, as `of_method` has them.
+    """
+
+    def largest(what: str) -> float | None:
+        at: dict[float, list[bool]] = {}
+        for row in (row for own in seeds for row in own):
+            at.setdefault(row["compression"], []).append(row[what])
+        return max((c for c, flags in at.items() if all(flags)), default=None)
+
+    return Critical(largest("whole"), largest("connected"))
+
+
+def largest_possible(layers: Sequence[Sequence[Any]]) -> float:
+    """log10 of N/L, the compression that leaves a weight for each layer."""
+    return math.log10(sum(size for *_, size in layers) / len(layers))
+
+
+def comparison(rows: Sequence[Row]) -> list[Row]:
+    """Published fractions kept beside ours, layer by layer and compression by compression.
+
+    They agree if the published one, which is of one draw of the weights, is within
+    ``DEVIATIONS`` standard deviations of ours or ``RELATIVE`` of their mean. Near the edge
+    that is a matter of chance: ``own`` says how many of our seeds agree with the others.
+
+    Returns:
+      Rows with ``method``, ``compression``, ``layer`` and its ``size``; ``published``,
+      ``mean`` and ``deviation`` in weights; ``agrees``; ``own``; ``seeds``. Empty unless
+      there are two seeds of the published network.
+    """
+    theirs = published.load("layer_collapse")
+    setting = {"network": theirs["network"], "num_classes": theirs["num_classes"]}
+    same = {
+        run
+        for run, config in command.configs(rows).items()
+        if setting.items() <= config.items()
+    }
+    own_rows = [row for row in rows if row["run"] in same]
+    table = []
+    for method, seeds in of_method(own_rows, "cifar").items():
+        if method not in COMPARED or len(seeds) < 2:
+            continue
+        for at in zip(*seeds, strict=True):
+            compression = at[0]["compression"]
+            densities = theirs["density"][method].get(str(compression))
+            if densities is None:
+                continue
+            layers = zip(*(row["layers"] for row in at), strict=True)
+            for density, size, layer in zip(
+                densities, theirs["sizes"], layers, strict=True
+            ):
+                name, _, own_size = layer[0]
+                if own_size != size:
+                    raise ValueError(f"{name} has {own_size} weights, not {size}.")
+                kept = [count for _, count, _ in layer]
+                others = [kept[:i] + kept[i + 1 :] for i in range(len(kept))]
+                table.append(
+                    {
+                        "method": method,
+                        "compression": compression,
+                        "layer": name,
+                        "size": size,
+                        "published": density * size,
+                        "mean": statistics.mean(kept),
+                        "deviation": statistics.stdev(kept),
+                        "agrees": agrees(density * size, kept),
+                        "own": sum(map(agrees, kept, others)),
+                        "seeds": len(kept),
+                    }
+                )
+    return table
+
+
+def agrees(count: float, sample: Sequence[int]) -> bool:
+    """Whether a number of weights could be one of the sample, or nearly is their mean."""
+    mean = statistics.mean(sample)
+    spread = statistics.stdev(sample) if len(sample) > 1 else 0.0
+    return abs(count - mean) <= max(DEVIATIONS * spread, RELATIVE * mean)
+
+
+def sentences(rows: list[Row]) -> list[str]:
+    """What came out, beside what the paper found."""
+    said = []
+    for part in ("cifar", "imagenet"):
+        found = of_method(rows, part)
+        if not found:
+            continue
+        first = next(iter(found.values()))[0][0]
+        config = command.configs(rows)[first["run"]]
+        limit, last = largest_possible(first["layers"]), max(config["compressions"])
+        said.append(
+            f"{_title(config)}: {sum(size for *_, size in first['layers']):,} weights in "
+            f"{len(first['layers'])} layers, so that no compression above N/L = "
+            f"{_power(limit)} leaves each layer a weight; tried up to {_power(last)}."
+        )
+        for method, seeds in found.items():
+            said.append(_how_far(method, seeds, config))
+            said += _emptied_first(method, seeds)
+        said += _why_cut(found.get("synflow", []))
+        said += _certified_rounds(rows, part)
+    return said + _agreement(rows)
+
+
+def _how_far(method: str, seeds: Sequence[Sequence[Row]], config: dict[str, Any]) -> str:
+    theirs, found = published.load("layer_collapse"), critical(seeds)
+    label = methods.LABELS[method]
+    number = f"each of {len(seeds)} seeds" if len(seeds) > 1 else "the one seed"
+    if found.whole is None:
+        return f"{label} empties a layer at every compression tried."
+    text = f"{label} keeps weights in every layer up to {_power(found.whole)} in {number}"
+    if found.connected == found.whole:
+        text += " and leaves a path from input to output as far"
+    elif found.connected is None:
+        text += " but leaves no path from input to output"
+    else:
+        text += f" but a path from input to output only up to {_power(found.connected)}"
+    text += _in_some_seeds(seeds, found.connected)
+    if (config["network"], config["num_classes"]) == (
+        theirs["network"],
+        theirs["num_classes"],
+    ):
+        text += (
+            f"; the authors' three runs: weights up to {_power(theirs['critical'][method])}"
+        )
+        if theirs["drawn"][method] != theirs["critical"][method]:
+            text += f" (Fig. 1 draws {_power(theirs['drawn'][method])})"
+    return text + "."
+
+
+def _in_some_seeds(seeds: Sequence[Sequence[Row]], limit: float | None) -> str:
+    """In how many seeds a path is left beyond the compressions at which it is in all."""
+    alive: dict[float, int] = {}
+    for row in (row for own in seeds for row in own if row["connected"]):
+        if limit is None or row["compression"] > limit:
+            alive[row["compression"]] = alive.get(row["compression"], 0) + 1
+    if not alive:
+        return ""
+    each = [f"in {alive[c]} of {len(seeds)} seeds at {_power(c)}" for c in sorted(alive)]
+    return f" (and {', '.join(each)})"
+
+
+def _emptied_first(method: str, seeds: Sequence[Sequence[Row]]) -> list[str]:
+    """At which compression layers are empty first, and which."""
+    at: dict[float, set[str]] = {}
+    for row in (row for own in seeds for row in own):
+        names = {name for name, kept, _ in row["layers"] if not kept}
+        if names:
+            at.setdefault(row["compression"], set()).update(names)
+    if not at:
+        return []
+    names = [name for name, *_ in seeds[0][0]["layers"] if name in at[min(at)]]
+    some = " in some seed" if len(seeds) > 1 else ""
+    return [
+        f"{methods.LABELS[method]}: empty first{some}, at {_power(min(at))}: "
+        f"{', '.join(names)}."
+    ]
+
+
+def _why_cut(seeds: Sequence[Sequence[Row]]) -> list[str]:
+    """What the rounds removed in which SynFlow cut a network, if it did."""
+    cut = [row for own in seeds for row in own if not row["connected"]]
+    ratios = [row["largest_ratio"] for row in cut if "largest_ratio" in row]
+    if not ratios:
+        return []
+    at = ", ".join(_power(c) for c in sorted({row["compression"] for row in cut}))
+    return [
+        f"SynFlow's {cut[0]['rounds']} rounds cut the network {len(cut)} times, at {at}: "
+        f"there a round removed more than the whole flow ({min(ratios):.2f} to "
+        f"{max(ratios):.2f} times R), and Theorem 3 asks that none does."
+    ]
+
+
+def _certified_rounds(rows: list[Row], part: str) -> list[str]:
+    """What SynFlow keeps if no round may remove so much."""
+    at: dict[int, list[Row]] = {}
+    for own in of_method(rows, part, ["certified"]).get("certified", []):
+        for row in own:
+            at.setdefault(row["k"], []).append(row)
+    ratio = next((c["ratio"] for c in command.configs(rows).values() if c["ratio"]), None)
+    said = []
+    for k, own in at.items():
+        whole = sum(row["connected"] and row["kept"] == k for row in own)
+        rounds = sorted(row["rounds"] for row in own)
+        many = f"{rounds[0]}" if rounds[0] == rounds[-1] else f"{rounds[0]} to {rounds[-1]}"
+        said.append(
+            f"SynFlow in certified rounds, each removing at most {ratio:g} of the flow, "
+            f"leaves a path with {k} weights ({_power(own[0]['compression'])}) in {whole} "
+            f"of {len(own)} seeds, in {many} rounds."
+        )
+    return said
+
+
+def _agreement(rows: list[Row]) -> list[str]:
+    table, said = comparison(rows), []
+    for method in COMPARED:
+        own = [row for row in table if row["method"] == method]
+        if not own:
+            continue
+        large = [row for row in own if min(row["published"], row["mean"]) >= FEW]
+        good, good_large = (sum(row["agrees"] for row in some) for some in (own, large))
+        chance = sum(row["own"] for row in own) / sum(row["seeds"] for row in own)
+        text = (
+            f"{methods.LABELS[method]}: the published fraction kept lies within "
+            f"{DEVIATIONS:g} standard deviations or {RELATIVE:.0%} of ours in {good} of "
+            f"{len(own)} cases (layers and compressions), and in {good_large} of the "
+            f"{len(large)} with {FEW} weights or more. One of our {own[0]['seeds']} seeds "
+            f"against the others does so in {chance:.1%}."
+        )
+        far = [row for row in large if not row["agrees"]]
+        far.sort(key=lambda row: -abs(row["published"] / row["mean"] - 1))
+        if far:
+            text += " Exceptions of these: " + "; ".join(map(_exception, far[:SHOWN]))
+            text += f"; and {len(far) - SHOWN} that differ less." if far[SHOWN:] else "."
+        said.append(text)
+    if said:
+        said.append(
+            "The published SNIP and GraSP are not compared: they were made by the first "
+            "version of the authors' code, whose errors in these two were corrected later "
+            "(batch norm in evaluation mode; GraSP's sign), and our images are others."
+        )
+    return said
+
+
+SHOWN = 6  # exceptions in a sentence
+
+
+def _exception(row: Row) -> str:
+    place = f"{row['layer']} at {_power(row['compression'])}"
+    ours = f"{row['mean']:,.0f} ± {row['deviation']:,.0f}"
+    return f"{place}, published {row['published']:,.0f}, ours {ours}"
+
+
+def caption(rows: list[Row]) -> str:
+    """What the figures show, in words."""
+    text = (
+        "Fraction of each layer's weights that is kept at initialisation, against "
+        "compression (weights over weights kept), for each criterion."
+    )
+    for part in ("cifar", "imagenet"):
+        found = of_method(rows, part)
+        if not found:
+            continue
+        configs = command.configs(rows)
+        by_method = {m: configs[seeds[0][0]["run"]] for m, seeds in found.items()}
+        numbers = {methods.LABELS[m]: len(seeds) for m, seeds in found.items()}
+        text += f" {_title(next(iter(by_method.values())))}: "
+        if len(set(numbers.values())) == 1:
+            number = next(iter(numbers.values()))
+            text += f"mean of {number} seeds" if number > 1 else "one seed"
+        else:
+            text += "seeds: " + ", ".join(f"{m} {n}" for m, n in numbers.items())
+        if "synflow" in by_method:
+            text += f"; SynFlow in {by_method['synflow']['rounds']} rounds, others in one"
+        looks = [
+            f"{methods.LABELS[m]} sees {_looked_at(config)}"
+            for m, config in by_method.items()
+            if config["data"]
+        ]
+        text += "".join(f"; {look}" for look in looks) + "."
+    if comparison(rows):
+        text += " Dashed: the authors' first run, published with their code"
+        if {"snip", "grasp"} & set(of_method(rows, "cifar")):
+            text += "; its SNIP and GraSP were made before that code was corrected"
+        text += "."
+    return text
+
+
+def _looked_at(config: dict[str, Any]) -> str:
+    classes = config["classes"] or {
+        "imagenet2012": 1000,
+        "tiny_imagenet_10k": 200,
+    }.get(config["data"], config["num_classes"])
+    text = f"{config['each'] * classes:,} images of {config['data']}"
+    if config["data"].startswith("tiny_imagenet") and config["input_shape"][0] == 224:
+        text += " enlarged to 224 pixels"
+    return text
+
+
+_TITLES = {
+    ("vgg16_cifar", 100): "VGG-16 for CIFAR-100",
+    ("vgg19_imagenet", 1000): "VGG-19 for ImageNet",
+}
+
+
+def _title(config: dict[str, Any]) -> str:
+    network, classes = config["network"], config["num_classes"]
+    return _TITLES.get((network, classes), f"{network} with {classes} classes")
+
+
+def _power(compression: float) -> str:
+    return f"10^{round(compression, 2):g}"
+
+
+# --- the figures --------------------------------------------------------------------------
+
+
+def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
+    """A panel for each criterion, a line for each layer, dark at the input.
+
+    A line ends where a seed keeps nothing of the layer. The shade is where some seed has no
+    path left from input to output.
+    """
+    found = of_method(rows, part)
+    if not found:
+        return
+    first = next(iter(found.values()))[0][0]
+    config = command.configs(rows)[first["run"]]
+    depth, limit = len(first["layers"]), largest_possible(first["layers"])
+    theirs = published.load("layer_collapse")
+    same = (theirs["network"], theirs["num_classes"]) == (
+        config["network"],
+        config["num_classes"],
+    )
+    colors = matplotlib.colormaps["viridis"](np.linspace(0.15, 0.95, depth))
+    end = max(limit + 0.15, max(config["compressions"]))
+    low = min(
+        kept / size
+        for seeds in found.values()
+        for own in seeds
+        for row in own
+        for _, kept, size in row["layers"]
+        if kept
+    )
+    with plots.settings():
+        columns = 3
+        lines = -(-len(found) // columns)
+        spare = lines * columns > len(found)  # a place for the legend among the panels
+        height = 0.5 + 3.1 * lines + (0 if spare else 1.2)
+        figure = Figure((10.5, height), layout="constrained")
+        panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+        for place, (method, seeds) in enumerate(found.items()):
+            axes = panels.flat[place]
+            _panel(axes, seeds, colors, limit, end)
+            if same:
+                _their_lines(axes, theirs["density"][method])
+            axes.set_title(methods.LABELS[method])
+        # Both are shared by all panels.
+        axes.set_yscale("log")
+        axes.set_ylim(10.0 ** (math.floor(2 * math.log10(low) - 0.4) / 2), 2)
+        axes.set_xlim(0, end)
+        axes.xaxis.set_major_locator(FixedLocator(range(math.floor(end) + 1)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"$10^{{{x:g}}}$"))
+        axes.yaxis.set_minor_locator(NullLocator())
+        for place, axes in enumerate(panels.flat):
+            if place >= len(found):
+                axes.set_axis_off()
+            elif place + columns >= len(found):
+                axes.tick_params(labelbottom=True)
+                axes.set_xlabel("compression")
+        for axes in panels[:, 0]:
+            axes.set_ylabel("fraction kept")
+        names = [name for name, _, _ in first["layers"]]
+        layers, rest = _handles(names, colors, same)
+        if spare:
+            place = panels.flat[len(found)]
+            own = place.legend(handles=layers, loc="upper left", ncols=3, fontsize=8.5)
+            place.add_artist(own)
+            place.legend(handles=rest, loc="lower left", fontsize=8.5)
+        else:
+            both = {"fontsize": 8.5, "loc": "outside lower left"}
+            figure.legend(handles=layers, ncols=5, **both)
+            figure.legend(handles=rest, **both | {"loc": "outside lower right"})
+        figure.suptitle(_title(config), fontsize=11.5)
+        figure.savefig(path, dpi=180)
+
+
+def _panel(axes: Axes, seeds, colors, limit: float, end: float) -> None:
+    x = np.array([row["compression"] for row in seeds[0]])
+    kept = np.array([[[n for _, n, _ in row["layers"]] for row in own] for own in seeds])
+    sizes = np.array([size for *_, size in seeds[0][0]["layers"]])
+    mean = np.where((kept > 0).all(axis=0), kept.mean(axis=0), np.nan) / sizes
+    found = critical(seeds)
+    if found.connected is not None and found.connected < x[-1]:
+        axes.axvspan(found.connected, end, color="#eeeeee", lw=0, zorder=0)
+    axes.axvline(limit, color=plots.PALE, lw=1.2, ls=":", zorder=1)
+    if found.whole is not None:
+        left = found.whole > 0.8 * end  # of the line, where there is room
+        axes.axvline(found.whole, color=plots.INK, lw=1.0, zorder=1)
+        axes.annotate(
+            f"$10^{{{round(found.whole, 2):g}}}$",
+            (found.whole, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(-3 if left else 3, 0),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="top",
+            color=plots.INK,
+        )
+    for layer, color in enumerate(colors):
+        y = mean[:, layer]
+        axes.plot(x, y, color=color, lw=2.0, solid_capstyle="butt", zorder=3)
+        last = np.flatnonzero(np.isfinite(y))
+        if last.size and last[-1] + 1 < len(x):
+            ends = x[last[-1]], y[last[-1]]
+            axes.plot(*ends, "x", color=color, ms=5.5, mew=1.6, zorder=5)
+
+
+def _their_lines(axes: Axes, density: dict[str, list[float]]) -> None:
+    x = np.array(sorted(map(float, density)))
+    y = np.array([density[str(c)] for c in x])
+    y = np.where(y > 0, y, np.nan)
+    axes.plot(x, y, color="black", lw=0.7, ls=(0, (4, 2.5)), zorder=4)
+
+
+def _handles(
+    names: Sequence[str], colors: np.ndarray, same: bool
+) -> tuple[list[Line2D], list[Line2D | Patch]]:
+    """What the legends explain: the layers, and the rest."""
+    layers = [Line2D([], [], color=c, lw=2.0, label=n) for n, c in zip(names, colors)]
+    rest = [
+        Line2D([], [], color=plots.INK, lw=1.0, label="no layer empty up to here"),
+        Line2D([], [], color=plots.PALE, lw=1.2, ls=":", label="N/L, the largest possible"),
+        Line2D(
+            *([], []),
+            **{"color": plots.INK, "ls": "", "marker": "x"},
+            label="last before the layer is empty",
+        ),
+        Patch(color="#eeeeee", label="no path from input to output, in some seed"),
+    ]
+    if same:
+        dashed = {"color": "black", "lw": 0.7, "ls": (0, (4, 2.5))}
+        rest.insert(0, Line2D([], [], **dashed, label="published"))
+    return layers, rest

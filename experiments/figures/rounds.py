@@ -1,0 +1,356 @@
+"""What came out of `experiments.rounds`: comparison, sentences and the figure."""
+
+import math
+import pathlib
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from experiments import command, plots, published
+from experiments.sweeps import Row
+
+TOLERANCE = 0.1  # of a published ratio; both are of one draw of the weights
+
+
+class Compared(NamedTuple):
+    """A point of the published figure, and ours.
+
+    Attributes:
+      schedule, compression, rounds: which point.
+      ratio: ours, the mean over seeds.
+      published: theirs.
+    """
+
+    schedule: str
+    compression: float
+    rounds: int
+    ratio: float
+    published: float
+
+    @property
+    def difference(self) -> float:
+        """As a fraction of theirs."""
+        return self.ratio / self.published - 1
+
+    @property
+    def close(self) -> bool:
+        return abs(self.difference) <= TOLERANCE
+
+
+def measured(rows: Sequence[Row]) -> list[Row]:
+    """The measurements, each with the settings of its run."""
+    configs = command.configs(rows)
+    return [
+        {**row, **{k: v for k, v in configs[row["run"]].items() if k != "rounds"}}
+        for row in rows
+        if row["kind"] == "pruned"
+    ]
+
+
+def compare(rows: Sequence[Row]) -> list[Compared]:
+    """Every point of Fig. 7 that was measured, beside the published one."""
+    theirs, found = published.load("rounds"), []
+    ours = [row for row in measured(rows) if row["network"] == theirs["network"]]
+    for schedule, curves in theirs["ratios"].items():
+        for compression, curve in curves.items():
+            for rounds, ratio in zip(theirs["rounds"], curve):
+                own = [
+                    row["largest_ratio"]
+                    for row in ours
+                    if (row["schedule"], row["compression"], row["rounds"])
+                    == (schedule, float(compression), rounds)
+                ]
+                if own:
+                    mean = statistics.fmean(own)
+                    place = schedule, float(compression), rounds
+                    found.append(Compared(*place, mean, ratio))
+    return found
+
+
+def sentences(rows: list[Row]) -> list[str]:
+    """What came out, beside the published numbers."""
+    found, said = measured(rows), []
+    points = compare(rows)
+    if points:
+        theirs = published.load("rounds")
+        dense = statistics.fmean(
+            row["ln_flow_dense"] for row in found if row["network"] == theirs["network"]
+        )
+        said.append(
+            f"R of {theirs['network']} at initialisation is 10^{dense / math.log(10):.2f}; "
+            f"in the authors' files 10^{math.log10(theirs['flow']):.2f}."
+        )
+        apart = [point for point in points if not point.close]
+        far = "; ".join(
+            f"{p.schedule} to 10^{p.compression:g} in {p.rounds}: {p.ratio:.3g}, published "
+            f"{p.published:.3g}"
+            for p in apart
+        )
+        mean = statistics.fmean(abs(p.difference) for p in points)
+        said.append(
+            f"Prune-size ratios: {len(points) - len(apart)} of {len(points)} points of "
+            f"Fig. 7 are within {TOLERANCE:.0%} of the published ones (on average "
+            f"{mean:.1%} off)" + (f"; not so {far}." if far else ".")
+        )
+        said += _first_below_one(points)
+    said += _survival(found)
+    said += _flow_kept(found)
+    return said
+
+
+def _first_below_one(points: Sequence[Compared]) -> list[str]:
+    """From which number of rounds on the ratio is below 1, in both."""
+    said = []
+    for schedule, compression in dict.fromkeys((p.schedule, p.compression) for p in points):
+        own = [p for p in points if (p.schedule, p.compression) == (schedule, compression)]
+        own.sort(key=lambda p: p.rounds)
+        ours = next((p.rounds for p in own if p.ratio < 1), None)
+        theirs = next((p.rounds for p in own if p.published < 1), None)
+        tried = f"none tried, of up to {own[-1].rounds}"
+        said.append(
+            f"The first number of {schedule} rounds to 10^{compression:g} whose ratio is "
+            f"below 1 is {ours or tried}; in the published curve, {theirs or tried}."
+        )
+    return said
+
+
+def _survival(found: Sequence[Row]) -> list[str]:
+    below = [row for row in found if row["largest_ratio"] < 1]
+    above = [row for row in found if row["largest_ratio"] >= 1]
+    said = []
+    for some, what in ((below, "below 1"), (above, "of 1 or more")):
+        if some:
+            cut = [row for row in some if row["ln_flow"] is None]
+            emptied = sum(bool(row["empty"]) for row in some if row not in cut)
+            named = f" ({', '.join(row['run'] for row in cut)})" if cut else ""
+            said.append(
+                f"Of {len(some)} runs with a largest ratio {what}, {len(cut)} left no path "
+                f"from input to output{named}; {emptied} left a path around an empty layer."
+            )
+    return said
+
+
+def _flow_kept(found: Sequence[Row]) -> list[str]:
+    """Certified rounds beside a hundred exponential ones."""
+    said = []
+    for network, compression in _settings(found):
+        own = _of(found, network, compression)
+        parts = []
+        for ratio in sorted({row["ratio"] for row in own if row["ratio"]}, reverse=True):
+            pairs = _above_reference([row for row in own if row["ratio"] == ratio], own)
+            if pairs:
+                rounds, flows = zip(*pairs)
+                parts.append(
+                    f"certified({ratio:g}) took {_span(rounds)} rounds and kept "
+                    f"{statistics.fmean(flows):+.2f}"
+                )
+        if parts:
+            said.append(
+                f"{network} to 10^{compression:g}, ln R beside that of "
+                f"{_REFERENCE} exponential rounds: {'; '.join(parts)}."
+            )
+    return said
+
+
+_REFERENCE = 100  # exponential rounds: the paper's
+
+
+def _settings(found: Sequence[Row]) -> list[tuple[str, float]]:
+    return list(dict.fromkeys((row["network"], row["compression"]) for row in found))
+
+
+def _of(found: Sequence[Row], network: str, compression: float) -> list[Row]:
+    return [
+        row
+        for row in found
+        if (row["network"], row["compression"]) == (network, compression)
+    ]
+
+
+def _above_reference(some: Sequence[Row], own: Sequence[Row]) -> list[tuple[int, float]]:
+    """Rounds, and ln R less that of the reference with the same weights; where both are."""
+    reference = {
+        row["seed"]: row["ln_flow"]
+        for row in own
+        if (row["schedule"], row["rounds"]) == ("exponential", _REFERENCE)
+    }
+    return [
+        (row["rounds"], row["ln_flow"] - reference[row["seed"]])
+        for row in some
+        if row["ln_flow"] is not None and reference.get(row["seed"]) is not None
+    ]
+
+
+def _span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+# --- the figure ---------------------------------------------------------------------------
+
+# Okabe and Ito's colours; the markers differ as well.
+_LOOKS = {
+    "exponential": {"color": "#0072B2", "marker": "o"},
+    "linear": {"color": "#D55E00", "marker": "s"},
+    "certified": {"color": "#009E73", "marker": "D"},
+}
+_PUBLISHED = {"color": plots.INK, "ls": (0, (3, 2)), "lw": 1.1, "zorder": 4}
+
+
+def draw(rows: list[Row], path: pathlib.Path) -> None:
+    """Above: the largest ratio against rounds. Below: what flow the rounds keep."""
+    found, theirs = measured(rows), published.load("rounds")
+    names = list(dict.fromkeys(row["network"] for row in found))
+    first = theirs["network"] if theirs["network"] in names else names[0]
+    above = [row for row in found if row["network"] == first]
+    compressions = sorted({row["compression"] for row in above})
+    compared = [name for name in names if _has_reference(found, name)]
+    with plots.settings():
+        figure = Figure((9.2, 7.4 if compared else 4.0), layout="constrained")
+        lines = GridSpec(1 + bool(compared), 1, figure=figure)
+        panels = (
+            lines[0]
+            .subgridspec(1, len(compressions))
+            .subplots(sharey=True, squeeze=False)[0]
+        )
+        for panel, compression in zip(panels, compressions):
+            own = _of(found, first, compression)
+            _ratios(panel, own)
+            if first == theirs["network"]:
+                for curves in theirs["ratios"].values():
+                    panel.plot(theirs["rounds"], curves[f"{compression:g}"], **_PUBLISHED)
+            panel.set_title(f"{first} to $10^{{{compression:g}}}$")
+        panels[0].set_ylabel("largest prune-size ratio")
+        if compared:
+            below = lines[1].subgridspec(1, len(compared)).subplots(squeeze=False)[0]
+            for panel, name in zip(below, compared):
+                _flows(panel, [row for row in found if row["network"] == name])
+                panel.set_title(name)
+            below[0].set_ylabel(f"ln R, less that of\n{_REFERENCE} exponential rounds")
+        handles = _handles(found, above, published_too=first == theirs["network"])
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+        figure.savefig(path, dpi=200)
+
+
+def _has_reference(found: Sequence[Row], network: str) -> bool:
+    own = [row for row in found if row["network"] == network]
+    return any(_above_reference(own, _of(own, *setting)) for setting in _settings(own))
+
+
+def _ratios(axes: Axes, own: Sequence[Row]) -> None:
+    axes.axhline(1, color=plots.PALE, lw=1.2, zorder=1)
+    for schedule, look in _LOOKS.items():
+        some = [row for row in own if row["schedule"] == schedule]
+        points = _means((row["rounds"], row["largest_ratio"]) for row in some)
+        line = "" if schedule == "certified" else "-"
+        axes.plot(*_columns(points), **look, ls=line, zorder=3)
+        cut = {row["rounds"] for row in some if row["ln_flow"] is None}
+        hollow = [point for point in points if point[0] in cut]
+        axes.plot(*_columns(hollow), **look, ls="", mfc="white", zorder=5)
+    axes.set_yscale("log")
+    ticks = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    _rounds_axis(axes)
+
+
+def _flows(axes: Axes, own: Sequence[Row]) -> None:
+    """A colour for each schedule, dashes for each compression; means over the seeds."""
+    axes.axhline(0, color=plots.PALE, lw=1.2, zorder=1)
+    for compression in sorted({row["compression"] for row in own}):
+        at = [row for row in own if row["compression"] == compression]
+        for schedule in ("exponential", "certified"):
+            pairs: dict[Any, list[tuple[int, float]]] = {}
+            for row in at:
+                if row["schedule"] == schedule:
+                    setting = row["ratio"] or row["rounds"]
+                    pairs.setdefault(setting, []).extend(_above_reference([row], at))
+            points = [
+                tuple(map(statistics.fmean, zip(*some))) for some in pairs.values() if some
+            ]
+            axes.plot(
+                *_columns(sorted(points)),
+                **_LOOKS[schedule],
+                ls=_dashes(compression),
+                zorder=3,
+            )
+        look = {"color": plots.INK, "ls": _dashes(compression)}
+        axes.plot([], [], **look, label=f"to $10^{{{compression:g}}}$")
+    axes.legend(loc="lower right")
+    _rounds_axis(axes)
+
+
+def _dashes(compression: float) -> Any:
+    looks = ((0, (1.2, 1.2)), (0, (5, 2)), "-")
+    return looks[(round(compression) - 1) % len(looks)]
+
+
+def _handles(
+    found: Sequence[Row], above: Sequence[Row], *, published_too: bool
+) -> list[Line2D]:
+    handles = [
+        Line2D([], [], **look, label=schedule)
+        for schedule, look in _LOOKS.items()
+        if any(row["schedule"] == schedule for row in found)
+    ]
+    if published_too:
+        handles.append(Line2D([], [], **_PUBLISHED, label="published"))
+    if any(row["ln_flow"] is None for row in above):
+        hollow = {"color": plots.INK, "marker": "o", "mfc": "white", "ls": ""}
+        handles.append(Line2D([], [], **hollow, label="no path left"))
+    handles.append(Line2D([], [], color=plots.PALE, lw=1.2, label="below 1 a path is sure"))
+    return handles
+
+
+def _rounds_axis(axes: Axes) -> None:
+    axes.set_xscale("log")
+    ticks = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.set_xlabel("rounds")
+
+
+def _means(pairs: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    by_place: dict[float, list[float]] = {}
+    for x, y in pairs:
+        by_place.setdefault(x, []).append(y)
+    return sorted((x, statistics.fmean(ys)) for x, ys in by_place.items())
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def caption(rows: list[Row]) -> str:
+    """What the figure shows, on which networks and of how many runs."""
+    found, theirs = measured(rows), published.load("rounds")
+    names = list(dict.fromkeys(row["network"] for row in found))
+    first = theirs["network"] if theirs["network"] in names else names[0]
+    text = (
+        f"Above, {first}: the largest share of R that any round removes, against the "
+        "number of rounds"
+    )
+    ratios = sorted({row["ratio"] for row in found if row["ratio"]}, reverse=True)
+    if ratios:
+        of = ", ".join(f"{ratio:g}" for ratio in ratios)
+        text += f"; certified rounds, which find their number, for a ratio of {of}"
+    text += ". An open marker is a network with no path left."
+    if first == theirs["network"]:
+        text += " Dashed: Fig. 7 of Tanaka et al. 2020, one draw of the weights."
+    compared = [name for name in names if _has_reference(found, name)]
+    if compared:
+        text += (
+            f" Below, {', '.join(compared)}: the flow that is left, as ln R less that of "
+            f"{_REFERENCE} exponential rounds on the same weights."
+        )
+    draws = {name: {r["seed"] for r in found if r["network"] == name} for name in names}
+    counts = ", ".join(f"{name} {len(seeds)}" for name, seeds in draws.items())
+    return f"{text} Draws of the weights: {counts}; curves are their means."
