@@ -231,7 +231,8 @@ def rows_for(method, seed, counts, network="vgg16_cifar", num_classes=100):
     config = {
         **{"part": part, "network": network, "num_classes": num_classes},
         **{"method": method, "seed": seed, "compressions": list(counts)},
-        **{"rounds": 1, "data": None, "input_shape": [32, 32, 3]},
+        **{"rounds": 1, "ratio": 0.8 if method == "certified" else None},
+        **{"data": None, "input_shape": [32, 32, 3]},
     }
     names = [f"conv{i:02d}" for i in range(1, len(sizes) + 1)]
     return [
@@ -275,7 +276,8 @@ def test_why_rounds_cut_a_network_is_said_and_what_certified_ones_keep():
     assert "SynFlow's 100 rounds cut the network 2 times, at 10^2" in said
     assert "(1.20 to 1.34 times R)" in said
     assert "as far (and in 1 of 3 seeds at 10^2)." in said
-    assert "a path with 2 weights (10^2) in 3 of 3 seeds, in 20 to 22 rounds" in said
+    assert "at most 0.8 of the flow, leaves a path with 2 weights (10^2) in 3 of 3" in said
+    assert "in 20 to 22 rounds" in said
     own[-1] |= {"kept": 3}  # ended above its target
     assert "in 2 of 3 seeds" in "\n".join(figures.sentences(rows))
 
