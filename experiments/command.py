@@ -153,11 +153,8 @@ def _gather(
     new: Mapping[str, list[Row]],
 ) -> None:
     """Writes the rows of all finished runs, in the order of the sweep, and the figures."""
-    by_run: dict[str, list[Row]] = {}
-    for row in known:
-        by_run.setdefault(row["run"], []).append(row)
-    by_run |= new
-    rows = [row for run in todo for row in by_run.get(run.name, ())]
+    found = sweeps.by_run(known) | new
+    rows = [row for run in todo for row in found.get(run.name, ())]
     if not rows:
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -169,7 +166,7 @@ def _gather(
     other = [
         run.name
         for run in todo
-        if run.name in by_run and not sweeps.of_run(by_run[run.name], run)
+        if run.name in found and not sweeps.of_run(found[run.name], run)
     ]
     about = {"experiment": experiment.name, "scale": scale, "runs": len(todo), "done": done}
     runs.replace(out / runs.CONFIG, json.dumps(about, indent=2))

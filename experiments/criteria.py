@@ -115,9 +115,10 @@ def main(argv=None):
     parser.add_argument("--out", type=pathlib.Path, help="JSON lines, written at the end")
     args = parser.parse_args(argv)
     network = models.NETWORKS[args.network]
-    shape = network.input_shape
-    batch = sample(args.data, shape, network.num_classes)
-    problem = methods.problem(network.make(), jax.random.key(0), shape, batch)
+    shape, num_classes = network.input_shape, network.num_classes
+    module = network.make(num_classes=num_classes)
+    batch = sample(args.data, shape, num_classes)
+    problem = methods.problem(module, jax.random.key(0), shape, batch)
     rows = []
     for name, score_fn in criteria(problem).items():
         row = measured(name, score_fn, problem, 10.0**-args.compression)

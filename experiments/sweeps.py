@@ -134,16 +134,22 @@ def finished(
     Raises:
       FileExistsError: if a run's folder holds a run with other settings.
     """
-    by_run: dict[str, list[Row]] = {}
-    for row in known:
-        by_run.setdefault(row["run"], []).append(row)
+    there = by_run(known)
     found = []
     for run in todo:
-        rows = by_run.get(run.name)
+        rows = there.get(run.name)
         if rows is None or not of_run(rows, run):
             own = folder / run.name
             rows = _in_folder(run, own) if jax.process_index() == 0 else None
         found.append(rows)
+    return found
+
+
+def by_run(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows of each run, by its name."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["run"], []).append(row)
     return found
 
 
