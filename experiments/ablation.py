@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 import synflow_jax as sj
 from experiments import accuracy, command, data, plots, train
-from experiments.sweeps import Context, Row
+from experiments.sweeps import Context, Row, by_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,8 +262,9 @@ def _network(trained: Trained, seed: int, density: int) -> tuple[PyTree, PyTree]
 
 def _by_run(rows: list[Row]) -> Iterator[tuple[dict[str, Any], list[Row], Row]]:
     """For each run its settings, its networks, and their comparison with separate ones."""
+    of_runs = by_run(rows)
     for name, config in command.configs(rows).items():
-        own = [row for row in rows if row["run"] == name]
+        own = of_runs[name]
         networks = [row for row in own if row["kind"] == "trained"]
         (separate,) = (row for row in own if row["kind"] == "separate")
         yield config, networks, separate

@@ -31,6 +31,10 @@ from experiments.layer_collapse import batches
 from experiments.sweeps import Context, Row
 from synflow_jax import models
 
+# Of a layer at most so many units are kept in the rows and drawn, evenly spaced; the
+# measures of agreement are of all.
+DRAWN = 512
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -104,7 +108,7 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
             "total": float(layer.kernel.sum(dtype=np.float64)),
         }
         if flow is not None:
-            every = -(-len(flow.into) // figures.DRAWN)
+            every = -(-len(flow.into) // DRAWN)
             row |= {
                 "units": len(flow.into),
                 "between": flow.between,

@@ -27,18 +27,14 @@ ROUNDS = {"synflow": 100, "synflow_l2": 100}
 def criteria(problem):
     """Every criterion of the package, by name."""
     loss_fn = methods.cross_entropy(problem.logits_fn)
-    tempered = methods.cross_entropy(problem.logits_fn, methods.GRASP_TEMPERATURE)
+    key = jax.random.key(2)
     batches, shape = problem.batches, problem.input_shape
     noise = jax.random.normal(jax.random.key(1), batches["images"].shape)
     return {
-        "random": sj.random(jax.random.key(2)),
-        "magnitude": sj.magnitude(),
-        "snip": sj.snip(loss_fn, batches),
-        "grasp": sj.grasp(tempered, batches),
+        **{name: methods.score_fn(name, problem, key) for name in methods.PAPER},
         "gradient_norm": sj.gradient_norm(loss_fn, batches),
         "ntk_sap": sj.ntk_sap(problem.apply_fn, noise, jax.random.key(3)),
         "synflow_l2": sj.synflow_l2(problem.apply_fn, shape),
-        "synflow": sj.synflow(problem.apply_fn, shape),
     }
 
 

@@ -1,5 +1,7 @@
 """What the figures of all experiments share: colours of the methods, sizes, axes."""
 
+from collections.abc import Sequence
+
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MultipleLocator
@@ -78,3 +80,9 @@ def note(axes: Axes, height: float, text: str) -> None:
         va="center",
         color="#595959",
     )
+
+
+def span(numbers: Sequence[int]) -> str:
+    """From the least to the largest, in words."""
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"

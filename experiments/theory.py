@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 import synflow_jax as sj
 from experiments import command, plots, published, runs
-from experiments.sweeps import Context, Row
+from experiments.sweeps import Context, Row, by_run
 from synflow_jax import models
 
 TABLE = "table.md"
@@ -179,9 +179,9 @@ def networks(rows: Sequence[Row]) -> list[Row]:
     log10 R by number of weights, None where no path is left; ``whole``, the same by whole
     compression; ``rounds``.
     """
-    configs, found = command.configs(rows), []
-    for name, config in configs.items():
-        own = [row for row in rows if row["run"] == name]
+    of_runs, found = by_run(rows), []
+    for name, config in command.configs(rows).items():
+        own = of_runs[name]
         (about,) = (row for row in own if row["kind"] == "network")
         pruned = [row for row in own if row["kind"] == "pruned"]
         reached = [row["k"] for row in own if row["kind"] == "reached"]

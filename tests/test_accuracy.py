@@ -36,6 +36,12 @@ def test_every_trained_network_keeps_its_count_and_its_zeros(smoke):
     assert (smoke / "accuracy.png").read_bytes().startswith(PNG)
 
 
+def test_the_caption_has_the_settings(smoke):
+    text = figures.caption(command.results(smoke))
+    assert "mlp on digits: all training images, " in text
+    assert ", 2 seeds, 5 rounds of SynFlow, 3 of" in text
+
+
 def test_each_epoch_of_each_seed_is_logged(smoke):
     rows = command.results(smoke)
     configs = command.configs(rows)

@@ -229,7 +229,7 @@ def test_the_network_of_the_paper_is_scored_at_the_other_scales(scale):
 
 
 def test_of_wide_layers_some_units_are_kept_and_all_count(monkeypatch, tmp_path):
-    monkeypatch.setattr(figures, "DRAWN", 10)
+    monkeypatch.setattr(conservation, "DRAWN", 10)
     run = conservation.Run("conv", 10, (8, 8, 1), "magnitude")
     rows = list(conservation.execute(run, conservation.Context(tmp_path)))
     layer, total = rows[0], rows[3]

@@ -70,8 +70,12 @@ def test_what_is_said_of_the_smoke_run(smoke):
     text = " ".join(figures.sentences(rows))
     assert "0 left no path" in text and "mlp-c1-exponential-n1" in text
     assert "ln R beside that of 100 exponential rounds: certified(0.9) took" in text
-    assert "mlp 1;" in figures.caption(rows)
-    assert "Tanaka" not in figures.caption(rows)
+    text = figures.caption(rows)
+    assert "mlp 1;" in text and "for a ratio of 0.9, 0.5, 0.2. An" in text
+    assert "Tanaka" not in text
+    certified = {name for name, c in command.configs(rows).items() if c["ratio"]}
+    others = [row for row in rows if row["run"] not in certified]
+    assert "certified" not in figures.caption(others)
 
 
 # --- runs ---------------------------------------------------------------------------------

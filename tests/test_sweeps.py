@@ -499,7 +499,11 @@ def test_grasp_alone_divides_the_outputs_by_its_temperature(problem):
         score = methods.score_fn(method, problem, jax.random.key(0))
         return jax.jit(score)(problem.params, sj.all_kept(problem.params))
 
-    for method, criterion, temperature in (("snip", sj.snip, 1), ("grasp", sj.grasp, 200)):
+    for method, criterion, temperature in (
+        ("snip", sj.snip, 1),
+        ("grasp", sj.grasp, 200),
+        ("iterative_grasp", sj.grasp, 200),
+    ):
         loss_fn = methods.cross_entropy(problem.logits_fn, temperature)
         score = jax.jit(criterion(loss_fn, problem.batches))
         wanted = score(problem.params, sj.all_kept(problem.params))

@@ -1,1 +1,1 @@
-"""What the figures and sentences of the larger experiments read from their rows."""
+"""Figures and sentences, made from the rows that an experiment logged."""

@@ -16,10 +16,6 @@ from matplotlib.ticker import LogLocator, NullLocator
 from experiments import command, methods, plots, published
 from experiments.sweeps import Row
 
-# Of a layer at most so many units are kept in the rows and drawn, evenly spaced; the
-# measures of agreement are of all.
-DRAWN = 512
-
 
 class Fit(NamedTuple):
     """Layers as Fig. 4 has them: average score against inverse size.
@@ -139,7 +135,7 @@ def caption(rows: list[Row]) -> str:
     )
     every = max(row.get("every", 1) for row in rows if row["kind"] == "layer")
     if every > 1:
-        text += f" Of layers with more than {DRAWN} units every few are drawn."
+        text += " Of the widest layers every few units are drawn."
     looking = next((c for c in configs if c["data"]), None)
     if looking is not None:
         count = looking["each"] * (looking["classes"] or looking["num_classes"])

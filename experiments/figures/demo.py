@@ -4,35 +4,17 @@ import math
 import pathlib
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 
+from experiments import plots
+
 Rows = list[dict[str, Any]]
 
-# Colours of Okabe and Ito, told apart by colour-blind readers; the markers differ as well.
-STYLES = {
-    "synflow": {"label": "SynFlow", "color": "#0072B2", "marker": "o"},
-    "magnitude": {"label": "Magnitude", "color": "#D55E00", "marker": "s"},
-    "random": {"label": "Random", "color": "#009E73", "marker": "^"},
-}
-_INK, _PALE = "#333333", "#8c8c8c"
-_SETTINGS = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.titlesize": 10.5,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-}
+METHODS = ("synflow", "magnitude", "random")
 
 
 def layers(rows: Rows, path: pathlib.Path) -> None:
@@ -47,7 +29,7 @@ def layers(rows: Rows, path: pathlib.Path) -> None:
     low = min(kept / size for row in rows for _, kept, size in row["layers"] if kept)
     decade = math.floor(math.log10(low))
     columns = min(2, len(labels))
-    with matplotlib.rc_context(_SETTINGS):
+    with plots.settings():
         figure = Figure(
             (8.4, 0.9 + 2.75 * -(-len(labels) // columns)), layout="constrained"
         )
@@ -65,7 +47,7 @@ def layers(rows: Rows, path: pathlib.Path) -> None:
         for panel in panels[:, 0]:
             panel.set_ylabel("fraction kept")
         handles, texts = panels[0, 0].get_legend_handles_labels()
-        cross = Line2D([], [], color=_INK, ls="", marker="x", mew=1.5)
+        cross = Line2D([], [], color=plots.INK, ls="", marker="x", mew=1.5)
         handles, texts = [*handles, cross], [*texts, "no weight left"]
         figure.legend(handles, texts, loc="outside upper center", ncols=len(texts))
         figure.savefig(path, dpi=200)
@@ -74,21 +56,21 @@ def layers(rows: Rows, path: pathlib.Path) -> None:
 def _layers_panel(axes: Axes, rows: Rows, decade: int, depth: int) -> None:
     strip = (decade - 2.1, decade - 0.4)  # where zero is shown, in decades
     axes.axhspan(10.0 ** strip[0], 10.0 ** strip[1], color="#eeeeee", lw=0)
-    heights = np.linspace(strip[1], strip[0], len(STYLES) + 2)[1:-1]
+    heights = np.linspace(strip[1], strip[0], len(METHODS) + 2)[1:-1]
     for row in rows:
-        style = STYLES[row["method"]]
+        style = plots.style(row["method"])
         kept = np.array([kept / size for _, kept, size in row["layers"]])
         places = np.arange(1, depth + 1)
         fractions = np.where(kept > 0, kept, np.nan)
         axes.plot(places, fractions, **style, clip_on=False, zorder=_order(row["method"]))
         empty = places[kept == 0]
-        height = 10.0 ** heights[list(STYLES).index(row["method"])]
+        height = 10.0 ** heights[METHODS.index(row["method"])]
         axes.plot(
             empty, np.full(len(empty), height), "x", color=style["color"], ms=5, mew=1.5
         )
     uniform = 10.0 ** -rows[0]["compression"]
     axes.axhline(
-        uniform, color=_PALE, lw=1, ls=(0, (4, 3)), zorder=1, label="all layers alike"
+        uniform, color=plots.PALE, lw=1, ls=(0, (4, 3)), zorder=1, label="all layers alike"
     )
     axes.set_yscale("log")
     axes.set_ylim(10.0 ** strip[0], 1.6)
@@ -119,21 +101,14 @@ def accuracies(rows: Rows, path: pathlib.Path) -> None:
     }
     (dense,) = (100 * row["accuracy"] for row in trained if row["method"] == "dense")
     chance = 100 / about["num_classes"]
-    with matplotlib.rc_context(_SETTINGS):
+    with plots.settings():
         figure = Figure((5.6, 3.9), layout="constrained")
         axes = figure.subplots()
         for height, text, dashes in ((dense, "dense", "-"), (chance, "chance", ":")):
-            axes.axhline(height, color=_PALE, lw=1.2, ls=dashes, zorder=1)
-            axes.annotate(
-                text,
-                (1, height),
-                xycoords=("axes fraction", "data"),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                color="#595959",
-            )
-        for method, style in STYLES.items():
+            axes.axhline(height, color=plots.PALE, lw=1.2, ls=dashes, zorder=1)
+            plots.note(axes, height, text)
+        for method in METHODS:
+            style = plots.style(method)
             own = [row for row in trained if row["method"] == method]
             x = [row["compression"] for row in own]
             y = [100 * row["accuracy"] for row in own]
@@ -149,7 +124,7 @@ def accuracies(rows: Rows, path: pathlib.Path) -> None:
                 zorder=_order(method),
             )
         if cut:
-            axes.plot([], [], "o", color=_INK, mfc="white", label="no path left")
+            axes.plot([], [], "o", color=plots.INK, mfc="white", label="no path left")
         ticks = sorted({row["compression"] for row in trained if row["compression"]})
         axes.set_xticks(ticks)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _power(x)))

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments import command, methods, plots, published
-from experiments.sweeps import Row
+from experiments.sweeps import Row, by_run
 
 # Of the published densities those of these criteria are sound; SNIP's and GraSP's are of
 # code that was corrected after they were written.
@@ -41,17 +41,20 @@ def of_method(
 ) -> dict[str, list[list[Row]]]:
     """The rows of a part of the experiment by criterion: for each seed its rows, in the
     order of the compressions. Criteria are in the order of the paper's legends."""
-    by_run: dict[str, list[Row]] = {}
-    for row in rows:
-        if row["kind"] == "layers":
-            by_run.setdefault(row["run"], []).append(row)
+    of_runs = by_run(row for row in rows if row["kind"] == "layers")
     configs = command.configs(rows)
     found: dict[str, list[list[Row]]] = {}
     for method in names:
-        for run, own in by_run.items():
+        for run, own in of_runs.items():
             if (configs[run]["part"], configs[run]["method"]) == (part, method):
                 found.setdefault(method, []).append(own)
     return found
+
+
+def _is_theirs(config: dict[str, Any]) -> bool:
+    """Whether the authors published densities of this network."""
+    theirs = published.load("layer_collapse")
+    return all(config[name] == theirs[name] for name in ("network", "num_classes"))
 
 
 def critical(seeds: Sequence[Sequence[Row]]) -> Critical:
@@ -88,12 +91,7 @@ def comparison(rows: Sequence[Row]) -> list[Row]:
       there are two seeds of the published network.
     """
     theirs = published.load("layer_collapse")
-    setting = {"network": theirs["network"], "num_classes": theirs["num_classes"]}
-    same = {
-        run
-        for run, config in command.configs(rows).items()
-        if setting.items() <= config.items()
-    }
+    same = {run for run, config in command.configs(rows).items() if _is_theirs(config)}
     own_rows = [row for row in rows if row["run"] in same]
     table = []
     for method, seeds in of_method(own_rows, "cifar").items():
@@ -174,10 +172,7 @@ def _how_far(method: str, seeds: Sequence[Sequence[Row]], config: dict[str, Any]
     else:
         text += f" but a path from input to output only up to {_power(found.connected)}"
     text += _in_some_seeds(seeds, found.connected)
-    if (config["network"], config["num_classes"]) == (
-        theirs["network"],
-        theirs["num_classes"],
-    ):
+    if _is_theirs(config):
         text += (
             f"; the authors' three runs: weights up to {_power(theirs['critical'][method])}"
         )
@@ -235,16 +230,15 @@ def _certified_rounds(rows: list[Row], part: str) -> list[str]:
     for own in of_method(rows, part, ["certified"]).get("certified", []):
         for row in own:
             at.setdefault(row["k"], []).append(row)
-    ratio = next((c["ratio"] for c in command.configs(rows).values() if c["ratio"]), None)
-    said = []
+    configs, said = command.configs(rows), []
     for k, own in at.items():
         whole = sum(row["connected"] and row["kept"] == k for row in own)
-        rounds = sorted(row["rounds"] for row in own)
-        many = f"{rounds[0]}" if rounds[0] == rounds[-1] else f"{rounds[0]} to {rounds[-1]}"
+        ratio = configs[own[0]["run"]]["ratio"]
+        rounds = plots.span([row["rounds"] for row in own])
         said.append(
             f"SynFlow in certified rounds, each removing at most {ratio:g} of the flow, "
             f"leaves a path with {k} weights ({_power(own[0]['compression'])}) in {whole} "
-            f"of {len(own)} seeds, in {many} rounds."
+            f"of {len(own)} seeds, in {rounds} rounds."
         )
     return said
 
@@ -365,11 +359,7 @@ def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
     first = next(iter(found.values()))[0][0]
     config = command.configs(rows)[first["run"]]
     depth, limit = len(first["layers"]), largest_possible(first["layers"])
-    theirs = published.load("layer_collapse")
-    same = (theirs["network"], theirs["num_classes"]) == (
-        config["network"],
-        config["num_classes"],
-    )
+    theirs, same = published.load("layer_collapse"), _is_theirs(config)
     colors = matplotlib.colormaps["viridis"](np.linspace(0.15, 0.95, depth))
     end = max(limit + 0.15, max(config["compressions"]))
     low = min(
@@ -454,11 +444,14 @@ def _panel(axes: Axes, seeds, colors, limit: float, end: float) -> None:
             axes.plot(*ends, "x", color=color, ms=5.5, mew=1.6, zorder=5)
 
 
+_PUBLISHED = {"color": "black", "lw": 0.7, "ls": (0, (4, 2.5))}
+
+
 def _their_lines(axes: Axes, density: dict[str, list[float]]) -> None:
     x = np.array(sorted(map(float, density)))
     y = np.array([density[str(c)] for c in x])
     y = np.where(y > 0, y, np.nan)
-    axes.plot(x, y, color="black", lw=0.7, ls=(0, (4, 2.5)), zorder=4)
+    axes.plot(x, y, **_PUBLISHED, zorder=4)
 
 
 def _handles(
@@ -477,6 +470,5 @@ def _handles(
         Patch(color="#eeeeee", label="no path from input to output, in some seed"),
     ]
     if same:
-        dashed = {"color": "black", "lw": 0.7, "ls": (0, (4, 2.5))}
-        rest.insert(0, Line2D([], [], **dashed, label="published"))
+        rest.insert(0, Line2D([], [], **_PUBLISHED, label="published"))
     return layers, rest

@@ -147,7 +147,7 @@ def _flow_kept(found: Sequence[Row]) -> list[str]:
             if pairs:
                 rounds, flows = zip(*pairs)
                 parts.append(
-                    f"certified({ratio:g}) took {_span(rounds)} rounds and kept "
+                    f"certified({ratio:g}) took {plots.span(rounds)} rounds and kept "
                     f"{statistics.fmean(flows):+.2f}"
                 )
         if parts:
@@ -185,11 +185,6 @@ def _above_reference(some: Sequence[Row], own: Sequence[Row]) -> list[tuple[int,
         for row in some
         if row["ln_flow"] is not None and reference.get(row["seed"]) is not None
     ]
-
-
-def _span(numbers: Sequence[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"{low}" if low == high else f"{low} to {high}"
 
 
 # --- the figure ---------------------------------------------------------------------------
