@@ -39,7 +39,7 @@ class Run:
 
     Attributes:
       network: a key of ``synflow_jax.models.NETWORKS``.
-      rounds: of SynFlow; 0: the network is counted and not pruned.
+      rounds: of SynFlow; 0: the network is not pruned, only its counts and flow are taken.
       seed: draws the weights.
     """
 
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.network if self.rounds else f"{self.network}-counted"
+        return self.network if self.rounds else f"{self.network}-dense"
 
 
 def scaled_runs(scale: command.Scale) -> list[Run]:
@@ -119,12 +119,8 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     network = models.NETWORKS[run.network]
     module = network.make(num_classes=network.num_classes)
     size, layers = counts(module, network.input_shape)
-    about = {"kind": "network", "weights": size, "layers": layers}
-    if not run.rounds:
-        yield about
-        return
-    limit = fewest(run.network)
-    yield {**about, "fewest": limit}
+    limit = fewest(run.network) if run.rounds else None
+    yield {"kind": "network", "weights": size, "layers": layers, "fewest": limit}
     apply_fn, params, shape = models.build(run.network, jax.random.key(run.seed))
     score = sj.synflow(apply_fn, shape)
     done: dict[int, Row] = {}
@@ -150,6 +146,10 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
             context.advance(min(len(done) / expected, 1.0))
         return done[k]
 
+    if limit is None:
+        expected = 1
+        yield {**pruned(size), "whole": 0}
+        return
     whole = range(math.floor(math.log10(size / layers)) + 1)
     expected = len(whole) + 1 + math.ceil(math.log2(layers - limit + 1))
     for compression in whole:
@@ -166,7 +166,7 @@ def _cost(run: Run) -> float:
     """Weights, and what compiling and starting a network costs beside."""
     network = models.NETWORKS[run.network]
     size, layers = counts(network.make(num_classes=10), network.input_shape)
-    return (size / 1e6 + layers) if run.rounds else 0.1
+    return (size / 1e6 + layers) * (1.0 if run.rounds else 0.1)
 
 
 # --- what came out ------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def networks(rows: Sequence[Row]) -> list[Row]:
                 "rounds": config["rounds"],
                 "weights": about["weights"],
                 "layers": about["layers"],
-                "fewest": about.get("fewest"),
+                "fewest": about["fewest"],
                 "reached": reached[0] if reached else None,
                 "flows": {row["k"]: row["log10_flow"] for row in pruned},
                 "whole": {r["whole"]: r["log10_flow"] for r in pruned if "whole" in r},
@@ -273,7 +273,7 @@ def _log(row: Row, k: int) -> float:
 def caption(rows: list[Row]) -> str:
     """What the figure shows, and which networks were left out."""
     pruned = _pruned(rows)
-    counted = [row for row in networks(rows) if not row["rounds"]]
+    dense = [row for row in networks(rows) if not row["rounds"]]
     rounds = sorted({row["rounds"] for row in pruned})
     text = (
         "Left: the paper's largest compression N / L (dark bar), that beyond which no path "
@@ -282,21 +282,21 @@ def caption(rows: list[Row]) -> str:
         "as far as a path is left. "
         f"{' or '.join(map(str, rounds))} exponential rounds, one draw of the weights."
     )
-    if counted:
-        low = min(row["weights"] for row in counted)
-        high = max(row["weights"] for row in counted)
+    if dense:
+        low = min(row["weights"] for row in dense)
+        high = max(row["weights"] for row in dense)
         text += (
-            f" {len(counted)} more networks, of {low:,} to {high:,} weights, are counted "
-            f"in {TABLE} but not pruned: a dozen prunings of each would take from minutes "
-            "to hours on two processor cores."
+            f" {len(dense)} more networks, of {low:,} to {high:,} weights, are in {TABLE} "
+            "with their counts and R, but not pruned: a dozen prunings of each would take "
+            "from minutes to hours on two processor cores."
         )
     return text
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: how far each network goes, its flow, and the networks only counted."""
+    """Markdown: how far each network goes, its flow, and the networks not pruned."""
     pruned = _pruned(rows)
-    counted = [row for row in networks(rows) if not row["rounds"]]
+    dense = [row for row in networks(rows) if not row["rounds"]]
     lines = []
     if pruned:
         lines += [
@@ -322,12 +322,16 @@ def table(rows: Sequence[Row]) -> str:
             cells = [_cell(row["whole"], c) for c in range(last + 1)]
             cells += [_cell(row["flows"], row[end]) for end in ("layers", "reached")]
             lines.append(f"| {row['network']} | {' | '.join(cells)} |")
-    if counted:
-        lines += ["", "| counted only | N | L | log10 N/L |", "|---|---:|---:|---:|"]
-        for row in counted:
+    if dense:
+        lines += [
+            "",
+            "| not pruned | N | L | log10 N/L | log10 R |",
+            "|---|---:|---:|---:|---:|",
+        ]
+        for row in dense:
             lines.append(
                 f"| {row['network']} | {row['weights']:,} | {row['layers']} | "
-                f"{_log(row, row['layers']):.3f} |"
+                f"{_log(row, row['layers']):.3f} | {_cell(row['whole'], 0)} |"
             )
     return "\n".join(lines).strip()
 

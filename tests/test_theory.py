@@ -6,6 +6,7 @@ import math
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -34,28 +35,33 @@ def test_the_smoke_run_writes_rows_a_figure_and_tables(smoke):
     text = (smoke / theory.TABLE).read_text()
     assert text == theory.table(rows) + "\n"
     assert "| mlp | 119,400 | 6 | 4.299 | 6 | 4.299 |" in text
-    assert "| resnet20 | 270,896 | 22 | 4.090 |" in text
+    assert "| not pruned | N | L | log10 N/L | log10 R |" in text
+    assert "| resnet20 | 270,896 | 22 | 4.090 | " in text
 
 
 def test_what_was_reached_leaves_a_path_and_one_weight_less_does_not(smoke):
-    mlp, *counted = theory.networks(command.results(smoke))
+    mlp, *dense = theory.networks(command.results(smoke))
     flows, reached = mlp["flows"], mlp["reached"]
     assert reached > mlp["layers"] == mlp["fewest"] == 6  # in as few as 20 rounds
     assert flows[6] is None and flows[reached] is not None and flows[reached - 1] is None
     assert max(flows.values(), key=lambda flow: flow or -math.inf) == flows[119_400]
     assert sorted(mlp["whole"]) == [0, 1, 2, 3, 4]
     assert mlp["whole"][3] == flows[120]
-    for row in counted:
-        assert not row["reached"] and not row["flows"] and row["fewest"] is None
+    for row in dense:
+        assert not row["reached"] and row["fewest"] is None
+        assert list(row["flows"]) == [row["weights"]] and list(row["whole"]) == [0]
 
 
 def test_the_flow_at_initialisation_is_that_of_the_network(smoke):
-    (row, *_) = theory.networks(command.results(smoke))
+    row, conv, _ = theory.networks(command.results(smoke))
     _, params, _ = models.build("mlp", jax.random.key(0))
     flow = np.ones((1, 784))
     for name in sorted(params):
         flow = flow @ np.abs(np.asarray(params[name]["kernel"], np.float64))
     np.testing.assert_allclose(row["whole"][0], math.log10(flow.sum()), rtol=1e-5)
+    apply_fn, params, shape = models.build("conv", jax.random.key(0))
+    flow = apply_fn(jax.tree.map(jnp.abs, params), jnp.ones((1, *shape))).sum()
+    np.testing.assert_allclose(conv["whole"][0], math.log10(flow), rtol=1e-5)
 
 
 # --- counts -------------------------------------------------------------------------------
