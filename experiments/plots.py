@@ -82,7 +82,7 @@ def note(axes: Axes, height: float, text: str) -> None:
     )
 
 
-def span(numbers: Sequence[int]) -> str:
-    """From the least to the largest, in words."""
-    low, high = min(numbers), max(numbers)
-    return f"{low}" if low == high else f"{low} to {high}"
+def span(numbers: Sequence[float], form: str = "") -> str:
+    """From the least to the largest, in words; ``form`` is how a number is written."""
+    low, high = format(min(numbers), form), format(max(numbers), form)
+    return low if low == high else f"{low} to {high}"

@@ -217,10 +217,11 @@ def _why_cut(seeds: Sequence[Sequence[Row]]) -> list[str]:
     if not ratios:
         return []
     at = ", ".join(_power(c) for c in sorted({row["compression"] for row in cut}))
+    times = "once" if len(cut) == 1 else f"{len(cut)} times"
     return [
-        f"SynFlow's {cut[0]['rounds']} rounds cut the network {len(cut)} times, at {at}: "
-        f"there a round removed more than the whole flow ({min(ratios):.2f} to "
-        f"{max(ratios):.2f} times R), and Theorem 3 asks that none does."
+        f"SynFlow's {cut[0]['rounds']} rounds cut the network {times}, at {at}: there a "
+        f"round removed more than the whole flow ({plots.span(ratios, '.2f')} times R), "
+        "and Theorem 3 asks that none does."
     ]
 
 
