@@ -70,7 +70,8 @@ def measured(name, compression, *, ratios=RATIOS, turns=3):
 
 
 def markdown(rows):
-    """The table of docs/criteria.md: rounds and ln R, a line a network and compression."""
+    """The table of docs/criteria.md: ln R, rounds and time, a line a network and
+    compression."""
     groups, columns = {}, ["exponential", *(f"certified({ratio})" for ratio in RATIOS)]
     for row in rows:
         groups.setdefault((row["network"], row["compression"]), {})[row["schedule"]] = row
@@ -82,13 +83,17 @@ def markdown(rows):
     ]
     for (network, compression), found in groups.items():
         cells = [
-            f"{row['ln_flow']:.2f} in {row['rounds']}" if row else ""
+            f"{row['ln_flow']:.2f}, {row['rounds']}, {_time(row['seconds'])}" if row else ""
             for row in map(found.get, columns)
         ]
         ratio = found["exponential"]["largest_ratio"]
         cells = [network, f"{compression:g}", f"{ratio:.3f}", *cells]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _time(seconds):
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def table(rows):

@@ -139,4 +139,5 @@ def test_certified_rounds_are_set_beside_exponential_ones(tmp_path, capsys):
     capsys.readouterr()
     certified.main(["--markdown", str(out)])
     (line,) = (x for x in capsys.readouterr().out.splitlines() if "mlp_cifar" in x)
-    assert line.count(" in ") == len(rows) and f"{rows[1]['ln_flow']:.2f} in " in line
+    assert line.count(" s |") == len(rows)
+    assert f"| {rows[1]['ln_flow']:.2f}, {rows[1]['rounds']}, " in line
