@@ -62,10 +62,15 @@ def settings():
     return matplotlib.rc_context(SETTINGS)
 
 
+def power(exponent: float) -> str:
+    """A power of ten, as a label."""
+    return f"$10^{{{exponent:g}}}$"
+
+
 def compressions(axes: Axes) -> None:
     """Labels the horizontal axis, on which log10 of the compression is drawn, by powers."""
     axes.xaxis.set_major_locator(MultipleLocator(0.5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"$10^{{{x:g}}}$"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: power(x)))
     axes.set_xlabel("compression (weights / weights kept)")
 
 

@@ -78,12 +78,12 @@ def _layers_panel(axes: Axes, rows: Rows, decade: int, depth: int) -> None:
     middle = sum(strip) / 2
     axes.yaxis.set_major_locator(FixedLocator([10.0**middle, *(10.0**d for d in decades)]))
     axes.yaxis.set_major_formatter(
-        FixedFormatter(["none left", *(f"$10^{{{d}}}$" for d in decades)])
+        FixedFormatter(["none left", *map(plots.power, decades)])
     )
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlim(0.4, depth + 0.6)
     kept = rows[0]["kept"]
-    axes.set_title(f"compression {_power(rows[0]['compression'])}: {kept:,} weights")
+    axes.set_title(f"compression {plots.power(rows[0]['compression'])}: {kept:,} weights")
 
 
 def accuracies(rows: Rows, path: pathlib.Path) -> None:
@@ -127,7 +127,7 @@ def accuracies(rows: Rows, path: pathlib.Path) -> None:
             axes.plot([], [], "o", color=plots.INK, mfc="white", label="no path left")
         ticks = sorted({row["compression"] for row in trained if row["compression"]})
         axes.set_xticks(ticks)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _power(x)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: plots.power(x)))
         axes.margins(x=0.12)
         axes.set_ylim(0, max(100 * row["accuracy"] for row in trained) * 1.15)
         axes.set_xlabel("compression (weights / weights kept)")
@@ -135,10 +135,6 @@ def accuracies(rows: Rows, path: pathlib.Path) -> None:
         handles, texts = axes.get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside upper center", ncols=len(texts))
         figure.savefig(path, dpi=200)
-
-
-def _power(compression: float) -> str:
-    return f"$10^{{{compression:g}}}$"
 
 
 def _order(method: str) -> int:

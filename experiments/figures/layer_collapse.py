@@ -57,6 +57,14 @@ def _is_theirs(config: dict[str, Any]) -> bool:
     return all(config[name] == theirs[name] for name in ("network", "num_classes"))
 
 
+def _pruned(
+    rows: Sequence[Row], found: dict[str, list[list[Row]]]
+) -> tuple[Sequence[Sequence[Any]], dict[str, Any]]:
+    """The layers of the network of a part, and the settings of its first run."""
+    first = next(iter(found.values()))[0][0]
+    return first["layers"], command.configs(rows)[first["run"]]
+
+
 def critical(seeds: Sequence[Sequence[Row]]) -> Critical:
     """Up to where a criterion leaves a network whole, and connected.
 
@@ -142,12 +150,11 @@ def sentences(rows: list[Row]) -> list[str]:
         found = of_method(rows, part)
         if not found:
             continue
-        first = next(iter(found.values()))[0][0]
-        config = command.configs(rows)[first["run"]]
-        limit, last = largest_possible(first["layers"]), max(config["compressions"])
+        layers, config = _pruned(rows, found)
+        limit, last = largest_possible(layers), max(config["compressions"])
         said.append(
-            f"{_title(config)}: {sum(size for *_, size in first['layers']):,} weights in "
-            f"{len(first['layers'])} layers, so that no compression above N/L = "
+            f"{_title(config)}: {sum(size for *_, size in layers):,} weights in "
+            f"{len(layers)} layers, so that no compression above N/L = "
             f"{_power(limit)} leaves each layer a weight; tried up to {_power(last)}."
         )
         for method, seeds in found.items():
@@ -357,9 +364,8 @@ def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
     found = of_method(rows, part)
     if not found:
         return
-    first = next(iter(found.values()))[0][0]
-    config = command.configs(rows)[first["run"]]
-    depth, limit = len(first["layers"]), largest_possible(first["layers"])
+    layers, config = _pruned(rows, found)
+    depth, limit = len(layers), largest_possible(layers)
     theirs, same = published.load("layer_collapse"), _is_theirs(config)
     colors = matplotlib.colormaps["viridis"](np.linspace(0.15, 0.95, depth))
     end = max(limit + 0.15, max(config["compressions"]))
@@ -373,11 +379,11 @@ def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
     )
     with plots.settings():
         columns = 3
-        lines = -(-len(found) // columns)
-        spare = lines * columns > len(found)  # a place for the legend among the panels
-        height = 0.5 + 3.1 * lines + (0 if spare else 1.2)
+        high = -(-len(found) // columns)
+        spare = high * columns > len(found)  # a place for the legend among the panels
+        height = 0.5 + 3.1 * high + (0 if spare else 1.2)
         figure = Figure((10.5, height), layout="constrained")
-        panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+        panels = figure.subplots(high, columns, sharex=True, sharey=True, squeeze=False)
         for place, (method, seeds) in enumerate(found.items()):
             axes = panels.flat[place]
             _panel(axes, seeds, colors, limit, end)
@@ -389,7 +395,7 @@ def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
         axes.set_ylim(10.0 ** (math.floor(2 * math.log10(low) - 0.4) / 2), 2)
         axes.set_xlim(0, end)
         axes.xaxis.set_major_locator(FixedLocator(range(math.floor(end) + 1)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"$10^{{{x:g}}}$"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: plots.power(x)))
         axes.yaxis.set_minor_locator(NullLocator())
         for place, axes in enumerate(panels.flat):
             if place >= len(found):
@@ -399,16 +405,15 @@ def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
                 axes.set_xlabel("compression")
         for axes in panels[:, 0]:
             axes.set_ylabel("fraction kept")
-        names = [name for name, _, _ in first["layers"]]
-        layers, rest = _handles(names, colors, same)
+        lines, rest = _handles([name for name, _, _ in layers], colors, same)
         if spare:
             place = panels.flat[len(found)]
-            own = place.legend(handles=layers, loc="upper left", ncols=3, fontsize=8.5)
+            own = place.legend(handles=lines, loc="upper left", ncols=3, fontsize=8.5)
             place.add_artist(own)
             place.legend(handles=rest, loc="lower left", fontsize=8.5)
         else:
             both = {"fontsize": 8.5, "loc": "outside lower left"}
-            figure.legend(handles=layers, ncols=5, **both)
+            figure.legend(handles=lines, ncols=5, **both)
             figure.legend(handles=rest, **both | {"loc": "outside lower right"})
         figure.suptitle(_title(config), fontsize=11.5)
         figure.savefig(path, dpi=180)
@@ -427,7 +432,7 @@ def _panel(axes: Axes, seeds, colors, limit: float, end: float) -> None:
         left = found.whole > 0.8 * end  # of the line, where there is room
         axes.axvline(found.whole, color=plots.INK, lw=1.0, zorder=1)
         axes.annotate(
-            f"$10^{{{round(found.whole, 2):g}}}$",
+            plots.power(round(found.whole, 2)),
             (found.whole, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(-3 if left else 3, 0),

@@ -220,7 +220,7 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
             if first == theirs["network"]:
                 for curves in theirs["ratios"].values():
                     panel.plot(theirs["rounds"], curves[f"{compression:g}"], **_PUBLISHED)
-            panel.set_title(f"{first} to $10^{{{compression:g}}}$")
+            panel.set_title(f"{first} to {plots.power(compression)}")
         panels[0].set_ylabel("largest prune-size ratio")
         if compared:
             below = lines[1].subgridspec(1, len(compared)).subplots(squeeze=False)[0]
@@ -277,7 +277,7 @@ def _flows(axes: Axes, own: Sequence[Row]) -> None:
                 zorder=3,
             )
         look = {"color": plots.INK, "ls": _dashes(compression)}
-        axes.plot([], [], **look, label=f"to $10^{{{compression:g}}}$")
+        axes.plot([], [], **look, label=f"to {plots.power(compression)}")
     axes.legend(loc="lower right")
     _rounds_axis(axes)
 
