@@ -1,0 +1,289 @@
+"""What came out of `experiments.theory`: comparison, the table, sentences and figures."""
+
+import math
+import pathlib
+import re
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments import command, plots, published
+from experiments.sweeps import Row, by_run
+
+# log10 of the largest number of float32, of which R goes beyond.
+_FLOAT32 = math.log10(float(np.finfo(np.float32).max))
+
+
+def networks(rows: Sequence[Row]) -> list[Row]:
+    """A row for each network: its counts, and what the rounds of its pass left.
+
+    Beside the counts (``weights``, ``layers``, ``fewest``): ``flows``, log10 R by number of
+    weights, None where no path is left; ``lefts``, the layers that are not empty by number
+    of weights; ``reached``, the fewest weights with a path; ``largest``, the largest share
+    of R that a round on the way to ``layers`` removed; ``rounds``, to ``layers``.
+    """
+    of_runs, found = by_run(rows), []
+    for name, config in command.configs(rows).items():
+        own = {row["kind"]: row for row in of_runs[name]}
+        about, after = own["network"], own["pass"]
+        to_layers = zip(after["kept"], after["removed"])
+        flows = dict(zip(after["kept"], after["log10_flow"]))
+        found.append(
+            {
+                "network": config["network"],
+                "rounds": config["rounds"],
+                **{count: about[count] for count in ("weights", "layers", "fewest")},
+                "flows": flows,
+                "lefts": dict(zip(after["kept"], after["layers_left"])),
+                "reached": min(k for k, flow in flows.items() if flow is not None),
+                "largest": max(s for k, s in to_layers if k >= about["layers"]),
+            }
+        )
+    return sorted(found, key=lambda row: _order(row["network"]))
+
+
+FAMILIES = ("chains", "ResNets for CIFAR", "ResNets", "wide ResNets")
+_DATA = ("", "cifar", "tiny", "imagenet")
+
+
+def _family(network: str) -> int:
+    """Which of ``FAMILIES``, by its place: a wide ResNet for CIFAR is among those."""
+    if "resnet" not in network:
+        return 0
+    if _depth(network) in (18, 34, 50, 101, 152):
+        return 3 if network.startswith("wide_") else 2
+    return 1
+
+
+def _depth(network: str) -> int:
+    digits = re.search(r"\d+", network)
+    return int(digits[0]) if digits else 0
+
+
+def _order(network: str) -> tuple[int, int, int, str]:
+    """By family, depth, data set."""
+    last = network.rsplit("_", 1)[-1]
+    data = _DATA.index(last) if last in _DATA else 0
+    return _family(network), _depth(network), data, network
+
+
+def compare(rows: Sequence[Row]) -> list[str]:
+    """The counts that differ from those of the authors' networks, in words."""
+    theirs, apart = published.load("theory")["networks"], []
+    for row in networks(rows):
+        for count, theirs_is in theirs.get(row["network"], {}).items():
+            if row[count] != theirs_is:
+                apart.append(
+                    f"{row['network']} has {count} {row[count]:,}, theirs {theirs_is:,}"
+                )
+    return apart
+
+
+def sentences(rows: list[Row]) -> list[str]:
+    """What came out, beside the paper's numbers."""
+    found, apart = networks(rows), compare(rows)
+    theirs = published.load("theory")["networks"]
+    both = [row["network"] for row in found if row["network"] in theirs]
+    said = []
+    if both:
+        said.append(
+            f"Of {len(both)} networks that the authors' code has too ({', '.join(both)}), "
+            "the weights N, the layers L and the fewest weights of a path "
+            + (f"differ: {'; '.join(apart)}." if apart else "are all equal to theirs.")
+        )
+    chains = [row for row in found if row["fewest"] == row["layers"]]
+    if chains:
+        whole = [row for row in chains if row["reached"] == row["layers"]]
+        short = "; ".join(
+            f"{row['network']} is cut below {row['reached']} weights, of {row['layers']} "
+            "layers"
+            for row in chains
+            if row not in whole
+        )
+        said.append(
+            "Without shortcuts, where N / L is the limit, SynFlow left a path with exactly "
+            f"one weight a layer in {len(whole)} of {len(chains)} networks"
+            + (f"; {short}." if short else ".")
+        )
+    said += _shortcuts([row for row in found if row["fewest"] < row["layers"]])
+    said += _ratios(found)
+    said += _range(found)
+    return said
+
+
+def _shortcuts(found: Sequence[Row]) -> list[str]:
+    if not found:
+        return []
+    at_layers = [row for row in found if row["flows"].get(row["layers"]) is not None]
+    limit = [row for row in found if row["reached"] == row["fewest"]]
+    least = plots.span([row["fewest"] for row in found])
+    said = [
+        f"With shortcuts {least} weights can make a path, and N / L is not the limit. With "
+        f"L weights SynFlow left a path in {len(at_layers)} of {len(found)} such networks; "
+        f"the pass went on to the limit in {len(limit)}."
+    ]
+    if at_layers:
+        factors = [row["layers"] / row["reached"] for row in at_layers]
+        factor = f"{plots.span(factors, '.1f')}, {statistics.median(factors):.1f}"
+        empty = [1 - row["lefts"][row["layers"]] / row["layers"] for row in at_layers]
+        said.append(
+            f"Where it did, it went beyond N / L by a factor of {factor} in the median, "
+            f"and had emptied {plots.span(empty, '.0%')} of the layers at N / L, all of "
+            "them beside a shortcut."
+        )
+    return said
+
+
+def _ratios(found: Sequence[Row]) -> list[str]:
+    """Theorem 3, held against every network."""
+    said = []
+    for which, share, rows in (
+        ("every", "less than R", [row for row in found if row["largest"] < 1]),
+        ("some", "R or more", [row for row in found if row["largest"] >= 1]),
+    ):
+        if rows:
+            kept = [row for row in rows if row["flows"].get(row["layers"]) is not None]
+            largest = plots.span([row["largest"] for row in rows], ".2g")
+            said.append(
+                f"In {len(rows)} of {len(found)} networks {which} round on the way to "
+                f"N / L removed {share} (the largest {largest}); a path was left there in "
+                f"{len(kept)} of them."
+            )
+    return said
+
+
+def _range(found: Sequence[Row]) -> list[str]:
+    dense = {row["network"]: row["flows"][row["weights"]] for row in found}
+    low, high = min(dense, key=dense.get), max(dense, key=dense.get)
+    beyond = sum(flow > _FLOAT32 for flow in dense.values())
+    return [
+        f"R at initialisation goes from 10^{dense[low]:.1f} ({low}) to "
+        f"10^{dense[high]:.1f} ({high}); {beyond} of {len(found)} networks have more than "
+        "float32 can hold."
+    ]
+
+
+def _log(row: Row, k: int) -> float:
+    return math.log10(row["weights"] / k)
+
+
+def caption(rows: list[Row]) -> str:
+    """What the figures show."""
+    rounds = sorted({row["rounds"] for row in networks(rows)})
+    return (
+        "First figure: the paper's largest compression N / L (dark bar), that beyond which "
+        "no path can be left (pale bar, where shortcuts make it another) and the largest "
+        "that SynFlow reached with a path left. Second: R, the total flow, after each "
+        "round, as far as a path is left; the vertical axis is linear between -30 and 30 "
+        "and logarithmic beyond. One pass over each network, one draw of the weights: "
+        f"{' or '.join(map(str, rounds))} exponential rounds to N / L and further ones at "
+        "the same rate, until no path is left or none can be."
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: how far each network goes, and its flow."""
+    lines = [
+        "| network | N | L | log10 N/L | fewest | log10 N/fewest | reached | weights | "
+        "log10 R at first | at N/L | at reached | layers left at N/L | largest share |",
+        "|---|" + "---:|" * 12,
+    ]
+    for row in networks(rows):
+        layers, reached, flows = row["layers"], row["reached"], row["flows"]
+        cells = (
+            row["network"],
+            f"{row['weights']:,}",
+            layers,
+            f"{_log(row, layers):.3f}",
+            row["fewest"],
+            f"{_log(row, row['fewest']):.3f}",
+            f"{_log(row, reached):.3f}",
+            reached,
+            *(_cell(flows.get(k)) for k in (row["weights"], layers, reached)),
+            row["lefts"].get(layers, ""),
+            f"{row['largest']:.2g}",
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _cell(flow: float | None) -> str:
+    return "no path" if flow is None else f"{flow:.2f}"
+
+
+# --- the figures --------------------------------------------------------------------------
+
+# Okabe and Ito's colours by depth within a family, then styles by data set.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
+_LINES = {"": "-", "cifar": "-", "tiny": "--", "imagenet": ":"}
+
+
+def draw_limits(rows: list[Row], path: pathlib.Path) -> None:
+    """How far each network can go, and how far SynFlow got."""
+    found = networks(rows)
+    with plots.settings():
+        figure = Figure((7.2, 1.6 + 0.17 * len(found)), layout="constrained")
+        axes = figure.subplots()
+        for height, row in enumerate(found):
+            limit, paper = _log(row, row["fewest"]), _log(row, row["layers"])
+            reached = _log(row, row["reached"])
+            axes.plot([0, reached], [height] * 2, color="#dddddd", lw=1.0, zorder=1)
+            axes.plot(paper, height, "|", color=plots.INK, ms=9, mew=1.8, zorder=2)
+            if row["fewest"] < row["layers"]:
+                axes.plot(limit, height, "|", color=plots.PALE, ms=9, mew=1.8, zorder=2)
+            colour = plots.COLORS["synflow"]
+            axes.plot(reached, height, "o", color=colour, ms=4, zorder=3)
+        axes.set_yticks(range(len(found)), [row["network"] for row in found], fontsize=7.5)
+        axes.set_ylim(len(found) - 0.4, -0.6)
+        axes.set_xlim(0, None)
+        axes.set_xlabel("compression, log10 (weights / weights kept)")
+        marks = {
+            "N / L": {"marker": "|", "color": plots.INK, "ms": 10, "mew": 1.8},
+            "shortest path": {"marker": "|", "color": plots.PALE, "ms": 10, "mew": 1.8},
+            "SynFlow": {"marker": "o", "color": plots.COLORS["synflow"]},
+        }
+        for label, mark in marks.items():
+            axes.plot([], [], ls="", **mark, label=label)
+        handles = axes.get_legend_handles_labels()
+        figure.legend(*handles, loc="outside upper center", ncols=len(marks))
+        figure.savefig(path, dpi=200)
+
+
+def draw_flows(rows: list[Row], path: pathlib.Path) -> None:
+    """R against compression, a panel for each family."""
+    found = networks(rows)
+    families = sorted({_family(row["network"]) for row in found})
+    with plots.settings():
+        columns = min(2, len(families))
+        lines = math.ceil(len(families) / columns)
+        size = (9.6 if columns > 1 else 5.2, 3.9 * lines)
+        figure = Figure(size, layout="constrained")
+        grid = figure.subplots(lines, columns, squeeze=False).flat
+        for axes, family in zip(grid, families):
+            own = [row for row in found if _family(row["network"]) == family]
+            _flows(axes, own)
+            axes.set_title(FAMILIES[family])
+        for axes in list(grid)[len(families) :]:
+            axes.remove()
+        figure.savefig(path, dpi=200)
+
+
+def _flows(axes: Axes, found: Sequence[Row]) -> None:
+    axes.axhline(0, color=plots.PALE, lw=1, zorder=1)
+    depths = sorted({_depth(row["network"]) for row in found})
+    for row in found:
+        points = sorted((_log(row, k), y) for k, y in row["flows"].items() if y is not None)
+        name = row["network"]
+        look = {
+            "color": _COLOURS[depths.index(_depth(name)) % len(_COLOURS)],
+            "ls": _LINES.get(name.rsplit("_", 1)[-1], "-"),
+        }
+        axes.plot(*zip(*points), **look, lw=1.3, label=name, zorder=2)
+        axes.plot(*points[-1], "o", color=look["color"], ms=3, zorder=3)
+    axes.set_yscale("symlog", linthresh=30, linscale=2)
+    axes.set_xlabel("compression, log10 (weights / weights kept)")
+    axes.set_ylabel("log10 R")
+    axes.legend(fontsize=6, ncols=2, handlelength=2.4)
