@@ -288,6 +288,7 @@ EXPERIMENT = command.Experiment(
     figures={"accuracy.png": figures.draw},
     sentences=figures.sentences,
     caption=figures.caption,
+    tables=figures.tables,
     cost=cost,
 )
 

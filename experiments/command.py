@@ -3,7 +3,7 @@
   python -m experiments.NAME --scale smoke|cpu|paper
 
 does the runs of the experiment that are not done yet, gathers their rows in
-results/NAME/SCALE/metrics.jsonl and draws the figures from these alone.
+results/NAME/SCALE/metrics.jsonl and makes figures and tables from these alone.
 """
 
 import dataclasses
@@ -19,9 +19,10 @@ import jax
 import tyro
 from rich.markup import escape
 
-from experiments import runs, sweeps
+from experiments import runs, sweeps, tables
 from experiments.console import progress, say
 from experiments.sweeps import Row, Run
+from experiments.tables import Table
 from synflow_jax.cli import keep_programs
 
 # smoke: seconds, to see that all works. cpu: what two processor cores do in hours at most.
@@ -29,6 +30,7 @@ from synflow_jax.cli import keep_programs
 Scale = Literal["smoke", "cpu", "paper"]
 
 RESULTS = pathlib.Path("results")
+TABLES = "tables.md"
 
 
 class Experiment(NamedTuple):
@@ -44,6 +46,8 @@ class Experiment(NamedTuple):
       sentences: ``sentences(rows)``: what came out, beside what the paper found, in plain
         sentences that are made from the numbers; printed, and quoted in the report.
       caption: ``caption(rows)``: what the figures show and at which scale, in words.
+      tables: ``tables(rows)``: what came out in numbers; in a file of their own beside the
+        figures, and in the report.
       cost: the share of a run in the time that is estimated.
     """
 
@@ -54,6 +58,7 @@ class Experiment(NamedTuple):
     figures: Mapping[str, Callable[[list[Row], pathlib.Path], None]]
     sentences: Callable[[list[Row]], list[str]]
     caption: Callable[[list[Row]], str]
+    tables: Callable[[list[Row]], list[Table]] = lambda rows: []
     cost: Callable[[Any], float] = lambda run: 1.0
 
 
@@ -173,6 +178,9 @@ def _gather(
     with progress("drawing figures", first=""):
         for name, draw in experiment.figures.items():
             draw(rows, out / name)
+    made = experiment.tables(rows)
+    if made:
+        runs.replace(out / TABLES, tables.document(made))
     say(f"{experiment.name}, {scale}: {done} of {len(todo)} runs done")
     if other:
         say(f"made with other settings, and not yet again: {escape(', '.join(other))}")

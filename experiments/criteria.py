@@ -14,11 +14,12 @@ import time
 
 import jax
 import jax.numpy as jnp
-from rich.table import Table
+import rich.table
 
 import synflow_jax as sj
 from experiments import data, methods
 from experiments.console import CONSOLE, progress, say
+from experiments.tables import Table, markdown
 from synflow_jax import models
 
 ROUNDS = {"synflow": 100, "synflow_l2": 100}
@@ -74,30 +75,25 @@ def measured(name, score_fn, problem, density):
     }
 
 
-def markdown(rows):
+def compared(rows):
     """The table of the document: a line a layer, a column a criterion."""
     names = [row["criterion"] for row in rows]
-    lines = [
-        "| layer | weights | " + " | ".join(names) + " |",
-        "|---|---:|" + "---:|" * len(rows),
+    body = [
+        [layer, f"{size:,}", *(f"{row['kept'][layer]:,}" for row in rows)]
+        for layer, size in rows[0]["sizes"].items()
     ]
-    for layer, size in rows[0]["sizes"].items():
-        kept = [f"{row['kept'][layer]:,}" for row in rows]
-        lines.append(f"| {layer} | {size:,} | " + " | ".join(kept) + " |")
     alive = ["yes" if row["connected"] else "no" for row in rows]
-    lines.append("| connected | | " + " | ".join(alive) + " |")
-    return "\n".join(lines)
+    return Table(
+        "Weights kept", ["layer", "weights", *names], [*body, ["connected", "", *alive]]
+    )
 
 
-def table(rows):
-    """The same for a terminal."""
-    shown = Table(title="weights kept")
-    shown.add_column("layer")
-    for row in rows:
-        shown.add_column(row["criterion"], justify="right", overflow="fold")
-    for layer in rows[0]["sizes"]:
-        shown.add_row(layer, *(f"{row['kept'][layer]:,}" for row in rows))
-    shown.add_row("connected", *("yes" if row["connected"] else "no" for row in rows))
+def on_terminal(table):
+    shown = rich.table.Table(title=table.title)
+    for place, heading in enumerate(table.headings):
+        shown.add_column(heading, justify="right" if place else "left", overflow="fold")
+    for cells in table.rows:
+        shown.add_row(*cells)
     return shown
 
 
@@ -121,10 +117,11 @@ def main(argv=None):
         setting = {"network": args.network, "compression": args.compression}
         rows.append(row | setting | {"data": args.data, "jax": jax.__version__})
         say(f"{name}: {row['seconds_with_compiling']} s, connected: {row['connected']}")
-    CONSOLE.print(table(rows))
+    table = compared(rows)
+    CONSOLE.print(on_terminal(table))
     if args.out:
         args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        print(markdown(rows))
+        print(markdown(table))
 
 
 if __name__ == "__main__":

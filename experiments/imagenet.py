@@ -27,6 +27,7 @@ from matplotlib.ticker import NullLocator
 import synflow_jax as sj
 from experiments import command, methods, plots, published
 from experiments.sweeps import Context, Row
+from experiments.tables import Table
 from synflow_jax import models
 from synflow_jax.trees import ScoreFn, prunable_leaves
 
@@ -197,22 +198,21 @@ def of_density(rows: Sequence[Row]) -> dict[float, dict[str, Row]]:
     return found
 
 
-def markdown(rows: Sequence[Row], density: float) -> str:
-    """A table of the weights kept at one density: a line a layer, a column a criterion."""
-    own = of_density(rows)[density]
-    compared = [method for method in COMPARED if method in own]
-    titles = [methods.LABELS[method] for method in compared]
-    lines = [
-        f"| layer | weights | {' | '.join(titles)} |",
-        "|---|---:|" + "---:|" * len(compared),
-    ]
-    first = own[compared[0]]
-    for place, (name, _, size) in enumerate(first["layers"]):
-        cells = [_share(own[m]["layers"][place][1], size) for m in compared]
-        lines.append(f"| {name} | {size:,} | {' | '.join(cells)} |")
-    cells = [_share(own[m]["kept"], first["size"]) for m in compared]
-    lines.append(f"| all | {first['size']:,} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """The weights kept at each density: a line a layer, a column a criterion."""
+    made = []
+    for density, own in of_density(rows).items():
+        compared = [own[method] for method in COMPARED if method in own]
+        first, body = compared[0], []
+        for place, (name, _, size) in enumerate(first["layers"]):
+            kept = [_share(row["layers"][place][1], size) for row in compared]
+            body.append([name, f"{size:,}", *kept])
+        kept = [_share(row["kept"], first["size"]) for row in compared]
+        body.append(["all", f"{first['size']:,}", *kept])
+        headings = [methods.LABELS[row["method"]] for row in compared]
+        title = f"Weights kept of each layer at density {density:.4g}"
+        made.append(Table(title, ["layer", "weights", *headings], body))
+    return made
 
 
 def _share(kept: int, size: int) -> str:
@@ -368,6 +368,7 @@ EXPERIMENT = command.Experiment(
     figures={"layers.png": draw},
     sentences=sentences,
     caption=caption,
+    tables=tables,
     cost=cost,
 )
 

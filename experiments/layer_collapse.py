@@ -350,6 +350,7 @@ EXPERIMENT = command.Experiment(
     },
     sentences=figures.sentences,
     caption=figures.caption,
+    tables=figures.tables,
     cost=cost,
 )
 

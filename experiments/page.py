@@ -3,6 +3,7 @@
 import base64
 import html
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -89,6 +90,11 @@ def power(label: str) -> str:
     """Sets what stands behind a caret high: ``10^2``."""
     base, _, exponent = escape(label).partition("^")
     return f"{base}<sup>{exponent}</sup>" if exponent else base
+
+
+def prose(plain: str) -> str:
+    """Plain text as HTML, with the powers of ten in it set high."""
+    return re.sub(r"10\^(-?\d+(?:\.\d+)?)", r"10<sup>\1</sup>", escape(plain))
 
 
 def percent(fraction: float) -> str:

@@ -11,7 +11,6 @@ import dataclasses
 import importlib
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,8 +20,9 @@ import tyro
 from experiments import command, runs
 from experiments.command import Experiment
 from experiments.console import say
-from experiments.page import bullets, escape, page, plural, table
+from experiments.page import bullets, escape, page, plural, prose, table
 from experiments.sweeps import Row
+from experiments.tables import folded
 
 # In the order of the paper. Their modules have an EXPERIMENT of the same name.
 NAMES = (
@@ -121,8 +121,9 @@ def _section(number: int, experiment: Experiment, scale: str, results: pathlib.P
         f"<p>{escape(experiment.about)}</p>"
         + "\n".join(figures)
         + f'<p class="note">Scale {scale}, {_runs(experiment, scale, rows)}. '
-        + f"{_text(experiment.caption(rows))}</p>"
-        + bullets(map(_text, experiment.sentences(rows)))
+        + f"{prose(experiment.caption(rows))}</p>"
+        + bullets(map(prose, experiment.sentences(rows)))
+        + "\n".join(map(folded, experiment.tables(rows)))
         + _making(experiment, scale, rows)
     )
 
@@ -132,11 +133,6 @@ def _runs(experiment: Experiment, scale: str, rows: Sequence[Row]) -> str:
     return (
         f"all of {planned} runs" if done == planned else f"{done} of {planned} runs so far"
     )
-
-
-def _text(plain: str) -> str:
-    """As HTML, with the powers of ten set high."""
-    return re.sub(r"10\^(-?\d+(?:\.\d+)?)", r"10<sup>\1</sup>", escape(plain))
 
 
 def _making(experiment: Experiment, scale: str, rows: Sequence[Row]) -> str:

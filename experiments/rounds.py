@@ -174,6 +174,7 @@ EXPERIMENT = command.Experiment(
     figures={"rounds.png": figures.draw},
     sentences=figures.sentences,
     caption=figures.caption,
+    tables=figures.tables,
     cost=_cost,
 )
 

@@ -112,6 +112,16 @@ def test_a_point_is_mean_range_and_whether_a_path_is_left():
     assert (high.mean, high.connected) == (10.0, 0)
 
 
+def test_the_table_has_mean_and_range_and_says_what_is_cut():
+    (table,) = figures.tables(by_hand())
+    assert table.headings == ["method", "10^0", "10^1", "10^2"]
+    cells = {method: numbers for method, *numbers in table.rows}
+    assert cells["Not pruned"] == ["90.0", "", ""]
+    assert cells["SNIP"] == ["", "81.0 (80.0 to 82.0)", "10.0, cut"]
+    assert cells["SynFlow"] == ["", "81.0 (80.0 to 82.0)", "50.0"]
+    assert len(cells) == 1 + len(methods.LABELS)
+
+
 def test_a_network_that_is_trained_dense_only_is_left_out():
     dense = trained("dense", 0.0, 0.9) | {"network": "lenet"}
     assert list(figures.points([dense, *by_hand()])) == ["mlp-digits"]

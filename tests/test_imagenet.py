@@ -4,7 +4,7 @@ import jax
 import pytest
 
 import synflow_jax as sj
-from experiments import command, imagenet, published
+from experiments import command, imagenet, published, tables
 from synflow_jax import models
 
 PNG = b"\x89PNG\r\n"
@@ -42,7 +42,8 @@ def test_every_criterion_keeps_exactly_its_number(smoke):
 
 def test_the_table_has_a_line_for_each_layer(smoke):
     rows = command.results(smoke)
-    lines = imagenet.markdown(rows, 0.1).splitlines()
+    (table,) = imagenet.tables(rows)
+    lines = tables.markdown(table).splitlines()
     assert lines[0] == "| layer | weights | Random | Magnitude | SynFlow |"
     assert lines[1] == "|---|---:|---:|---:|---:|"
     assert len(lines) == 2 + len(LAYERS) + 1

@@ -12,6 +12,7 @@ import pytest
 
 import synflow_jax as sj
 from experiments import command, layer_collapse, methods, published
+from experiments.figures import agreement
 from experiments.figures import layer_collapse as figures
 
 PNG = b"\x89PNG\r\n"
@@ -280,6 +281,8 @@ def test_why_rounds_cut_a_network_is_said_and_what_certified_ones_keep():
     assert "in 20 to 22 rounds" in said
     own[-1] |= {"kept": 3}  # ended above its target
     assert "in 2 of 3 seeds" in "\n".join(figures.sentences(rows))
+    (reached,) = figures.tables(rows)  # of a network without published densities
+    assert reached.rows == [["SynFlow", "3", "10^0", "10^0"]]
 
 
 def test_n_over_l_is_the_largest_compression():
@@ -299,7 +302,7 @@ def test_n_over_l_is_the_largest_compression():
     ],
 )
 def test_numbers_agree_within_the_spread_or_two_in_a_hundred(count, sample, verdict):
-    assert figures.agrees(count, sample) is verdict
+    assert agreement.agrees(count, sample) is verdict
 
 
 def as_published(method, compressions):
@@ -335,6 +338,16 @@ def test_published_densities_are_compared_layer_by_layer():
     (line,) = (line for line in said if line.startswith("SynFlow keeps"))
     assert line.endswith("weights up to 10^5.75 (Fig. 1 draws 10^6).")
     assert "Dashed" in figures.caption(rows)
+    reached, counts_, exceptions = figures.tables(rows)
+    assert reached.rows == [["SynFlow", "2", "10^3", "10^3", "10^5.75", "10^6"]]
+    cells = {layer: cell for layer, _, cell in counts_.rows}
+    assert counts_.headings == ["layer", "weights", "SynFlow"]
+    assert (cells["conv04"], cells["conv05"]) == ("2 of 2", "1 of 2")
+    assert cells["all"] == cells["all with 20 weights or more"] == "27 of 28"
+    ((method, layer, compression, published_, ours, deviation),) = exceptions.rows
+    assert (method, layer, compression) == ("SynFlow", "conv05", "10^3")
+    assert published_ == f"{counts[3.0][0][4]:,}" and ours == f"{moved[3.0][0][4]:,}.0"
+    assert deviation == "0.0" and exceptions.title.startswith("All 1 exceptions")
 
 
 def test_only_sound_numbers_of_the_same_network_are_compared():

@@ -6,6 +6,7 @@ import pytest
 
 from experiments import command, report
 from experiments.command import Experiment
+from experiments.tables import Table
 
 
 def rows_of(config, *rows):
@@ -37,6 +38,7 @@ def two(monkeypatch):
             figures={f"{name}.png": lambda rows, path: None},
             sentences=lambda rows: [f"{name}: {rows[-1]['number']} & more"],
             caption=lambda rows: f"{len(rows)} rows at 10^2.5.",
+            tables=lambda rows: [Table("Numbers", ["a"], [[str(rows[-1]["number"])]])],
         )
 
     class Module:
@@ -70,6 +72,8 @@ def test_a_section_shows_the_figure_the_sentences_and_how_it_was_made(two, tmp_p
         "1.5 minutes",
         "abc1234",
         "training.epochs = 3",
+        "<summary>Numbers</summary>",
+        '<td class="left">5</td>',
     ):
         assert part in text
     assert "Not run at a scale that is shown here: two." in text

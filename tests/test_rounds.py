@@ -66,7 +66,7 @@ def test_certified_rounds_keep_to_their_ratio(smoke):
 
 def test_what_is_said_of_the_smoke_run(smoke):
     rows = command.results(smoke)
-    assert figures.compare(rows) == []
+    assert figures.compare(rows) == [] and figures.tables(rows) == []
     text = " ".join(figures.sentences(rows))
     assert "0 left no path" in text and "mlp-c1-exponential-n1" in text
     assert "ln R beside that of 100 exponential rounds: certified(0.9) took" in text
@@ -151,6 +151,11 @@ def test_a_point_off_the_published_curve_is_an_exception():
         ("linear", 50, False),
         ("linear", 100, True),
     ]
+    (table,) = figures.tables(rows)
+    assert table.headings == ["rounds", "exponential to 10^1", "linear to 10^1"]
+    assert [row[0] for row in table.rows] == ["10", "20", "50", "100"]
+    assert table.rows[2] == ["50", "", "0.700 (1.059)"]
+    assert table.rows[3] == ["100", "", "0.570 (0.571)"]
     assert points[3].difference == pytest.approx(0.7 / 1.05904 - 1)
     said = figures.sentences(rows)
     assert "R of vgg19_imagenet at initialisation is 10^34.00" in said[0]

@@ -1,4 +1,4 @@
-"""The largest compression of each network and what SynFlow reaches, in its smoke form."""
+"""How far SynFlow prunes each network, in its smoke form."""
 
 import dataclasses
 import json
@@ -6,11 +6,12 @@ import math
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import command, published, theory
+import synflow_jax as sj
+from experiments import command, published, tables, theory
+from experiments.figures import theory as figures
 from synflow_jax import models
 
 PNG = b"\x89PNG\r\n"
@@ -27,42 +28,59 @@ def smoke(tmp_path_factory):
     return folder / "out"
 
 
-def test_the_smoke_run_writes_rows_a_figure_and_tables(smoke):
+def test_the_smoke_run_writes_rows_figures_and_a_table(smoke):
     about = json.loads((smoke / "config.json").read_text())
-    assert about["done"] == about["runs"] == 3
-    assert (smoke / "theory.png").read_bytes().startswith(PNG)
+    assert about["done"] == about["runs"] == 2
+    for figure in ("theory.png", "flow.png"):
+        assert (smoke / figure).read_bytes().startswith(PNG)
     rows = command.results(smoke)
-    text = (smoke / theory.TABLE).read_text()
-    assert text == theory.table(rows) + "\n"
+    text = (smoke / command.TABLES).read_text()
+    assert text == tables.document(figures.tables(rows)) + "\n"
     assert "| mlp | 119,400 | 6 | 4.299 | 6 | 4.299 |" in text
-    assert "| not pruned | N | L | log10 N/L | log10 R |" in text
-    assert "| resnet20 | 270,896 | 22 | 4.090 | " in text
+    assert "| resnet20 | 270,896 | 22 | 4.090 | 4 | 4.831 |" in text
 
 
-def test_what_was_reached_leaves_a_path_and_one_weight_less_does_not(smoke):
-    mlp, *dense = theory.networks(command.results(smoke))
-    flows, reached = mlp["flows"], mlp["reached"]
-    assert reached > mlp["layers"] == mlp["fewest"] == 6  # in as few as 20 rounds
-    assert flows[6] is None and flows[reached] is not None and flows[reached - 1] is None
-    assert max(flows.values(), key=lambda flow: flow or -math.inf) == flows[119_400]
-    assert sorted(mlp["whole"]) == [0, 1, 2, 3, 4]
-    assert mlp["whole"][3] == flows[120]
-    for row in dense:
-        assert not row["reached"] and row["fewest"] is None
-        assert list(row["flows"]) == [row["weights"]] and list(row["whole"]) == [0]
+def test_a_pass_ends_at_its_limit_or_in_the_round_that_cuts(smoke):
+    for row in figures.networks(command.results(smoke)):
+        flows = list(row["flows"].values())
+        assert all(flow is not None for flow in flows[:-1])
+        assert flows[-1] is None or min(row["flows"]) == row["fewest"]
+        assert row["reached"] == min(k for k, f in row["flows"].items() if f is not None)
+        assert flows[:-1] == sorted(flows[:-1], reverse=True)
+        assert row["lefts"][row["weights"]] == row["layers"]
+
+
+def test_a_pass_is_a_pruning_at_the_rate_of_its_rounds(smoke):
+    """Up to its last path it is what `prune` does, and it reports what `prune` reports."""
+    (own,) = (
+        row
+        for row in command.results(smoke)
+        if (row["kind"], row["run"]) == ("pass", "mlp")
+    )
+    alive = sum(flow is not None for flow in own["log10_flow"])
+    apply_fn, params, shape = models.build("mlp", jax.random.key(0))
+    masks, info = sj.prune(
+        sj.synflow(apply_fn, shape),
+        params,
+        density=own["kept"][alive - 1] / own["kept"][0],
+        rounds=alive - 1,
+        schedule=lambda _, rounds: (6 / 119_400) ** (np.arange(1, rounds + 1) / 20),
+    )
+    assert own["kept"][1:alive] == np.asarray(info.kept).tolist()
+    np.testing.assert_allclose(own["removed"][1:alive], info.removed, rtol=1e-3)
+    flow = sj.log_flow(apply_fn, sj.apply_masks(params, masks), shape) / math.log(10)
+    np.testing.assert_allclose(own["log10_flow"][alive - 1], flow, rtol=1e-5)
+    left = [row.kept for row in sj.summarize(params, masks) if row.name.endswith("kernel")]
+    assert own["layers_left"][alive - 1] == np.count_nonzero(left)
 
 
 def test_the_flow_at_initialisation_is_that_of_the_network(smoke):
-    row, conv, _ = theory.networks(command.results(smoke))
+    mlp, _ = figures.networks(command.results(smoke))
     _, params, _ = models.build("mlp", jax.random.key(0))
     flow = np.ones((1, 784))
     for name in sorted(params):
         flow = flow @ np.abs(np.asarray(params[name]["kernel"], np.float64))
-    np.testing.assert_allclose(row["whole"][0], math.log10(flow.sum()), rtol=1e-5)
-    apply_fn, params, shape = models.build("conv", jax.random.key(0))
-    sizes = jax.tree.map(lambda w: jnp.abs(w) * (w.ndim > 1), params)  # no path from a bias
-    flow = apply_fn(sizes, jnp.ones((1, *shape))).sum()
-    np.testing.assert_allclose(conv["whole"][0], math.log10(flow), rtol=1e-5)
+    np.testing.assert_allclose(mlp["flows"][119_400], math.log10(flow.sum()), rtol=1e-5)
 
 
 # --- counts -------------------------------------------------------------------------------
@@ -91,63 +109,101 @@ def test_counts_for_other_data_sets(module, shape, weights, layers, compression)
     assert math.log10(weights / layers) == pytest.approx(compression, abs=6e-4)
 
 
-# --- the search ---------------------------------------------------------------------------
+# --- the rounds of a pass -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("true", [4, 5, 13, 21, 22, 23, 100, 1000])
-def test_the_fewest_weights_with_a_path_are_found(true):
-    asked = []
-
-    def connected(k):
-        asked.append(k)
-        return k >= true
-
-    assert theory.fewest_connected(connected, layers=22, lower=4, size=1000) == true
-    assert asked[0] == 22 and len(asked) == len(set(asked))
-    assert min(asked) >= 4 and len(asked) <= 18
+@pytest.mark.parametrize(
+    "size, layers, least, rounds",
+    [
+        (119_400, 6, 6, 100),
+        (270_896, 22, 4, 100),
+        (19_334_192, 1204, 4, 100),
+        (60, 6, 5, 3),
+    ],
+)
+def test_a_pass_goes_to_one_weight_a_layer_and_on(size, layers, least, rounds):
+    after = theory.counts_of_pass(size, layers, least, rounds)
+    assert after == sorted(set(after), reverse=True)
+    assert layers in after and after[-1] == least
+    to_layers = {sj.num_kept(size, d) for d in sj.exponential(layers / size, rounds)}
+    assert set(after[: after.index(layers) + 1]) == to_layers
+    # Beyond, the rate is the same, but for whole numbers.
+    rate = (layers / size) ** (1 / rounds)
+    assert all(b > rate * a - 1 for a, b in zip([size, *after], after))
 
 
 # --- words --------------------------------------------------------------------------------
 
 
-def by_hand(run, weights, layers, fewest, flows, reached):
+def by_hand(network, weights, layers, fewest, flows, lefts=None, removed=None):
     """The rows of a run that measured this; ``flows`` is by number of weights."""
-    about = {"kind": "network", "weights": weights, "layers": layers, "fewest": fewest}
-    pruned = [
-        {"kind": "pruned", "k": k, "log10_flow": flow}
-        | ({"whole": round(math.log10(weights / k))} if k > 100 else {})
-        for k, flow in flows.items()
-    ]
+    run = theory.Run(network)
+    after = {
+        "kept": list(flows),
+        "log10_flow": list(flows.values()),
+        "removed": removed or [0.0] + [0.5] * (len(flows) - 1),
+        "layers_left": lefts or [layers] * len(flows),
+    }
     rows = [
         {"kind": "run", "config": dataclasses.asdict(run)},
-        about,
-        *pruned,
-        {"kind": "reached", "k": reached},
+        {"kind": "network", "weights": weights, "layers": layers, "fewest": fewest},
+        {"kind": "pass", **after},
     ]
     return [{"run": run.name, **row} for row in rows]
 
 
 def test_exceptions_are_named():
     rows = [
-        *by_hand(theory.Run("mlp"), 119_400, 6, 6, {119_400: 5.0, 6: -7.0}, 6),
-        *by_hand(theory.Run("conv"), 3000, 3, 3, {3000: 2.0, 3: None, 4: -3.0}, 4),
+        *by_hand("mlp", 119_400, 6, 6, {119_400: 5.0, 6: -7.0}),
+        *by_hand("conv", 3000, 3, 3, {3000: 2.0, 4: -3.0, 3: None}, removed=[0, 0.5, 1.5]),
         *by_hand(
-            theory.Run("resnet20"), 270_000, 22, 4, {270_000: 9.0, 22: -1.0, 12: -2.0}, 12
+            "resnet20",
+            270_000,
+            22,
+            4,
+            {270_000: 90.0, 22: -1.0, 11: -2.0, 10: None},
+            lefts=[22, 11, 7, 0],
+            removed=[0, 0.25, 0.4, 3.0],  # what cut it came beyond N / L
         ),
     ]
-    assert theory.compare(rows) == ["resnet20 has weights 270,000, theirs 270,896"]
-    said = theory.sentences(rows)
+    assert figures.compare(rows) == ["resnet20 has weights 270,000, theirs 270,896"]
+    said = figures.sentences(rows)
     assert "differ: resnet20 has weights 270,000, theirs 270,896." in said[0]
-    assert "in 1 of 2 networks; conv needs 4 weights for 3 layers." in said[1]
-    assert "4 weights can make a path, so 10^4.83 is its limit" in said[2]
-    assert "22 layers SynFlow left a path; it got as far as 10^4.35, 12 weights" in said[2]
-    assert "R of mlp falls from 10^5.00 at initialisation to 10^-7.00" in said[3]
-    text = theory.table(rows)
-    assert "| conv | 3,000 | 3 | 3.000 | 3 | 3.000 | 2.875, 4 weights |" in text
-    assert "| conv | 2.00 | no path | -3.00 |" in text
+    assert "in 1 of 2 networks; conv is cut below 4 weights, of 3 layers." in said[1]
+    assert "With shortcuts 4 weights can make a path" in said[2]
+    assert (
+        "left a path in 1 of 1 such networks; the pass went on to the limit in 0" in said[2]
+    )
+    assert "by a factor of 2.0, 2.0 in the median, and had emptied 50% of" in said[3]
+    assert "In 2 of 3 networks every round" in said[4]
+    assert (
+        "less than R (the largest 0.25 to 0.5); a path was left there in 2 of them"
+        in said[4]
+    )
+    assert "In 1 of 3 networks some round" in said[5]
+    assert (
+        "removed R or more (the largest 1.5); a path was left there in 0 of them" in said[5]
+    )
+    assert "from 10^2.0 (conv) to 10^90.0 (resnet20); 1 of 3 networks" in said[6]
+    (table,) = figures.tables(rows)
+    conv, mlp, resnet = tables.markdown(table).splitlines()[2:]
+    assert conv.startswith("| conv | 3,000 | 3 | 3.000 | 3 | 3.000 | 4 | 2.875 | 2.00 |")
+    assert conv.endswith("| 2.00 | no path | -3.00 | 3 | 1.5 |")
+    assert mlp.startswith("| mlp |") and "| 90.00 | -1.00 | -2.00 | 11 | 0.25 |" in resnet
 
 
-def test_the_page_has_the_tables_of_the_results():
+def test_networks_are_in_families_by_depth_and_data_set():
+    names = [
+        *("mlp", "vgg11_cifar", "vgg11_tiny", "vgg19_cifar", "resnet20", "wide_resnet20"),
+        *("resnet1202", "resnet18", "resnet18_imagenet", "resnet152", "wide_resnet18"),
+    ]
+    rows = [r for name in reversed(names) for r in by_hand(name, 100, 3, 3, {100: 1.0})]
+    assert [row["network"] for row in figures.networks(rows)] == names
+
+
+def test_the_page_has_the_table_of_the_results():
     root = pathlib.Path(__file__).parent.parent
     rows = command.results(root / "results/theory/cpu")
-    assert theory.table(rows) in (root / "docs/theory.md").read_text()
+    assert len(figures.networks(rows)) == len(models.NETWORKS)
+    (table,) = figures.tables(rows)
+    assert tables.markdown(table) in (root / "docs/theory.md").read_text()

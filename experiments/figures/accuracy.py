@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments import command, methods, plots, published
 from experiments.sweeps import Row
+from experiments.tables import Table
 
 # On the left what the paper compares, on the right SynFlow and what it is made of.
 _LEFT = methods.PAPER
@@ -164,6 +165,37 @@ def _published() -> dict[str, dict[str, tuple[list[float], list[float]]]]:
         }
         for pair, by_method in numbers["accuracy"].items()
     }
+
+
+# --- in numbers ---------------------------------------------------------------------------
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    """The mean and the range of every method at every compression, a table a network."""
+    made = []
+    for pair, found in points(rows).items():
+        network, dataset = pair.rsplit("-", 1)
+        compressions = sorted({c for own in found.values() for c in own})
+        body = [
+            [label, *(_cell(found[method].get(c)) for c in compressions)]
+            for method, label in {"dense": "Not pruned", **methods.LABELS}.items()
+            if method in found
+        ]
+        title = (
+            f"{network} on {dataset}: best held-out accuracy in per cent, mean over seeds "
+            "(lowest to highest); cut: no seed's network has a path"
+        )
+        headings = ["method", *(f"10^{c:g}" for c in compressions)]
+        made.append(Table(title, headings, body))
+    return made
+
+
+def _cell(point: Point | None) -> str:
+    if point is None:
+        return ""
+    low, high = f"{point.low:.1f}", f"{point.high:.1f}"
+    text = f"{point.mean:.1f}" + ("" if low == high else f" ({low} to {high})")
+    return text if point.connected else f"{text}, cut"
 
 
 # --- in words -----------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import math
 import pathlib
-import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,13 +14,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments import command, methods, plots, published
+from experiments.figures import agreement
 from experiments.sweeps import Row, by_run
-
-# Of the published densities those of these criteria are sound; SNIP's and GraSP's are of
-# code that was corrected after they were written.
-COMPARED = ("synflow", "magnitude", "random")
-DEVIATIONS, RELATIVE = 3.0, 0.02  # what counts as agreement
-FEW = 20  # weights; in smaller layers one weight is much of the whole
+from experiments.tables import Table
 
 
 class Critical(NamedTuple):
@@ -87,60 +82,42 @@ def largest_possible(layers: Sequence[Sequence[Any]]) -> float:
 
 
 def comparison(rows: Sequence[Row]) -> list[Row]:
-    """Published fractions kept beside ours, layer by layer and compression by compression.
-
-    They agree if the published one, which is of one draw of the weights, is within
-    ``DEVIATIONS`` standard deviations of ours or ``RELATIVE`` of their mean. Near the edge
-    that is a matter of chance: ``own`` says how many of our seeds agree with the others.
-
-    Returns:
-      Rows with ``method``, ``compression``, ``layer`` and its ``size``; ``published``,
-      ``mean`` and ``deviation`` in weights; ``agrees``; ``own``; ``seeds``. Empty unless
-      there are two seeds of the published network.
-    """
-    theirs = published.load("layer_collapse")
+    """What was published of this network beside ours; see `agreement.comparison`."""
     same = {run for run, config in command.configs(rows).items() if _is_theirs(config)}
-    own_rows = [row for row in rows if row["run"] in same]
-    table = []
-    for method, seeds in of_method(own_rows, "cifar").items():
-        if method not in COMPARED or len(seeds) < 2:
-            continue
-        for at in zip(*seeds, strict=True):
-            compression = at[0]["compression"]
-            densities = theirs["density"][method].get(str(compression))
-            if densities is None:
-                continue
-            layers = zip(*(row["layers"] for row in at), strict=True)
-            for density, size, layer in zip(
-                densities, theirs["sizes"], layers, strict=True
-            ):
-                name, _, own_size = layer[0]
-                if own_size != size:
-                    raise ValueError(f"{name} has {own_size} weights, not {size}.")
-                kept = [count for _, count, _ in layer]
-                others = [kept[:i] + kept[i + 1 :] for i in range(len(kept))]
-                table.append(
-                    {
-                        "method": method,
-                        "compression": compression,
-                        "layer": name,
-                        "size": size,
-                        "published": density * size,
-                        "mean": statistics.mean(kept),
-                        "deviation": statistics.stdev(kept),
-                        "agrees": agrees(density * size, kept),
-                        "own": sum(map(agrees, kept, others)),
-                        "seeds": len(kept),
-                    }
-                )
-    return table
+    return agreement.comparison(
+        of_method([row for row in rows if row["run"] in same], "cifar")
+    )
 
 
-def agrees(count: float, sample: Sequence[int]) -> bool:
-    """Whether a number of weights could be one of the sample, or nearly is their mean."""
-    mean = statistics.mean(sample)
-    spread = statistics.stdev(sample) if len(sample) > 1 else 0.0
-    return abs(count - mean) <= max(DEVIATIONS * spread, RELATIVE * mean)
+def tables(rows: list[Row]) -> list[Table]:
+    """How far each criterion gets, and where the published densities differ from ours."""
+    made = []
+    for part in ("cifar", "imagenet"):
+        found = of_method(rows, part)
+        if found:
+            made.append(_how_far_table(rows, found))
+    return made + agreement.tables(comparison(rows))
+
+
+def _how_far_table(rows: list[Row], found: dict[str, list[list[Row]]]) -> Table:
+    layers, config = _pruned(rows, found)
+    theirs, same = published.load("layer_collapse"), _is_theirs(config)
+    headings = ["criterion", "seeds", "every layer has weights", "a path is left"]
+    body = []
+    for method, seeds in found.items():
+        reached = critical(seeds)
+        cells = [methods.LABELS[method], str(len(seeds))]
+        cells += ["nowhere" if c is None else _power(c) for c in reached]
+        if same:
+            cells += [_power(theirs[key][method]) for key in ("critical", "drawn")]
+        body.append(cells)
+    if same:
+        headings += ["weights in the authors' files", "drawn in Fig. 1"]
+    title = (
+        f"{_title(config)}: the largest compression of the grid, of "
+        f"{_power(largest_possible(layers))} possible, at which in all seeds"
+    )
+    return Table(title, headings, body)
 
 
 def sentences(rows: list[Row]) -> list[str]:
@@ -162,7 +139,7 @@ def sentences(rows: list[Row]) -> list[str]:
             said += _emptied_first(method, seeds)
         said += _why_cut(found.get("synflow", []))
         said += _certified_rounds(rows, part)
-    return said + _agreement(rows)
+    return said + agreement.sentences(comparison(rows))
 
 
 def _how_far(method: str, seeds: Sequence[Sequence[Row]], config: dict[str, Any]) -> str:
@@ -249,46 +226,6 @@ def _certified_rounds(rows: list[Row], part: str) -> list[str]:
             f"of {len(own)} seeds, in {rounds} rounds."
         )
     return said
-
-
-def _agreement(rows: list[Row]) -> list[str]:
-    table, said = comparison(rows), []
-    for method in COMPARED:
-        own = [row for row in table if row["method"] == method]
-        if not own:
-            continue
-        large = [row for row in own if min(row["published"], row["mean"]) >= FEW]
-        good, good_large = (sum(row["agrees"] for row in some) for some in (own, large))
-        chance = sum(row["own"] for row in own) / sum(row["seeds"] for row in own)
-        text = (
-            f"{methods.LABELS[method]}: the published fraction kept lies within "
-            f"{DEVIATIONS:g} standard deviations or {RELATIVE:.0%} of ours in {good} of "
-            f"{len(own)} cases (layers and compressions), and in {good_large} of the "
-            f"{len(large)} with {FEW} weights or more. One of our {own[0]['seeds']} seeds "
-            f"against the others does so in {chance:.1%}."
-        )
-        far = [row for row in large if not row["agrees"]]
-        far.sort(key=lambda row: -abs(row["published"] / row["mean"] - 1))
-        if far:
-            text += " Exceptions of these: " + "; ".join(map(_exception, far[:SHOWN]))
-            text += f"; and {len(far) - SHOWN} that differ less." if far[SHOWN:] else "."
-        said.append(text)
-    if said:
-        said.append(
-            "The published SNIP and GraSP are not compared: they were made by the first "
-            "version of the authors' code, whose errors in these two were corrected later "
-            "(batch norm in evaluation mode; GraSP's sign), and our images are others."
-        )
-    return said
-
-
-SHOWN = 6  # exceptions in a sentence
-
-
-def _exception(row: Row) -> str:
-    place = f"{row['layer']} at {_power(row['compression'])}"
-    ours = f"{row['mean']:,.0f} ± {row['deviation']:,.0f}"
-    return f"{place}, published {row['published']:,.0f}, ours {ours}"
 
 
 def caption(rows: list[Row]) -> str:

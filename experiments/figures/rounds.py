@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments import command, plots, published
 from experiments.sweeps import Row
+from experiments.tables import Table
 
 TOLERANCE = 0.1  # of a published ratio; both are of one draw of the weights
 
@@ -71,6 +72,25 @@ def compare(rows: Sequence[Row]) -> list[Compared]:
                     place = schedule, float(compression), rounds
                     found.append(Compared(*place, mean, ratio))
     return found
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    """Fig. 7 of the paper in numbers, ours beside theirs."""
+    found = compare(rows)
+    curves = list(dict.fromkeys((p.schedule, p.compression) for p in found))
+    body = []
+    for rounds in sorted({point.rounds for point in found}):
+        at = {(p.schedule, p.compression): p for p in found if p.rounds == rounds}
+        cells = [
+            f"{at[curve].ratio:.3f} ({at[curve].published:.3f})" if curve in at else ""
+            for curve in curves
+        ]
+        body.append([str(rounds), *cells])
+    if not body:
+        return []
+    title = "Largest share of R that a round removes, ours (published), by number of rounds"
+    headings = ["rounds", *(f"{schedule} to 10^{c:g}" for schedule, c in curves)]
+    return [Table(title, headings, body)]
 
 
 def sentences(rows: list[Row]) -> list[str]:

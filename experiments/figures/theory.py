@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments import command, plots, published
 from experiments.sweeps import Row, by_run
+from experiments.tables import Table
 
 # log10 of the largest number of float32, of which R goes beyond.
 _FLOAT32 = math.log10(float(np.finfo(np.float32).max))
@@ -184,30 +185,30 @@ def caption(rows: list[Row]) -> str:
     )
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown: how far each network goes, and its flow."""
-    lines = [
-        "| network | N | L | log10 N/L | fewest | log10 N/fewest | reached | weights | "
-        "log10 R at first | at N/L | at reached | layers left at N/L | largest share |",
-        "|---|" + "---:|" * 12,
-    ]
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """How far each network goes, and its flow."""
+    body = []
     for row in networks(rows):
         layers, reached, flows = row["layers"], row["reached"], row["flows"]
-        cells = (
-            row["network"],
-            f"{row['weights']:,}",
-            layers,
-            f"{_log(row, layers):.3f}",
-            row["fewest"],
-            f"{_log(row, row['fewest']):.3f}",
-            f"{_log(row, reached):.3f}",
-            reached,
-            *(_cell(flows.get(k)) for k in (row["weights"], layers, reached)),
-            row["lefts"].get(layers, ""),
-            f"{row['largest']:.2g}",
+        body.append(
+            [
+                row["network"],
+                f"{row['weights']:,}",
+                f"{layers:,}",
+                f"{_log(row, layers):.3f}",
+                f"{row['fewest']}",
+                f"{_log(row, row['fewest']):.3f}",
+                f"{reached:,}",
+                f"{_log(row, reached):.3f}",
+                *(_cell(flows.get(k)) for k in (row["weights"], layers, reached)),
+                f"{row['lefts'][layers]:,}" if layers in flows else "",
+                f"{row['largest']:.2g}",
+            ]
         )
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+    headings = ["network", "N", "L", "log10 N/L", "fewest", "log10 N/fewest"]
+    headings += ["reached", "log10 N/reached", "log10 R at N", "at L", "at reached"]
+    headings += ["layers left at L", "largest share"]
+    return [Table("How far each network can be pruned, and how far it was", headings, body)]
 
 
 def _cell(flow: float | None) -> str:
