@@ -7,9 +7,8 @@ import jax
 import jaxtyping
 import pytest
 
-# Nothing is kept on disk between runs, in processes that tests start neither.
+# Processes that tests start keep nothing on disk.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
-jax.config.update("jax_enable_compilation_cache", False)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -30,6 +29,21 @@ def pytest_configure(config):
     # Their lowest versions use names that JAX 0.8 deprecates.
     libraries = r"ignore::DeprecationWarning:(flax|equinox)\."
     config.addinivalue_line("filterwarnings", libraries)
+    _share_compiled_programs(config)
+
+
+def _share_compiled_programs(config):
+    """What one file compiled the others load, and the next run too: most of the time of the
+    tests is compiling. `pytest --cache-clear` forgets it."""
+    for option, value in {
+        "jax_compilation_cache_dir": str(config.cache.mkdir("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        jax.config.update(option, value)
+    # Of a program that another process is just writing; it is compiled instead.
+    unfinished = r"ignore:Error (reading|writing) persistent compilation cache"
+    config.addinivalue_line("filterwarnings", unfinished)
 
 
 def pytest_ignore_collect(collection_path):

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 import synflow_jax as sj
 from experiments import (
@@ -27,22 +26,6 @@ PNG = b"\x89PNG\r\n"
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """A second run in this file compiles nothing that the first has compiled."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for settings in (options, before):
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if settings is options:
-            yield
-
-
 # --- the whole run ------------------------------------------------------------------------
 
 
@@ -52,7 +35,7 @@ def run_smoke(folder):
 
 
 @pytest.fixture(scope="module")
-def smoke(compiled_once, tmp_path_factory):
+def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smoke")
     (folder / "notes.txt").write_text("mine")
     run_smoke(folder)
