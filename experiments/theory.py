@@ -5,9 +5,10 @@
 For each network of the zoo: N prunable weights in L layers, and the paper's largest
 compression N / L, which is one weight a layer; the fewest weights that leave a path from
 input to output, less than L with shortcuts; one pass of SynFlow to L weights in the paper's
-100 exponential rounds, which goes on beyond N / L at the same rate as long as a path is
-left; and after each round R, the total flow, the share of it that the round removed, and
-the number of layers that are not empty.
+100 exponential rounds, which goes on beyond N / L at the same rate; and after each round R,
+the total flow, the share of it that the round removed, and the number of layers that are
+not empty. A round that cuts the network is undone and tried with fewer weights: a pass ends
+where one weight alone would cut the last path, or where no shorter path can be.
 """
 
 import dataclasses
@@ -111,26 +112,38 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     pruner = sj.iterative(sj.synflow(apply_fn, shape))
     step = jax.jit(pruner.step, donate_argnums=0)
     facts = jax.jit(functools.partial(_facts, apply_fn, shape))
-    state = pruner.init(params)
-    flow, left = facts(params, state.masks)
-    kept, flows, lefts, removed = [size], [_log10(flow)], [int(left)], [0.0]
-    todo = counts_of_pass(size, layers, least, run.rounds)
-    for done, k in enumerate(todo):
-        context.advance(done / len(todo))
-        state, info = step(state, params, k)
-        flow, left = facts(params, state.masks)
-        kept.append(int(info.kept))
-        flows.append(_log10(flow))
-        lefts.append(int(left))
-        removed.append(float(f"{float(info.removed):.5g}"))
-        if flows[-1] is None:
-            break
+    state, after, cuts = pruner.init(params), [], []
+
+    def log(k: int, masks, removed: float) -> bool:
+        """Whether a path is left; if so it is a row's worth."""
+        flow, left = (float(fact) for fact in facts(params, masks))
+        if math.isfinite(flow):
+            after.append((k, round(flow / math.log(10), 6), removed, int(left)))
+        return math.isfinite(flow)
+
+    log(size, state.masks, 0.0)
+    planned = counts_of_pass(size, layers, least, run.rounds)
+    k, most = size, size
+    while k > least and most:
+        goal = max(k - most, max(count for count in planned if count < k))
+        tried, info = step(jax.tree.map(jnp.copy, state), params, goal)
+        removed = float(f"{float(info.removed):.5g}")
+        if log(goal, tried.masks, removed):
+            # After a cut rounds are small, and grow again while they cut nothing.
+            most = max(most, 2 * (k - goal)) if most < size else most
+            k, state = goal, tried
+        else:
+            cuts.append({"before": k, "after": goal, "removed": removed})
+            most = (k - goal) // 2
+        context.advance(math.log(size / k) / math.log(size / least))
+    kept, flows, shares, lefts = map(list, zip(*after))
     yield {
         "kind": "pass",
         "kept": kept,
         "log10_flow": flows,
-        "removed": removed,
+        "removed": shares,
         "layers_left": lefts,
+        "cuts": cuts,
     }
 
 
@@ -139,12 +152,6 @@ def _facts(apply_fn, input_shape, params, masks):
     named = zip(sj.leaf_names(params), jax.tree.leaves(params), jax.tree.leaves(masks))
     left = sum(jnp.any(mask) for name, leaf, mask in named if sj.is_kernel(name, leaf))
     return sj.log_flow(apply_fn, sj.apply_masks(params, masks), input_shape), left
-
-
-def _log10(ln_flow) -> float | None:
-    """None where no path is left."""
-    flow = float(ln_flow) / math.log(10)
-    return round(flow, 6) if math.isfinite(flow) else None
 
 
 @functools.cache
