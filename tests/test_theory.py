@@ -40,38 +40,46 @@ def test_the_smoke_run_writes_rows_figures_and_a_table(smoke):
     assert "| resnet20 | 270,896 | 22 | 4.090 | 4 | 4.831 |" in text
 
 
-def test_a_pass_ends_at_its_limit_or_in_the_round_that_cuts(smoke):
-    for row in figures.networks(command.results(smoke)):
-        flows = list(row["flows"].values())
-        assert all(flow is not None for flow in flows[:-1])
-        assert flows[-1] is None or min(row["flows"]) == row["fewest"]
-        assert row["reached"] == min(k for k, f in row["flows"].items() if f is not None)
-        assert flows[:-1] == sorted(flows[:-1], reverse=True)
+def test_a_pass_ends_at_one_path(smoke):
+    mlp, resnet = figures.networks(command.results(smoke))
+    # Twenty rounds are too few: one of them cuts each network, and smaller ones go on.
+    assert mlp["planned"] > mlp["reached"] == mlp["layers"] == mlp["fewest"] == 6
+    assert resnet["planned"] > resnet["reached"] >= resnet["fewest"] == 4
+    for row in (mlp, resnet):
+        assert list(row["flows"]) == sorted(row["flows"], reverse=True)
+        assert list(row["flows"].values()) == sorted(row["flows"].values(), reverse=True)
         assert row["lefts"][row["weights"]] == row["layers"]
+        assert row["lefts"][row["reached"]] == row["reached"]  # a weight in each layer
 
 
 def test_a_pass_is_a_pruning_at_the_rate_of_its_rounds(smoke):
-    """Up to its last path it is what `prune` does, and it reports what `prune` reports."""
-    (own,) = (
-        row
-        for row in command.results(smoke)
-        if (row["kind"], row["run"]) == ("pass", "mlp")
-    )
-    alive = sum(flow is not None for flow in own["log10_flow"])
+    """Before a first cut it is what `prune` does, and reports what `prune` reports."""
+    passes = [row for row in command.results(smoke) if row["kind"] == "pass"]
+    (own,) = (row for row in passes if row["run"] == "mlp")
+    cut = own["cuts"][0]
+    alive = own["kept"].index(cut["before"])
     apply_fn, params, shape = models.build("mlp", jax.random.key(0))
-    masks, info = sj.prune(
-        sj.synflow(apply_fn, shape),
-        params,
-        density=own["kept"][alive - 1] / own["kept"][0],
-        rounds=alive - 1,
-        schedule=lambda _, rounds: (6 / 119_400) ** (np.arange(1, rounds + 1) / 20),
-    )
-    assert own["kept"][1:alive] == np.asarray(info.kept).tolist()
-    np.testing.assert_allclose(own["removed"][1:alive], info.removed, rtol=1e-3)
+    score = sj.synflow(apply_fn, shape)
+
+    def pruned(rounds):
+        return sj.prune(
+            score,
+            params,
+            density=0.5,  # not read
+            rounds=rounds,
+            schedule=lambda _, rounds: (6 / 119_400) ** (np.arange(1, rounds + 1) / 20),
+        )
+
+    masks, info = pruned(alive)
+    assert own["kept"][1 : alive + 1] == np.asarray(info.kept).tolist()
+    np.testing.assert_allclose(own["removed"][1 : alive + 1], info.removed, rtol=1e-3)
     flow = sj.log_flow(apply_fn, sj.apply_masks(params, masks), shape) / math.log(10)
-    np.testing.assert_allclose(own["log10_flow"][alive - 1], flow, rtol=1e-5)
+    np.testing.assert_allclose(own["log10_flow"][alive], flow, rtol=1e-5)
     left = [row.kept for row in sj.summarize(params, masks) if row.name.endswith("kernel")]
-    assert own["layers_left"][alive - 1] == np.count_nonzero(left)
+    assert own["layers_left"][alive] == np.count_nonzero(left)
+    masks, info = pruned(alive + 1)
+    assert info.kept[-1] == cut["after"] and info.removed[-1] > 1
+    assert not np.isfinite(sj.log_flow(apply_fn, sj.apply_masks(params, masks), shape))
 
 
 def test_the_flow_at_initialisation_is_that_of_the_network(smoke):
@@ -135,7 +143,7 @@ def test_a_pass_goes_to_one_weight_a_layer_and_on(size, layers, least, rounds):
 # --- words --------------------------------------------------------------------------------
 
 
-def by_hand(network, weights, layers, fewest, flows, lefts=None, removed=None):
+def by_hand(network, weights, layers, fewest, flows, lefts=None, removed=None, cuts=()):
     """The rows of a run that measured this; ``flows`` is by number of weights."""
     run = theory.Run(network)
     after = {
@@ -143,6 +151,7 @@ def by_hand(network, weights, layers, fewest, flows, lefts=None, removed=None):
         "log10_flow": list(flows.values()),
         "removed": removed or [0.0] + [0.5] * (len(flows) - 1),
         "layers_left": lefts or [layers] * len(flows),
+        "cuts": [dict(zip(("before", "after", "removed"), cut)) for cut in cuts],
     }
     rows = [
         {"kind": "run", "config": dataclasses.asdict(run)},
@@ -153,43 +162,37 @@ def by_hand(network, weights, layers, fewest, flows, lefts=None, removed=None):
 
 
 def test_exceptions_are_named():
+    conv = {3000: 2.0, 8: -1.0, 5: -2.0, 3: -4.0}
+    resnet = {270_000: 90.0, 22: -1.0, 11: -2.0}
     rows = [
         *by_hand("mlp", 119_400, 6, 6, {119_400: 5.0, 6: -7.0}),
-        *by_hand("conv", 3000, 3, 3, {3000: 2.0, 4: -3.0, 3: None}, removed=[0, 0.5, 1.5]),
-        *by_hand(
-            "resnet20",
-            270_000,
-            22,
-            4,
-            {270_000: 90.0, 22: -1.0, 11: -2.0, 10: None},
-            lefts=[22, 11, 7, 0],
-            removed=[0, 0.25, 0.4, 3.0],  # what cut it came beyond N / L
-        ),
+        # What was removed after the cut is not of the rounds as planned.
+        *by_hand("conv", 3000, 3, 3, conv, removed=[0, 0.5, 9, 9], cuts=[(8, 4, 1.5)]),
+        # What cut it came beyond N / L.
+        *by_hand("resnet20", 270_000, 22, 4, resnet, [22, 11, 7], cuts=[(11, 9, 3.0)]),
     ]
     assert figures.compare(rows) == ["resnet20 has weights 270,000, theirs 270,896"]
     said = figures.sentences(rows)
     assert "differ: resnet20 has weights 270,000, theirs 270,896." in said[0]
-    assert "in 1 of 2 networks; conv is cut below 4 weights, of 3 layers." in said[1]
+    assert "in 1 of 2 networks; a round cut the others before: conv (a path with" in said[1]
+    assert said[1].endswith("it came to the limit in 2.")
     assert "With shortcuts 4 weights can make a path" in said[2]
-    assert (
-        "left a path in 1 of 1 such networks; the pass went on to the limit in 0" in said[2]
-    )
-    assert "by a factor of 2.0, 2.0 in the median, and had emptied 50% of" in said[3]
+    assert "with L weights in 1 of 1 such networks" in said[2]
+    assert "after one that cut in 1." in said[2]
+    assert "With L weights 50% of the layers were empty" in said[3]
+    assert "by a factor of 2.0 (2.0 in median), to one path of 11 weights" in said[3]
+    assert "that was the shortest in 0 of 1" in said[3]
     assert "In 2 of 3 networks every round" in said[4]
-    assert (
-        "less than R (the largest 0.25 to 0.5); a path was left there in 2 of them"
-        in said[4]
-    )
+    assert "less than R (the largest 0.5); none of them cut the network in 2" in said[4]
     assert "In 1 of 3 networks some round" in said[5]
-    assert (
-        "removed R or more (the largest 1.5); a path was left there in 0 of them" in said[5]
-    )
+    assert "R or more (the largest 1.5); none of them cut the network in 0" in said[5]
     assert "from 10^2.0 (conv) to 10^90.0 (resnet20); 1 of 3 networks" in said[6]
     (table,) = figures.tables(rows)
-    conv, mlp, resnet = tables.markdown(table).splitlines()[2:]
-    assert conv.startswith("| conv | 3,000 | 3 | 3.000 | 3 | 3.000 | 4 | 2.875 | 2.00 |")
-    assert conv.endswith("| 2.00 | no path | -3.00 | 3 | 1.5 |")
-    assert mlp.startswith("| mlp |") and "| 90.00 | -1.00 | -2.00 | 11 | 0.25 |" in resnet
+    cells = {network: numbers for network, *numbers in table.rows}
+    assert cells["conv"][:5] == ["3,000", "3", "3.000", "3", "3.000"]
+    assert cells["conv"][5:] == ["8", "1.5", "3", "3.000", "2.00", "-4.00", "-4.00", "3"]
+    assert cells["mlp"][5:8] == ["6", "0.5", "6"]
+    assert cells["resnet20"][5:8] == ["11", "0.5", "11"] and cells["resnet20"][-1] == "11"
 
 
 def test_networks_are_in_families_by_depth_and_data_set():

@@ -21,26 +21,34 @@ _FLOAT32 = math.log10(float(np.finfo(np.float32).max))
 def networks(rows: Sequence[Row]) -> list[Row]:
     """A row for each network: its counts, and what the rounds of its pass left.
 
-    Beside the counts (``weights``, ``layers``, ``fewest``): ``flows``, log10 R by number of
-    weights, None where no path is left; ``lefts``, the layers that are not empty by number
-    of weights; ``reached``, the fewest weights with a path; ``largest``, the largest share
-    of R that a round on the way to ``layers`` removed; ``rounds``, to ``layers``.
+    Beside the counts (``weights``, ``layers``, ``fewest``):
+      flows: log10 R by number of weights, after each round that left a path.
+      lefts: the layers that are not empty, in the same way.
+      planned: the fewest weights with a path before a round first cut the network.
+      reached: the fewest with rounds of fewer weights where one cuts.
+      largest: the largest share of R that a round on the way to ``layers`` removed, of
+        those before ``planned`` and the one that cut.
+      rounds: to ``layers``.
     """
     of_runs, found = by_run(rows), []
     for name, config in command.configs(rows).items():
         own = {row["kind"]: row for row in of_runs[name]}
         about, after = own["network"], own["pass"]
-        to_layers = zip(after["kept"], after["removed"])
-        flows = dict(zip(after["kept"], after["log10_flow"]))
+        reached, cuts = min(after["kept"]), after["cuts"][:1]
+        planned = cuts[0]["before"] if cuts else reached
+        tried = [*zip(after["kept"], after["removed"])]
+        tried = [(k, share) for k, share in tried if k >= planned]
+        tried += [(cut["after"], cut["removed"]) for cut in cuts]
         found.append(
             {
                 "network": config["network"],
                 "rounds": config["rounds"],
                 **{count: about[count] for count in ("weights", "layers", "fewest")},
-                "flows": flows,
+                "flows": dict(zip(after["kept"], after["log10_flow"])),
                 "lefts": dict(zip(after["kept"], after["layers_left"])),
-                "reached": min(k for k, flow in flows.items() if flow is not None),
-                "largest": max(s for k, s in to_layers if k >= about["layers"]),
+                "planned": planned,
+                "reached": reached,
+                "largest": max(share for k, share in tried if k >= about["layers"]),
             }
         )
     return sorted(found, key=lambda row: _order(row["network"]))
@@ -95,45 +103,58 @@ def sentences(rows: list[Row]) -> list[str]:
             "the weights N, the layers L and the fewest weights of a path "
             + (f"differ: {'; '.join(apart)}." if apart else "are all equal to theirs.")
         )
-    chains = [row for row in found if row["fewest"] == row["layers"]]
-    if chains:
-        whole = [row for row in chains if row["reached"] == row["layers"]]
-        short = "; ".join(
-            f"{row['network']} is cut below {row['reached']} weights, of {row['layers']} "
-            "layers"
-            for row in chains
-            if row not in whole
-        )
-        said.append(
-            "Without shortcuts, where N / L is the limit, SynFlow left a path with exactly "
-            f"one weight a layer in {len(whole)} of {len(chains)} networks"
-            + (f"; {short}." if short else ".")
-        )
+    said += _chains([row for row in found if row["fewest"] == row["layers"]])
     said += _shortcuts([row for row in found if row["fewest"] < row["layers"]])
-    said += _ratios(found)
-    said += _range(found)
-    return said
+    return said + _ratios(found) + _range(found)
+
+
+def _chains(found: Sequence[Row]) -> list[str]:
+    """Without shortcuts, where N / L is the limit."""
+    if not found:
+        return []
+    planned = [row for row in found if row["planned"] == row["layers"]]
+    reached = [row for row in found if row["reached"] == row["layers"]]
+    cut = ", ".join(
+        f"{row['network']} (a path with {row['planned']} weights, {row['layers']} layers)"
+        for row in found
+        if row not in planned
+    )
+    text = (
+        "Without shortcuts N / L is the limit. The pass came there, to exactly one weight a "
+        f"layer and a path left, in {len(planned)} of {len(found)} networks"
+    )
+    if cut:
+        text += (
+            f"; a round cut the others before: {cut}. With fewer weights in the rounds from "
+            f"there on it came to the limit in {len(reached)}"
+        )
+    return [f"{text}."]
 
 
 def _shortcuts(found: Sequence[Row]) -> list[str]:
     if not found:
         return []
-    at_layers = [row for row in found if row["flows"].get(row["layers"]) is not None]
+    planned = [row for row in found if row["planned"] <= row["layers"]]
+    reached = [row for row in found if row["layers"] in row["flows"]]
     limit = [row for row in found if row["reached"] == row["fewest"]]
     least = plots.span([row["fewest"] for row in found])
     said = [
-        f"With shortcuts {least} weights can make a path, and N / L is not the limit. With "
-        f"L weights SynFlow left a path in {len(at_layers)} of {len(found)} such networks; "
-        f"the pass went on to the limit in {len(limit)}."
+        f"With shortcuts {least} weights can make a path, and N / L is not the limit. The "
+        f"pass left a path with L weights in {len(planned)} of {len(found)} such networks, "
+        f"and with fewer weights in the rounds after one that cut in {len(reached)}."
     ]
-    if at_layers:
-        factors = [row["layers"] / row["reached"] for row in at_layers]
-        factor = f"{plots.span(factors, '.1f')}, {statistics.median(factors):.1f}"
-        empty = [1 - row["lefts"][row["layers"]] / row["layers"] for row in at_layers]
+    if reached:
+        ends = plots.span([row["reached"] for row in reached])
+        factors = [row["layers"] / row["reached"] for row in reached]
+        factor = (
+            f"{plots.span(factors, '.1f')} ({statistics.median(factors):.1f} in median)"
+        )
+        empty = [1 - row["lefts"][row["layers"]] / row["layers"] for row in reached]
         said.append(
-            f"Where it did, it went beyond N / L by a factor of {factor} in the median, "
-            f"and had emptied {plots.span(empty, '.0%')} of the layers at N / L, all of "
-            "them beside a shortcut."
+            f"With L weights {plots.span(empty, '.0%')} of the layers were empty, all of "
+            f"them beside a shortcut. It went on beyond N / L by a factor of {factor}, to "
+            f"one path of {ends} weights; that was the shortest in {len(limit)} of "
+            f"{len(found)}."
         )
     return said
 
@@ -146,12 +167,12 @@ def _ratios(found: Sequence[Row]) -> list[str]:
         ("some", "R or more", [row for row in found if row["largest"] >= 1]),
     ):
         if rows:
-            kept = [row for row in rows if row["flows"].get(row["layers"]) is not None]
+            kept = [row for row in rows if row["planned"] <= row["layers"]]
             largest = plots.span([row["largest"] for row in rows], ".2g")
             said.append(
                 f"In {len(rows)} of {len(found)} networks {which} round on the way to "
-                f"N / L removed {share} (the largest {largest}); a path was left there in "
-                f"{len(kept)} of them."
+                f"N / L removed {share} (the largest {largest}); none of them cut the "
+                f"network in {len(kept)}."
             )
     return said
 
@@ -177,11 +198,13 @@ def caption(rows: list[Row]) -> str:
     return (
         "First figure: the paper's largest compression N / L (dark bar), that beyond which "
         "no path can be left (pale bar, where shortcuts make it another) and the largest "
-        "that SynFlow reached with a path left. Second: R, the total flow, after each "
-        "round, as far as a path is left; the vertical axis is linear between -30 and 30 "
-        "and logarithmic beyond. One pass over each network, one draw of the weights: "
+        "with a path left that SynFlow reached, before a round first cut the network "
+        "(open) and with fewer weights in the rounds after that (filled). Second: R, the "
+        "total flow, after each round; the vertical axis is linear between -30 and 30 and "
+        "logarithmic beyond. One pass over each network, one draw of the weights: "
         f"{' or '.join(map(str, rounds))} exponential rounds to N / L and further ones at "
-        "the same rate, until no path is left or none can be."
+        "the same rate. A round that cuts the network is undone and tried with half of the "
+        "weights."
     )
 
 
@@ -198,21 +221,27 @@ def tables(rows: Sequence[Row]) -> list[Table]:
                 f"{_log(row, layers):.3f}",
                 f"{row['fewest']}",
                 f"{_log(row, row['fewest']):.3f}",
+                f"{row['planned']:,}",
+                f"{row['largest']:.2g}",
                 f"{reached:,}",
                 f"{_log(row, reached):.3f}",
                 *(_cell(flows.get(k)) for k in (row["weights"], layers, reached)),
                 f"{row['lefts'][layers]:,}" if layers in flows else "",
-                f"{row['largest']:.2g}",
             ]
         )
     headings = ["network", "N", "L", "log10 N/L", "fewest", "log10 N/fewest"]
-    headings += ["reached", "log10 N/reached", "log10 R at N", "at L", "at reached"]
-    headings += ["layers left at L", "largest share"]
-    return [Table("How far each network can be pruned, and how far it was", headings, body)]
+    headings += ["before a cut", "largest share", "reached", "log10 N/reached"]
+    headings += ["log10 R at N", "at L", "at reached", "layers left at L"]
+    title = (
+        "How far each network can be pruned and how far it was, in weights: before a "
+        "round first cut it, and reached with fewer weights in the rounds after that; the "
+        "largest share of R that a round to L removed"
+    )
+    return [Table(title, headings, body)]
 
 
 def _cell(flow: float | None) -> str:
-    return "no path" if flow is None else f"{flow:.2f}"
+    return "" if flow is None else f"{flow:.2f}"
 
 
 # --- the figures --------------------------------------------------------------------------
@@ -236,7 +265,9 @@ def draw_limits(rows: list[Row], path: pathlib.Path) -> None:
             if row["fewest"] < row["layers"]:
                 axes.plot(limit, height, "|", color=plots.PALE, ms=9, mew=1.8, zorder=2)
             colour = plots.COLORS["synflow"]
-            axes.plot(reached, height, "o", color=colour, ms=4, zorder=3)
+            planned = _log(row, row["planned"])
+            axes.plot(planned, height, "o", color=colour, mfc="white", ms=4, zorder=3)
+            axes.plot(reached, height, "o", color=colour, ms=4, zorder=4)
         axes.set_yticks(range(len(found)), [row["network"] for row in found], fontsize=7.5)
         axes.set_ylim(len(found) - 0.4, -0.6)
         axes.set_xlim(0, None)
@@ -244,7 +275,11 @@ def draw_limits(rows: list[Row], path: pathlib.Path) -> None:
         marks = {
             "N / L": {"marker": "|", "color": plots.INK, "ms": 10, "mew": 1.8},
             "shortest path": {"marker": "|", "color": plots.PALE, "ms": 10, "mew": 1.8},
-            "SynFlow": {"marker": "o", "color": plots.COLORS["synflow"]},
+            "SynFlow": {"marker": "o", "color": plots.COLORS["synflow"], "ms": 5},
+            "before a cut": {
+                **{"marker": "o", "color": plots.COLORS["synflow"], "ms": 5},
+                "mfc": "white",
+            },
         }
         for label, mark in marks.items():
             axes.plot([], [], ls="", **mark, label=label)
@@ -276,7 +311,7 @@ def _flows(axes: Axes, found: Sequence[Row]) -> None:
     axes.axhline(0, color=plots.PALE, lw=1, zorder=1)
     depths = sorted({_depth(row["network"]) for row in found})
     for row in found:
-        points = sorted((_log(row, k), y) for k, y in row["flows"].items() if y is not None)
+        points = sorted((_log(row, k), flow) for k, flow in row["flows"].items())
         name = row["network"]
         look = {
             "color": _COLOURS[depths.index(_depth(name)) % len(_COLOURS)],
