@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments import command, plots, published
 from experiments.sweeps import Row, by_run
@@ -120,13 +121,13 @@ def _chains(found: Sequence[Row]) -> list[str]:
         if row not in planned
     )
     text = (
-        "Without shortcuts N / L is the limit. The pass came there, to exactly one weight a "
-        f"layer and a path left, in {len(planned)} of {len(found)} networks"
+        "Without shortcuts N / L is the limit. The pass came there, to exactly one weight "
+        f"a layer and a path left, in {len(planned)} of {len(found)} networks"
     )
     if cut:
         text += (
-            f"; a round cut the others before: {cut}. With fewer weights in the rounds from "
-            f"there on it came to the limit in {len(reached)}"
+            f"; a round cut the others before: {cut}. With fewer weights in the rounds "
+            f"from there on it came to the limit in {len(reached)}"
         )
     return [f"{text}."]
 
@@ -200,8 +201,8 @@ def caption(rows: list[Row]) -> str:
         "no path can be left (pale bar, where shortcuts make it another) and the largest "
         "with a path left that SynFlow reached, before a round first cut the network "
         "(open) and with fewer weights in the rounds after that (filled). Second: R, the "
-        "total flow, after each round; the vertical axis is linear between -30 and 30 and "
-        "logarithmic beyond. One pass over each network, one draw of the weights: "
+        "total flow, after each round; where networks are very deep the axis is "
+        f"logarithmic above {_BEND}. One pass over each network, one draw of the weights: "
         f"{' or '.join(map(str, rounds))} exponential rounds to N / L and further ones at "
         "the same rate. A round that cuts the network is undone and tried with half of the "
         "weights."
@@ -246,21 +247,27 @@ def _cell(flow: float | None) -> str:
 
 # --- the figures --------------------------------------------------------------------------
 
-# Okabe and Ito's colours by depth within a family, then styles by data set.
+# Okabe and Ito's colours by depth within a family, then styles by data set or width.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
-_LINES = {"": "-", "cifar": "-", "tiny": "--", "imagenet": ":"}
+
+
+def _style(network: str) -> str:
+    if _family(network) == FAMILIES.index("ResNets for CIFAR"):
+        return "--" if network.startswith("wide_") else "-"
+    return {"tiny": "--", "imagenet": ":"}.get(network.rsplit("_", 1)[-1], "-")
 
 
 def draw_limits(rows: list[Row], path: pathlib.Path) -> None:
     """How far each network can go, and how far SynFlow got."""
     found = networks(rows)
+    left = math.floor(min(_log(row, max(row["planned"], row["layers"])) for row in found))
     with plots.settings():
         figure = Figure((7.2, 1.6 + 0.17 * len(found)), layout="constrained")
         axes = figure.subplots()
         for height, row in enumerate(found):
             limit, paper = _log(row, row["fewest"]), _log(row, row["layers"])
             reached = _log(row, row["reached"])
-            axes.plot([0, reached], [height] * 2, color="#dddddd", lw=1.0, zorder=1)
+            axes.plot([left, reached], [height] * 2, color="#dddddd", lw=1.0, zorder=1)
             axes.plot(paper, height, "|", color=plots.INK, ms=9, mew=1.8, zorder=2)
             if row["fewest"] < row["layers"]:
                 axes.plot(limit, height, "|", color=plots.PALE, ms=9, mew=1.8, zorder=2)
@@ -270,7 +277,7 @@ def draw_limits(rows: list[Row], path: pathlib.Path) -> None:
             axes.plot(reached, height, "o", color=colour, ms=4, zorder=4)
         axes.set_yticks(range(len(found)), [row["network"] for row in found], fontsize=7.5)
         axes.set_ylim(len(found) - 0.4, -0.6)
-        axes.set_xlim(0, None)
+        axes.set_xlim(left, None)
         axes.set_xlabel("compression, log10 (weights / weights kept)")
         marks = {
             "N / L": {"marker": "|", "color": plots.INK, "ms": 10, "mew": 1.8},
@@ -307,19 +314,30 @@ def draw_flows(rows: list[Row], path: pathlib.Path) -> None:
         figure.savefig(path, dpi=200)
 
 
+_BEND = 30  # log10 R, where the axis turns from linear to logarithmic if it must
+
+
 def _flows(axes: Axes, found: Sequence[Row]) -> None:
     axes.axhline(0, color=plots.PALE, lw=1, zorder=1)
-    depths = sorted({_depth(row["network"]) for row in found})
+    hues = list(dict.fromkeys(_hue(row["network"]) for row in found))
     for row in found:
         points = sorted((_log(row, k), flow) for k, flow in row["flows"].items())
         name = row["network"]
-        look = {
-            "color": _COLOURS[depths.index(_depth(name)) % len(_COLOURS)],
-            "ls": _LINES.get(name.rsplit("_", 1)[-1], "-"),
-        }
-        axes.plot(*zip(*points), **look, lw=1.3, label=name, zorder=2)
-        axes.plot(*points[-1], "o", color=look["color"], ms=3, zorder=3)
-    axes.set_yscale("symlog", linthresh=30, linscale=2)
+        color = _COLOURS[hues.index(_hue(name)) % len(_COLOURS)]
+        axes.plot(*zip(*points), color=color, ls=_style(name), lw=1.3, label=name, zorder=2)
+        axes.plot(*points[-1], "o", color=color, ms=3, zorder=3)
+    if max(max(row["flows"].values()) for row in found) > 300:
+        axes.set_yscale("symlog", linthresh=_BEND, linscale=2)
+        axes.yaxis.set_major_locator(
+            FixedLocator([-20, -10, 0, 10, 20, 30, 100, 300, 1000])
+        )
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.set_xlabel("compression, log10 (weights / weights kept)")
     axes.set_ylabel("log10 R")
     axes.legend(fontsize=6, ncols=2, handlelength=2.4)
+
+
+def _hue(network: str) -> int | str:
+    """What has a colour: the depth; of networks without one in their name the network."""
+    return _depth(network) or network
