@@ -64,12 +64,12 @@ class Experiment(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Does the runs that are not done yet and draws the figures."""
+    """Does the runs that are not done yet, and makes the figures and tables."""
 
     scale: Scale = "smoke"
     """smoke: seconds; cpu: two processor cores, up to hours; paper: an accelerator."""
     out: pathlib.Path | None = None
-    """Folder for the rows and the figures. Default: results/NAME/SCALE."""
+    """Folder for rows, figures and tables. Default: results/NAME/SCALE."""
     runs: pathlib.Path = pathlib.Path("runs")
     """Folder of the runs and their checkpoints; what is finished there is not repeated."""
     data_dir: pathlib.Path | None = None
@@ -77,7 +77,7 @@ class Options:
     only: str = ""
     """Do only the runs in whose name this regular expression is found."""
     draw: bool = False
-    """Only gather what is finished and draw the figures."""
+    """Only gather what is finished and make the figures and tables."""
     tensorboard: bool = False
     """Write events for TensorBoard beside each run's rows; needs tensorboardX."""
 
@@ -86,7 +86,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> pathlib.P
     """Runs an experiment from the command line.
 
     Returns:
-      The folder with the rows and the figures.
+      The folder with the rows, the figures and the tables.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     prog = f"python -m experiments.{experiment.name}"
@@ -157,7 +157,7 @@ def _gather(
     known: Sequence[Row],
     new: Mapping[str, list[Row]],
 ) -> None:
-    """Writes the rows of all finished runs, in the order of the sweep, and the figures."""
+    """Writes the rows of all finished runs, in the order of the sweep, and what follows."""
     found = sweeps.by_run(known) | new
     rows = [row for run in todo for row in found.get(run.name, ())]
     if not rows:

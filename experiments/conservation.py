@@ -270,6 +270,7 @@ EXPERIMENT = command.Experiment(
     figures={"units.png": figures.draw_units, "layers.png": figures.draw_layers},
     sentences=figures.sentences,
     caption=figures.caption,
+    tables=figures.tables,
     cost=cost,
 )
 

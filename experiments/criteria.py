@@ -89,6 +89,7 @@ def compared(rows):
 
 
 def on_terminal(table):
+    """The same for a terminal."""
     shown = rich.table.Table(title=table.title)
     for place, heading in enumerate(table.headings):
         shown.add_column(heading, justify="right" if place else "left", overflow="fold")

@@ -3,7 +3,8 @@
   python -m experiments.report    # writes results/report.html
 
 Reads the results' folders only: the rows and the figures of each experiment at the largest
-scale that was run, paper before cpu before smoke. The figures stay files beside the page.
+scale that was run, paper before cpu before smoke. Tables are made from the rows again; the
+figures stay files beside the page.
 """
 
 import collections

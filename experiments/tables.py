@@ -43,3 +43,14 @@ def folded(table: Table) -> str:
         f"<details><summary>{page.prose(table.title)}</summary>"
         f'<div class="wide">{page.table(headings, cells, left=(0,))}</div></details>'
     )
+
+
+def mean_and_range(mean: float, low: float, high: float) -> str:
+    """A mean with one decimal and, where values differ, from which to which they go."""
+    ends = f"{low:.1f}", f"{high:.1f}"
+    return f"{mean:.1f}" + ("" if ends[0] == ends[1] else f" ({' to '.join(ends)})")
+
+
+def power(exponent: float) -> str:
+    """A power of ten as plain text."""
+    return f"10^{round(exponent, 2):g}"

@@ -7,15 +7,16 @@ compression N / L, which is one weight a layer; the fewest weights that leave a 
 input to output, less than L with shortcuts; one pass of SynFlow to L weights in the paper's
 100 exponential rounds, which goes on beyond N / L at the same rate; and after each round R,
 the total flow, the share of it that the round removed, and the number of layers that are
-not empty. A round that cuts the network is undone and tried with fewer weights: a pass ends
-where one weight alone would cut the last path, or where no shorter path can be.
+not empty. A round that cuts the network is undone and tried again, removing half as many
+weights: a pass ends where one weight alone would cut the last path, or where no shorter
+path can be.
 """
 
 import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,32 @@ def counts_of_pass(size: int, layers: int, least: int, rounds: int) -> list[int]
     return sorted(set(after), reverse=True)
 
 
+def descend(size: int, counts: Sequence[int], leaves_a_path: Callable[[int], bool]) -> int:
+    """Goes down by ``counts``, and by halves of a step where one cuts the network.
+
+    After a cut steps are small, and double while they cut nothing.
+
+    Args:
+      size: where to begin.
+      counts: where each round should end, falling.
+      leaves_a_path: ``leaves_a_path(k)`` prunes to ``k`` weights, and takes it back and
+        returns False if that leaves no path.
+
+    Returns:
+      The weights that are left: the last of ``counts``, or one more than leaves a path.
+    """
+    k, largest_step = size, size
+    while k > counts[-1] and largest_step:
+        goal = max(k - largest_step, max(count for count in counts if count < k))
+        if leaves_a_path(goal):
+            if largest_step < size:
+                largest_step = max(largest_step, 2 * (k - goal))
+            k = goal
+        else:
+            largest_step = (k - goal) // 2
+    return k
+
+
 def execute(run: Run, context: Context) -> Iterator[Row]:
     """A row on the network, then one on the pass: what was left after each round."""
     network = models.NETWORKS[run.network]
@@ -110,39 +137,37 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     yield {"kind": "network", "weights": size, "layers": layers, "fewest": least}
     apply_fn, params, shape = models.build(run.network, jax.random.key(run.seed))
     pruner = sj.iterative(sj.synflow(apply_fn, shape))
-    step = jax.jit(pruner.step, donate_argnums=0)
+    step = jax.jit(pruner.step)
     facts = jax.jit(functools.partial(_facts, apply_fn, shape))
-    state, after, cuts = pruner.init(params), [], []
 
-    def log(k: int, masks, removed: float) -> bool:
-        """Whether a path is left; if so it is a row's worth."""
-        flow, left = (float(fact) for fact in facts(params, masks))
-        if math.isfinite(flow):
-            after.append((k, round(flow / math.log(10), 6), removed, int(left)))
-        return math.isfinite(flow)
+    def measured(state) -> tuple[float, int]:
+        flow, left = facts(params, state.masks)
+        return round(float(flow) / math.log(10), 6), int(left)
 
-    log(size, state.masks, 0.0)
-    planned = counts_of_pass(size, layers, least, run.rounds)
-    k, most = size, size
-    while k > least and most:
-        goal = max(k - most, max(count for count in planned if count < k))
-        tried, info = step(jax.tree.map(jnp.copy, state), params, goal)
+    state, cuts = pruner.init(params), []
+    rounds = [(size, 0.0, *measured(state))]
+
+    def leaves_a_path(k: int) -> bool:
+        nonlocal state
+        tried, info = step(state, params, k)
         removed = float(f"{float(info.removed):.5g}")
-        if log(goal, tried.masks, removed):
-            # After a cut rounds are small, and grow again while they cut nothing.
-            most = max(most, 2 * (k - goal)) if most < size else most
-            k, state = goal, tried
-        else:
-            cuts.append({"before": k, "after": goal, "removed": removed})
-            most = (k - goal) // 2
+        flow, left = measured(tried)
+        if not math.isfinite(flow):
+            cuts.append({"before": rounds[-1][0], "after": k, "removed": removed})
+            return False
+        rounds.append((k, removed, flow, left))
         context.advance(math.log(size / k) / math.log(size / least))
-    kept, flows, shares, lefts = map(list, zip(*after))
+        state = tried
+        return True
+
+    descend(size, counts_of_pass(size, layers, least, run.rounds), leaves_a_path)
+    kept, removed, flows, left = map(list, zip(*rounds))
     yield {
         "kind": "pass",
         "kept": kept,
         "log10_flow": flows,
-        "removed": shares,
-        "layers_left": lefts,
+        "removed": removed,
+        "layers_left": left,
         "cuts": cuts,
     }
 

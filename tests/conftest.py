@@ -34,14 +34,16 @@ def pytest_configure(config):
 
 def _share_compiled_programs(config):
     """What one file compiled the others load, and the next run too: most of the time of the
-    tests is compiling. `pytest --cache-clear` forgets it."""
+    tests is compiling. It grows by what changes; `pytest --cache-clear` forgets it."""
     for option, value in {
+        "jax_enable_compilation_cache": True,  # workers start where it is off
         "jax_compilation_cache_dir": str(config.cache.mkdir("programs")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }.items():
         jax.config.update(option, value)
-    # Of a program that another process is just writing; it is compiled instead.
+    # Of a program that another process is just writing, or one that was killed did not
+    # write to its end; it is compiled instead.
     unfinished = r"ignore:Error (reading|writing) persistent compilation cache"
     config.addinivalue_line("filterwarnings", unfinished)
 

@@ -156,7 +156,7 @@ def smoke(tmp_path_factory):
 
 
 def test_the_smoke_form_writes_rows_and_figures(smoke):
-    names = {"config.json", "metrics.jsonl", "units.png", "layers.png"}
+    names = {"config.json", "metrics.jsonl", "tables.md", "units.png", "layers.png"}
     assert {path.name for path in smoke.iterdir()} == names
     for name in ("units.png", "layers.png"):
         assert (smoke / name).read_bytes().startswith(PNG)
@@ -193,9 +193,15 @@ def test_the_sentences_stand_beside_the_published_numbers_of_that_network(smoke)
     rows = command.results(smoke)
     said = figures.sentences(rows)
     assert len(said) == 10 and not any("paper" in sentence for sentence in said)
+    (table,) = figures.tables(rows)
+    assert "paper" not in table.title and "(" not in "".join(table.rows[-1])
     for row in rows:
         if row["kind"] == "run":
             row["config"]["network"] = "vgg19_imagenet"
+    (table,) = figures.tables(rows)
+    synflow = table.rows[-1]
+    assert synflow[0] == "SynFlow" and synflow[3] == "1.000000 (1.000000)"
+    assert synflow[4:] == ["1.0000 (1)", "1"] and table.rows[2][4].endswith(" (0.556)")
     said = figures.sentences(rows)
     assert "(paper: median 2.2e-07, largest 1.6e-06, correlation 1.000000)" in said[4]
     assert "(paper: correlation 0.5290)" in said[2]

@@ -347,7 +347,7 @@ def test_published_densities_are_compared_layer_by_layer():
     ((method, layer, compression, published_, ours, deviation),) = exceptions.rows
     assert (method, layer, compression) == ("SynFlow", "conv05", "10^3")
     assert published_ == f"{counts[3.0][0][4]:,}" and ours == f"{moved[3.0][0][4]:,}.0"
-    assert deviation == "0.0" and exceptions.title.startswith("All 1 exceptions")
+    assert deviation == "0.0" and exceptions.title.startswith("Every exception, 1 in all")
 
 
 def test_only_sound_numbers_of_the_same_network_are_compared():

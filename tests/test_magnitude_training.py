@@ -9,6 +9,7 @@ import pytest
 
 import synflow_jax as sj
 from experiments import command, data, magnitude_training, train
+from experiments.figures import magnitude_training as figures
 from experiments.sweeps import Context
 from synflow_jax import models
 
@@ -42,7 +43,7 @@ def test_squared_weights_of_all_layers_grow_alike_under_gradient_flow():
     for number in range(1, settings.epochs + 1):
         state, _ = train.one_epoch(plan, state, split, 0, number)
         rows.append(magnitude_training._norms(number, state.params))
-    grown = magnitude_training.conserved(rows)
+    grown = figures.conserved(rows)
     last = np.array([values[-1] for values in grown.values()])
     assert len(last) == 4 and last.min() > 0.3
     np.testing.assert_allclose(last, last.mean(), rtol=0.03)
@@ -67,16 +68,16 @@ def test_the_growth_of_earlier_biases_is_taken_off():
         norms(0, (4, 1.0, 0.0), (2, 3.0, 0.0), (8, 2.0, 0.0)),
         norms(1, (4, 1.5, 0.2), (2, 3.7, 0.1), (8, 2.8, 9.0)),
     ]
-    grown = magnitude_training.conserved(rows)
+    grown = figures.conserved(rows)
     assert list(grown) == ["l1", "l2", "l3"]
     np.testing.assert_allclose([v[-1] for v in grown.values()], [0.5, 0.5, 0.5])
 
 
 def test_the_slope_is_one_where_all_layers_have_one_norm():
     equal = norms(0, (4, 2.0, 0.0), (100, 2.0, 0.0), (9, 2.0, 0.0))
-    assert magnitude_training.slope(equal) == pytest.approx(1.0)
+    assert figures.slope(equal) == pytest.approx(1.0)
     same = norms(0, (4, 4.0, 0.0), (100, 100.0, 0.0), (9, 9.0, 0.0))
-    assert magnitude_training.slope(same) == pytest.approx(0.0, abs=1e-9)
+    assert figures.slope(same) == pytest.approx(0.0, abs=1e-9)
 
 
 def ticket(rounds, compression, kept, best=0.5, seed=0):
@@ -103,16 +104,20 @@ def test_an_empty_layer_in_one_seed_ends_what_survives():
         ticket(2, 2.0, (0, 2), seed=1),
         ticket(3, 1.0, (0, 2)),
     ]
-    assert magnitude_training.survived(rows) == {1: 1.0, 2: 1.0, 3: None}
-    text = magnitude_training.sentences(rows)[0]
+    assert figures.survived(rows) == {1: 1.0, 2: 1.0, 3: None}
+    text = figures.sentences(rows)[0]
     assert "1 round up to 10^1, 2 rounds up to 10^1, 3 rounds up to no comp" in text
 
 
 def test_the_rounds_are_compared_where_they_differ_most():
     rows = [ticket(n, c, (1, 1), best=0.5) for n in (1, 2) for c in (1.0, 2.0)]
     rows += [ticket(2, 2.0, (1, 1), best=0.9, seed=1), ticket(1, 3.0, (1, 1), best=0.0)]
-    text = magnitude_training.sentences(rows)[1]
+    text = figures.sentences(rows)[1]
     assert "at 10^2, where" in text and text.endswith("1: 50.0 %, 2: 70.0 %.")
+    (table,) = figures.tables(rows)
+    assert table.headings == ["rounds", "10^1", "10^2", "10^3"]
+    assert table.rows[0] == ["1", "50.0", "50.0", "0.0"]
+    assert table.rows[1] == ["2", "50.0", "70.0 (50.0 to 90.0)", ""]
 
 
 def test_the_paper_form_has_its_rounds_and_trains_without_decay():

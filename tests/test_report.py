@@ -1,10 +1,12 @@
 """The page of all experiments, written from hand-made results."""
 
+import importlib
 import json
+import pathlib
 
 import pytest
 
-from experiments import command, report
+from experiments import command, report, tables
 from experiments.command import Experiment
 from experiments.tables import Table
 
@@ -94,8 +96,6 @@ def test_no_results_are_an_error_that_names_the_folder(two, tmp_path):
 
 
 def test_every_name_is_an_experiment_whose_runs_have_names_of_their_own():
-    import importlib
-
     for name in report.NAMES:
         experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
         assert experiment.name == name
@@ -104,3 +104,14 @@ def test_every_name_is_an_experiment_whose_runs_have_names_of_their_own():
             assert names and len(set(names)) == len(names)
             assert not any("/" in run for run in names)
     assert command.RESULTS.name == "results"
+
+
+@pytest.mark.parametrize("name", report.NAMES)
+def test_the_committed_tables_are_those_of_the_committed_rows(name):
+    experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
+    folder = pathlib.Path(__file__).parent.parent / command.RESULTS / name / "cpu"
+    made = experiment.tables(command.results(folder)) if folder.exists() else []
+    committed = folder / command.TABLES
+    assert committed.exists() == bool(made)
+    if made:
+        assert committed.read_text() == tables.document(made) + "\n"

@@ -43,8 +43,8 @@ def test_the_smoke_run_writes_rows_figures_and_a_table(smoke):
 def test_a_pass_ends_at_one_path(smoke):
     mlp, resnet = figures.networks(command.results(smoke))
     # Twenty rounds are too few: one of them cuts each network, and smaller ones go on.
-    assert mlp["planned"] > mlp["reached"] == mlp["layers"] == mlp["fewest"] == 6
-    assert resnet["planned"] > resnet["reached"] >= resnet["fewest"] == 4
+    assert mlp["before_cut"] > mlp["reached"] == mlp["layers"] == mlp["fewest"] == 6
+    assert resnet["before_cut"] > resnet["reached"] >= resnet["fewest"] == 4
     for row in (mlp, resnet):
         assert list(row["flows"]) == sorted(row["flows"], reverse=True)
         assert list(row["flows"].values()) == sorted(row["flows"].values(), reverse=True)
@@ -137,7 +137,48 @@ def test_a_pass_goes_to_one_weight_a_layer_and_on(size, layers, least, rounds):
     assert set(after[: after.index(layers) + 1]) == to_layers
     # Beyond, the rate is the same, but for whole numbers.
     rate = (layers / size) ** (1 / rounds)
-    assert all(b > rate * a - 1 for a, b in zip([size, *after], after))
+    beyond = after[after.index(layers) :]
+    for r, count in enumerate(beyond[:-1]):
+        assert count <= math.ceil(layers * rate**r)
+    assert all(b >= rate * a - 1 for a, b in zip(beyond, beyond[1:]))
+
+
+def descended(size, counts, leaves_a_path):
+    """What `descend` asks for, each with whether it left a path, and where it ends."""
+    asked, k = [], size
+
+    def leaves(goal):
+        nonlocal k
+        left = leaves_a_path(k, goal)
+        asked.append((goal, left))
+        k = goal if left else k
+        return left
+
+    end = theory.descend(size, counts, leaves)
+    assert end == k
+    return asked, end
+
+
+def test_without_a_cut_the_rounds_are_those_planned():
+    asked, end = descended(1000, [100, 50, 9, 4], lambda k, goal: True)
+    assert asked == [(100, True), (50, True), (9, True), (4, True)] and end == 4
+
+
+def test_a_step_that_cuts_is_halved_and_doubles_again():
+    # Cut by more than eight weights at once, below 100.
+    asked, end = descended(1000, [100, 50, 9, 4], lambda k, goal: k > 100 or k - goal <= 8)
+    goals = [goal for goal, left in asked if left]
+    assert asked[:5] == [(100, True), (50, False), (75, False), (88, False), (94, True)]
+    assert asked[5:7] == [(82, False), (88, True)]  # twice six is too many again
+    assert {50, 9} < set(goals) and end == 4
+    assert all(a - b <= 8 for a, b in zip(goals[1:], goals[2:]))
+
+
+@pytest.mark.parametrize("path", [1, 5, 40])
+def test_a_pass_ends_where_one_weight_more_cuts(path):
+    asked, end = descended(1000, [100, 50, 9, 4], lambda k, goal: goal >= path)
+    assert end == max(path, 4)
+    assert path <= 4 or (path - 1, False) in asked
 
 
 # --- words --------------------------------------------------------------------------------
@@ -169,23 +210,23 @@ def test_exceptions_are_named():
         # What was removed after the cut is not of the rounds as planned.
         *by_hand("conv", 3000, 3, 3, conv, removed=[0, 0.5, 9, 9], cuts=[(8, 4, 1.5)]),
         # What cut it came beyond N / L.
-        *by_hand("resnet20", 270_000, 22, 4, resnet, [22, 11, 7], cuts=[(11, 9, 3.0)]),
+        *by_hand("resnet20", 270_000, 22, 4, resnet, [22, 11, 11], cuts=[(11, 9, 3.0)]),
     ]
     assert figures.compare(rows) == ["resnet20 has weights 270,000, theirs 270,896"]
     said = figures.sentences(rows)
     assert "differ: resnet20 has weights 270,000, theirs 270,896." in said[0]
-    assert "in 1 of 2 networks; a round cut the others before: conv (a path with" in said[1]
-    assert said[1].endswith("it came to the limit in 2.")
+    assert "in 1 of 2 networks; the last that left a path in the others: conv (8" in said[1]
+    assert said[1].endswith("after a cut the limit was reached in 2 of 2.")
     assert "With shortcuts 4 weights can make a path" in said[2]
-    assert "with L weights in 1 of 1 such networks" in said[2]
-    assert "after one that cut in 1." in said[2]
+    assert "in 1 of 1 such networks by the rounds as planned, and in 1 with" in said[2]
     assert "With L weights 50% of the layers were empty" in said[3]
+    assert "in 1 of 1 the others were as many as those of the last path" in said[3]
     assert "by a factor of 2.0 (2.0 in median), to one path of 11 weights" in said[3]
-    assert "that was the shortest in 0 of 1" in said[3]
+    assert said[3].endswith("the shortest in 0 of 1.")
     assert "In 2 of 3 networks every round" in said[4]
-    assert "less than R (the largest 0.5); none of them cut the network in 2" in said[4]
+    assert "less than R (the largest share is 0.500); 0 of these were cut" in said[4]
     assert "In 1 of 3 networks some round" in said[5]
-    assert "R or more (the largest 1.5); none of them cut the network in 0" in said[5]
+    assert "R or more (the largest share is 1.500); 1 of these were cut" in said[5]
     assert "from 10^2.0 (conv) to 10^90.0 (resnet20); 1 of 3 networks" in said[6]
     (table,) = figures.tables(rows)
     cells = {network: numbers for network, *numbers in table.rows}
@@ -202,6 +243,14 @@ def test_networks_are_in_families_by_depth_and_data_set():
     ]
     rows = [r for name in reversed(names) for r in by_hand(name, 100, 3, 3, {100: 1.0})]
     assert [row["network"] for row in figures.networks(rows)] == names
+
+
+def test_figures_are_drawn_of_very_deep_networks(tmp_path):
+    flows = {19_334_192: 1522.9, 1204: -4.0, 400: -9.0}
+    rows = by_hand("resnet1202", 19_334_192, 1204, 4, flows)
+    for name, draw in theory.EXPERIMENT.figures.items():
+        draw(rows, tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(PNG)
 
 
 def test_the_page_has_the_table_of_the_results():

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments import command, methods, plots, published
 from experiments.sweeps import Row
-from experiments.tables import Table
+from experiments.tables import Table, mean_and_range, power
 
 # On the left what the paper compares, on the right SynFlow and what it is made of.
 _LEFT = methods.PAPER
@@ -185,7 +185,7 @@ def tables(rows: list[Row]) -> list[Table]:
             f"{network} on {dataset}: best held-out accuracy in per cent, mean over seeds "
             "(lowest to highest); cut: no seed's network has a path"
         )
-        headings = ["method", *(f"10^{c:g}" for c in compressions)]
+        headings = ["method", *map(power, compressions)]
         made.append(Table(title, headings, body))
     return made
 
@@ -193,8 +193,7 @@ def tables(rows: list[Row]) -> list[Table]:
 def _cell(point: Point | None) -> str:
     if point is None:
         return ""
-    low, high = f"{point.low:.1f}", f"{point.high:.1f}"
-    text = f"{point.mean:.1f}" + ("" if low == high else f" ({low} to {high})")
+    text = mean_and_range(point.mean, point.low, point.high)
     return text if point.connected else f"{text}, cut"
 
 

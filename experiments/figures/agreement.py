@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from experiments import methods, published
 from experiments.sweeps import Row
-from experiments.tables import Table
+from experiments.tables import Table, power
 
 # Of the published densities those of these criteria are sound; SNIP's and GraSP's are of
 # code that was corrected after they were written.
@@ -107,7 +107,7 @@ def sentences(compared: Sequence[Row]) -> list[str]:
 
 
 def _exception(row: Row) -> str:
-    place = f"{row['layer']} at {_power(row['compression'])}"
+    place = f"{row['layer']} at {power(row['compression'])}"
     ours = f"{row['mean']:,.0f} ± {row['deviation']:,.0f}"
     return f"{place}, published {row['published']:,.0f}, ours {ours}"
 
@@ -129,19 +129,20 @@ def tables(compared: Sequence[Row]) -> list[Table]:
     )
     counts = Table(
         "Published fraction kept beside ours, layer by layer: compressions at which it "
-        f"lies within {DEVIATIONS:g} standard deviations of our seeds or {RELATIVE:.0%}",
+        f"lies within {DEVIATIONS:g} standard deviations of our seeds or {RELATIVE:.0%} of "
+        "their mean",
         ["layer", "weights", *(methods.LABELS[method] for method in shown)],
         body,
     )
     apart = [row for method in shown for row in compared if _apart(row, method)]
     exceptions = Table(
-        f"All {len(apart)} exceptions, in weights kept",
+        f"Every exception, {len(apart)} in all, in weights kept",
         ["criterion", "layer", "compression", "published", "ours, mean", "deviation"],
         [
             [
                 methods.LABELS[row["method"]],
                 row["layer"],
-                _power(row["compression"]),
+                power(row["compression"]),
                 f"{row['published']:,.0f}",
                 f"{row['mean']:,.1f}",
                 f"{row['deviation']:,.1f}",
@@ -149,7 +150,7 @@ def tables(compared: Sequence[Row]) -> list[Table]:
             for row in apart
         ],
     )
-    return [counts, exceptions]
+    return [counts, exceptions] if apart else [counts]
 
 
 def _counted(rows: Sequence[Row], method: str) -> str:
@@ -159,7 +160,3 @@ def _counted(rows: Sequence[Row], method: str) -> str:
 
 def _apart(row: Row, method: str) -> bool:
     return row["method"] == method and not row["agrees"]
-
-
-def _power(compression: float) -> str:
-    return f"10^{round(compression, 2):g}"

@@ -15,6 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from experiments import command, methods, plots, published
 from experiments.sweeps import Row
+from experiments.tables import Table
 
 
 class Fit(NamedTuple):
@@ -106,6 +107,34 @@ def sentences(rows: list[Row]) -> list[str]:
             f"{line.spread:.7g} times the smallest{_beside(beside)}."
         )
     return found
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    """Figs. 3 and 4 in numbers, a line a criterion."""
+    theirs, body = published.load("conservation"), []
+    config = next(iter(command.configs(rows).values()))
+    same = config["network"] == theirs["network"]
+    layers = of_method(rows, "layer")
+    for method, own in of_method(rows, "agreement").items():
+        (channels,) = (row for row in own if row["of"] == "channels")
+        line = fit(layers[method])
+        numbers = [
+            f"{channels['median_gap']:.1e}",
+            f"{channels['largest_gap']:.1e}",
+            f"{channels['correlation']:{_digits(method)}}",
+            f"{line.slope:.4f}",
+        ]
+        if same:
+            numbers[2] += f" ({theirs['correlation'][method]:{_digits(method)}})"
+            numbers[3] += f" ({theirs['slope'][method]:.4g})"
+        body.append([methods.LABELS[method], *numbers, f"{line.spread:.4g}"])
+    headings = ["criterion", "median gap", "largest gap", "correlation"]
+    headings += ["slope", "largest total over smallest"]
+    title = (
+        "Scores in and out of the channels between convolutions, and average score against "
+        f"inverse size of the layers{', ours (the paper)' if same else ''}"
+    )
+    return [Table(title, headings, body)]
 
 
 def _beside(theirs: Sequence[str]) -> str:

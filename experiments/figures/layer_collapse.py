@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from experiments import command, methods, plots, published
 from experiments.figures import agreement
 from experiments.sweeps import Row, by_run
-from experiments.tables import Table
+from experiments.tables import Table, power
 
 
 class Critical(NamedTuple):
@@ -107,15 +107,16 @@ def _how_far_table(rows: list[Row], found: dict[str, list[list[Row]]]) -> Table:
     for method, seeds in found.items():
         reached = critical(seeds)
         cells = [methods.LABELS[method], str(len(seeds))]
-        cells += ["nowhere" if c is None else _power(c) for c in reached]
+        cells += ["nowhere" if c is None else power(c) for c in reached]
         if same:
-            cells += [_power(theirs[key][method]) for key in ("critical", "drawn")]
+            cells += [power(theirs[key][method]) for key in ("critical", "drawn")]
         body.append(cells)
     if same:
-        headings += ["weights in the authors' files", "drawn in Fig. 1"]
+        headings += ["authors' files", "their Fig. 1"]
     title = (
-        f"{_title(config)}: the largest compression of the grid, of "
-        f"{_power(largest_possible(layers))} possible, at which in all seeds"
+        f"{_title(config)}: the largest compression of the grid at which, in all seeds, "
+        "every layer has weights, and at which a path is left; "
+        f"{power(largest_possible(layers))} is possible"
     )
     return Table(title, headings, body)
 
@@ -132,7 +133,7 @@ def sentences(rows: list[Row]) -> list[str]:
         said.append(
             f"{_title(config)}: {sum(size for *_, size in layers):,} weights in "
             f"{len(layers)} layers, so that no compression above N/L = "
-            f"{_power(limit)} leaves each layer a weight; tried up to {_power(last)}."
+            f"{power(limit)} leaves each layer a weight; tried up to {power(last)}."
         )
         for method, seeds in found.items():
             said.append(_how_far(method, seeds, config))
@@ -148,20 +149,20 @@ def _how_far(method: str, seeds: Sequence[Sequence[Row]], config: dict[str, Any]
     number = f"each of {len(seeds)} seeds" if len(seeds) > 1 else "the one seed"
     if found.whole is None:
         return f"{label} empties a layer at every compression tried."
-    text = f"{label} keeps weights in every layer up to {_power(found.whole)} in {number}"
+    text = f"{label} keeps weights in every layer up to {power(found.whole)} in {number}"
     if found.connected == found.whole:
         text += " and leaves a path from input to output as far"
     elif found.connected is None:
         text += " but leaves no path from input to output"
     else:
-        text += f" but a path from input to output only up to {_power(found.connected)}"
+        text += f" but a path from input to output only up to {power(found.connected)}"
     text += _in_some_seeds(seeds, found.connected)
     if _is_theirs(config):
         text += (
-            f"; the authors' three runs: weights up to {_power(theirs['critical'][method])}"
+            f"; the authors' three runs: weights up to {power(theirs['critical'][method])}"
         )
         if theirs["drawn"][method] != theirs["critical"][method]:
-            text += f" (Fig. 1 draws {_power(theirs['drawn'][method])})"
+            text += f" (Fig. 1 draws {power(theirs['drawn'][method])})"
     return text + "."
 
 
@@ -173,7 +174,7 @@ def _in_some_seeds(seeds: Sequence[Sequence[Row]], limit: float | None) -> str:
             alive[row["compression"]] = alive.get(row["compression"], 0) + 1
     if not alive:
         return ""
-    each = [f"in {alive[c]} of {len(seeds)} seeds at {_power(c)}" for c in sorted(alive)]
+    each = [f"in {alive[c]} of {len(seeds)} seeds at {power(c)}" for c in sorted(alive)]
     return f" (and {', '.join(each)})"
 
 
@@ -189,7 +190,7 @@ def _emptied_first(method: str, seeds: Sequence[Sequence[Row]]) -> list[str]:
     names = [name for name, *_ in seeds[0][0]["layers"] if name in at[min(at)]]
     some = " in some seed" if len(seeds) > 1 else ""
     return [
-        f"{methods.LABELS[method]}: empty first{some}, at {_power(min(at))}: "
+        f"{methods.LABELS[method]}: empty first{some}, at {power(min(at))}: "
         f"{', '.join(names)}."
     ]
 
@@ -200,7 +201,7 @@ def _why_cut(seeds: Sequence[Sequence[Row]]) -> list[str]:
     ratios = [row["largest_ratio"] for row in cut if "largest_ratio" in row]
     if not ratios:
         return []
-    at = ", ".join(_power(c) for c in sorted({row["compression"] for row in cut}))
+    at = ", ".join(power(c) for c in sorted({row["compression"] for row in cut}))
     times = "once" if len(cut) == 1 else f"{len(cut)} times"
     return [
         f"SynFlow's {cut[0]['rounds']} rounds cut the network {times}, at {at}: there a "
@@ -222,7 +223,7 @@ def _certified_rounds(rows: list[Row], part: str) -> list[str]:
         rounds = plots.span([row["rounds"] for row in own])
         said.append(
             f"SynFlow in certified rounds, each removing at most {ratio:g} of the flow, "
-            f"leaves a path with {k} weights ({_power(own[0]['compression'])}) in {whole} "
+            f"leaves a path with {k} weights ({power(own[0]['compression'])}) in {whole} "
             f"of {len(own)} seeds, in {rounds} rounds."
         )
     return said
@@ -283,10 +284,6 @@ _TITLES = {
 def _title(config: dict[str, Any]) -> str:
     network, classes = config["network"], config["num_classes"]
     return _TITLES.get((network, classes), f"{network} with {classes} classes")
-
-
-def _power(compression: float) -> str:
-    return f"10^{round(compression, 2):g}"
 
 
 # --- the figures --------------------------------------------------------------------------

@@ -14,9 +14,13 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from experiments import command, plots, published
 from experiments.sweeps import Row, by_run
 from experiments.tables import Table
+from synflow_jax.rounds import WHOLE
 
 # log10 of the largest number of float32, of which R goes beyond.
 _FLOAT32 = math.log10(float(np.finfo(np.float32).max))
+
+_FAMILIES = ("chains", "ResNets for CIFAR", "ResNets", "wide ResNets")
+_DATA = ("", "cifar", "tiny", "imagenet")
 
 
 def networks(rows: Sequence[Row]) -> list[Row]:
@@ -25,10 +29,10 @@ def networks(rows: Sequence[Row]) -> list[Row]:
     Beside the counts (``weights``, ``layers``, ``fewest``):
       flows: log10 R by number of weights, after each round that left a path.
       lefts: the layers that are not empty, in the same way.
-      planned: the fewest weights with a path before a round first cut the network.
-      reached: the fewest with rounds of fewer weights where one cuts.
-      largest: the largest share of R that a round on the way to ``layers`` removed, of
-        those before ``planned`` and the one that cut.
+      before_cut: the fewest weights with a path before a round first cut the network.
+      reached: the fewest, with smaller rounds after a cut.
+      largest: the largest total score, as a share of R, that a round on the way to
+        ``layers`` removed, up to the first that cut.
       rounds: to ``layers``.
     """
     of_runs, found = by_run(rows), []
@@ -36,10 +40,10 @@ def networks(rows: Sequence[Row]) -> list[Row]:
         own = {row["kind"]: row for row in of_runs[name]}
         about, after = own["network"], own["pass"]
         reached, cuts = min(after["kept"]), after["cuts"][:1]
-        planned = cuts[0]["before"] if cuts else reached
-        tried = [*zip(after["kept"], after["removed"])]
-        tried = [(k, share) for k, share in tried if k >= planned]
-        tried += [(cut["after"], cut["removed"]) for cut in cuts]
+        before_cut = cuts[0]["before"] if cuts else reached
+        tried = zip(after["kept"], after["removed"])
+        shares = [(k, share) for k, share in tried if k >= before_cut]
+        shares += [(cut["after"], cut["removed"]) for cut in cuts]
         found.append(
             {
                 "network": config["network"],
@@ -47,20 +51,16 @@ def networks(rows: Sequence[Row]) -> list[Row]:
                 **{count: about[count] for count in ("weights", "layers", "fewest")},
                 "flows": dict(zip(after["kept"], after["log10_flow"])),
                 "lefts": dict(zip(after["kept"], after["layers_left"])),
-                "planned": planned,
+                "before_cut": before_cut,
                 "reached": reached,
-                "largest": max(share for k, share in tried if k >= about["layers"]),
+                "largest": max(share for k, share in shares if k >= about["layers"]),
             }
         )
     return sorted(found, key=lambda row: _order(row["network"]))
 
 
-FAMILIES = ("chains", "ResNets for CIFAR", "ResNets", "wide ResNets")
-_DATA = ("", "cifar", "tiny", "imagenet")
-
-
 def _family(network: str) -> int:
-    """Which of ``FAMILIES``, by its place: a wide ResNet for CIFAR is among those."""
+    """Which of ``_FAMILIES``, by its place: a wide ResNet for CIFAR is among those."""
     if "resnet" not in network:
         return 0
     if _depth(network) in (18, 34, 50, 101, 152):
@@ -113,21 +113,22 @@ def _chains(found: Sequence[Row]) -> list[str]:
     """Without shortcuts, where N / L is the limit."""
     if not found:
         return []
-    planned = [row for row in found if row["planned"] == row["layers"]]
+    planned = [row for row in found if row["before_cut"] == row["layers"]]
     reached = [row for row in found if row["reached"] == row["layers"]]
     cut = ", ".join(
-        f"{row['network']} (a path with {row['planned']} weights, {row['layers']} layers)"
+        f"{row['network']} ({row['before_cut']} weights, {row['layers']} layers)"
         for row in found
         if row not in planned
     )
     text = (
-        "Without shortcuts N / L is the limit. The pass came there, to exactly one weight "
-        f"a layer and a path left, in {len(planned)} of {len(found)} networks"
+        "Without shortcuts N / L is the limit. The rounds as planned came there, to "
+        "exactly one weight a layer and a path left, in "
+        f"{len(planned)} of {len(found)} networks"
     )
     if cut:
         text += (
-            f"; a round cut the others before: {cut}. With fewer weights in the rounds "
-            f"from there on it came to the limit in {len(reached)}"
+            f"; the last that left a path in the others: {cut}. With smaller rounds after "
+            f"a cut the limit was reached in {len(reached)} of {len(found)}"
         )
     return [f"{text}."]
 
@@ -135,27 +136,29 @@ def _chains(found: Sequence[Row]) -> list[str]:
 def _shortcuts(found: Sequence[Row]) -> list[str]:
     if not found:
         return []
-    planned = [row for row in found if row["planned"] <= row["layers"]]
+    planned = [row for row in found if row["before_cut"] <= row["layers"]]
     reached = [row for row in found if row["layers"] in row["flows"]]
-    limit = [row for row in found if row["reached"] == row["fewest"]]
     least = plots.span([row["fewest"] for row in found])
     said = [
-        f"With shortcuts {least} weights can make a path, and N / L is not the limit. The "
-        f"pass left a path with L weights in {len(planned)} of {len(found)} such networks, "
-        f"and with fewer weights in the rounds after one that cut in {len(reached)}."
+        f"With shortcuts {least} weights can make a path, and N / L is not the limit. A "
+        f"path was left with L weights in {len(planned)} of {len(found)} such networks by "
+        f"the rounds as planned, and in {len(reached)} with smaller rounds after a cut."
     ]
     if reached:
+        at_layers = [(row["lefts"][row["layers"]], row) for row in reached]
+        empty = plots.span([1 - left / row["layers"] for left, row in at_layers], ".0%")
+        already = sum(left == row["reached"] for left, row in at_layers)
         ends = plots.span([row["reached"] for row in reached])
         factors = [row["layers"] / row["reached"] for row in reached]
         factor = (
             f"{plots.span(factors, '.1f')} ({statistics.median(factors):.1f} in median)"
         )
-        empty = [1 - row["lefts"][row["layers"]] / row["layers"] for row in reached]
+        shortest = sum(row["reached"] == row["fewest"] for row in reached)
         said.append(
-            f"With L weights {plots.span(empty, '.0%')} of the layers were empty, all of "
-            f"them beside a shortcut. It went on beyond N / L by a factor of {factor}, to "
-            f"one path of {ends} weights; that was the shortest in {len(limit)} of "
-            f"{len(found)}."
+            f"With L weights {empty} of the layers were empty, and a path goes around "
+            f"them; in {already} of {len(reached)} the others were as many as those of the "
+            f"last path. The pass went on beyond N / L by a factor of {factor}, to one "
+            f"path of {ends} weights, the shortest in {shortest} of {len(reached)}."
         )
     return said
 
@@ -163,17 +166,19 @@ def _shortcuts(found: Sequence[Row]) -> list[str]:
 def _ratios(found: Sequence[Row]) -> list[str]:
     """Theorem 3, held against every network."""
     said = []
-    for which, share, rows in (
-        ("every", "less than R", [row for row in found if row["largest"] < 1]),
-        ("some", "R or more", [row for row in found if row["largest"] >= 1]),
+    below = [row for row in found if row["largest"] < WHOLE]
+    above = [row for row in found if row not in below]
+    for rows, which, share in (
+        (below, "every", "less than R"),
+        (above, "some", "R or more"),
     ):
         if rows:
-            kept = [row for row in rows if row["planned"] <= row["layers"]]
-            largest = plots.span([row["largest"] for row in rows], ".2g")
+            cut = sum(row["before_cut"] > row["layers"] for row in rows)
+            largest = plots.span([row["largest"] for row in rows], ".3f")
             said.append(
                 f"In {len(rows)} of {len(found)} networks {which} round on the way to "
-                f"N / L removed {share} (the largest {largest}); none of them cut the "
-                f"network in {len(kept)}."
+                "N / L, up to the first that cut, removed weights whose scores add up to "
+                f"{share} (the largest share is {largest}); {cut} of these were cut on it."
             )
     return said
 
@@ -200,12 +205,12 @@ def caption(rows: list[Row]) -> str:
         "First figure: the paper's largest compression N / L (dark bar), that beyond which "
         "no path can be left (pale bar, where shortcuts make it another) and the largest "
         "with a path left that SynFlow reached, before a round first cut the network "
-        "(open) and with fewer weights in the rounds after that (filled). Second: R, the "
+        "(open) and with smaller rounds after that (filled). Second: R, the "
         "total flow, after each round; where networks are very deep the axis is "
         f"logarithmic above {_BEND}. One pass over each network, one draw of the weights: "
         f"{' or '.join(map(str, rounds))} exponential rounds to N / L and further ones at "
-        "the same rate. A round that cuts the network is undone and tried with half of the "
-        "weights."
+        "the same rate. A round that cuts the network is undone and tried again, removing "
+        "half as many weights."
     )
 
 
@@ -222,7 +227,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
                 f"{_log(row, layers):.3f}",
                 f"{row['fewest']}",
                 f"{_log(row, row['fewest']):.3f}",
-                f"{row['planned']:,}",
+                f"{row['before_cut']:,}",
                 f"{row['largest']:.2g}",
                 f"{reached:,}",
                 f"{_log(row, reached):.3f}",
@@ -235,8 +240,8 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     headings += ["log10 R at N", "at L", "at reached", "layers left at L"]
     title = (
         "How far each network can be pruned and how far it was, in weights: before a "
-        "round first cut it, and reached with fewer weights in the rounds after that; the "
-        "largest share of R that a round to L removed"
+        "round first cut it, and reached with smaller rounds after that; the largest total "
+        "score, as a share of R, that a round to L removed up to the first cut"
     )
     return [Table(title, headings, body)]
 
@@ -252,15 +257,19 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 
 
 def _style(network: str) -> str:
-    if _family(network) == FAMILIES.index("ResNets for CIFAR"):
+    if _family(network) == _FAMILIES.index("ResNets for CIFAR"):
         return "--" if network.startswith("wide_") else "-"
+    if network.endswith("_bn_imagenet"):
+        return "-."
     return {"tiny": "--", "imagenet": ":"}.get(network.rsplit("_", 1)[-1], "-")
 
 
 def draw_limits(rows: list[Row], path: pathlib.Path) -> None:
     """How far each network can go, and how far SynFlow got."""
     found = networks(rows)
-    left = math.floor(min(_log(row, max(row["planned"], row["layers"])) for row in found))
+    left = math.floor(
+        min(_log(row, max(row["before_cut"], row["layers"])) for row in found)
+    )
     with plots.settings():
         figure = Figure((7.2, 1.6 + 0.17 * len(found)), layout="constrained")
         axes = figure.subplots()
@@ -272,8 +281,8 @@ def draw_limits(rows: list[Row], path: pathlib.Path) -> None:
             if row["fewest"] < row["layers"]:
                 axes.plot(limit, height, "|", color=plots.PALE, ms=9, mew=1.8, zorder=2)
             colour = plots.COLORS["synflow"]
-            planned = _log(row, row["planned"])
-            axes.plot(planned, height, "o", color=colour, mfc="white", ms=4, zorder=3)
+            before = _log(row, row["before_cut"])
+            axes.plot(before, height, "o", color=colour, mfc="white", ms=4, zorder=3)
             axes.plot(reached, height, "o", color=colour, ms=4, zorder=4)
         axes.set_yticks(range(len(found)), [row["network"] for row in found], fontsize=7.5)
         axes.set_ylim(len(found) - 0.4, -0.6)
@@ -308,12 +317,13 @@ def draw_flows(rows: list[Row], path: pathlib.Path) -> None:
         for axes, family in zip(grid, families):
             own = [row for row in found if _family(row["network"]) == family]
             _flows(axes, own)
-            axes.set_title(FAMILIES[family])
+            axes.set_title(_FAMILIES[family])
         for axes in list(grid)[len(families) :]:
             axes.remove()
         figure.savefig(path, dpi=200)
 
 
+_TICKS = (-30, -20, -10, 0, 10, 20, 30, 100, 300, 1000)
 _BEND = 30  # log10 R, where the axis turns from linear to logarithmic if it must
 
 
@@ -328,9 +338,7 @@ def _flows(axes: Axes, found: Sequence[Row]) -> None:
         axes.plot(*points[-1], "o", color=color, ms=3, zorder=3)
     if max(max(row["flows"].values()) for row in found) > 300:
         axes.set_yscale("symlog", linthresh=_BEND, linscale=2)
-        axes.yaxis.set_major_locator(
-            FixedLocator([-20, -10, 0, 10, 20, 30, 100, 300, 1000])
-        )
+        axes.yaxis.set_major_locator(FixedLocator(_TICKS))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.set_xlabel("compression, log10 (weights / weights kept)")
