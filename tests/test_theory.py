@@ -38,6 +38,7 @@ def test_the_smoke_run_writes_rows_figures_and_a_table(smoke):
     assert text == tables.document(figures.tables(rows)) + "\n"
     assert "| mlp | 119,400 | 6 | 4.299 | 6 | 4.299 |" in text
     assert "| resnet20 | 270,896 | 22 | 4.090 | 4 | 4.831 |" in text
+    assert figures.caption(rows).endswith(" Left out: 58 networks of the zoo.")
 
 
 def test_a_pass_ends_at_one_path(smoke):
@@ -164,6 +165,14 @@ def test_without_a_cut_the_rounds_are_those_planned():
     assert asked == [(100, True), (50, True), (9, True), (4, True)] and end == 4
 
 
+def test_only_the_deepest_networks_are_left_to_the_papers_scale():
+    cpu, paper = (
+        {run.network for run in theory.scaled_runs(scale)} for scale in ("cpu", "paper")
+    )
+    assert paper == set(models.NETWORKS)
+    assert paper - cpu == {"resnet1202", "wide_resnet1202"}
+
+
 def test_a_step_that_cuts_is_halved_and_doubles_again():
     # Cut by more than eight weights at once, below 100.
     asked, end = descended(1000, [100, 50, 9, 4], lambda k, goal: k > 100 or k - goal <= 8)
@@ -256,6 +265,7 @@ def test_figures_are_drawn_of_very_deep_networks(tmp_path):
 def test_the_page_has_the_table_of_the_results():
     root = pathlib.Path(__file__).parent.parent
     rows = command.results(root / "results/theory/cpu")
-    assert len(figures.networks(rows)) == len(models.NETWORKS)
+    networks = [row["network"] for row in figures.networks(rows)]
+    assert sorted(networks) == sorted(run.network for run in theory.scaled_runs("cpu"))
     (table,) = figures.tables(rows)
     assert tables.markdown(table) in (root / "docs/theory.md").read_text()

@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from experiments import command, plots, published
 from experiments.sweeps import Row, by_run
 from experiments.tables import Table
+from synflow_jax import models
 from synflow_jax.rounds import WHOLE
 
 # log10 of the largest number of float32, of which R goes beyond.
@@ -200,7 +201,12 @@ def _log(row: Row, k: int) -> float:
 
 def caption(rows: list[Row]) -> str:
     """What the figures show."""
-    rounds = sorted({row["rounds"] for row in networks(rows)})
+    found = networks(rows)
+    rounds = sorted({row["rounds"] for row in found})
+    there = {row["network"] for row in found}
+    left_out = [name for name in models.NETWORKS if name not in there]
+    few = len(left_out) < len(there)
+    named = ", ".join(left_out) if few else f"{len(left_out)} networks of the zoo"
     return (
         "First figure: the paper's largest compression N / L (dark bar), that beyond which "
         "no path can be left (pale bar, where shortcuts make it another) and the largest "
@@ -210,7 +216,7 @@ def caption(rows: list[Row]) -> str:
         f"logarithmic above {_BEND}. One pass over each network, one draw of the weights: "
         f"{' or '.join(map(str, rounds))} exponential rounds to N / L and further ones at "
         "the same rate. A round that cuts the network is undone and tried again, removing "
-        "half as many weights."
+        "half as many weights." + (f" Left out: {named}." if left_out else "")
     )
 
 
