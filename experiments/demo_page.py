@@ -4,7 +4,17 @@ import pathlib
 from typing import Any
 
 from experiments import runs
-from experiments.page import bullets, escape, image, page, percent, plural, power, table
+from experiments.page import (
+    bullets,
+    escape,
+    folded,
+    image,
+    page,
+    percent,
+    plural,
+    prose,
+    table,
+)
 
 NAME = "report.html"
 
@@ -78,7 +88,7 @@ def _initialisation(record: Row, masks: list[Row]) -> str:
         for i, row in enumerate(row for row in masks if row["label"] == label):
             cells.append(
                 [
-                    ("" if i else power(label), ""),
+                    ("" if i else prose(label), ""),
                     ("" if i else f"{row['kept']:,}", ""),
                     (_METHODS[row["method"]], "left"),
                     _emptied(row),
@@ -113,16 +123,14 @@ def _initialisation(record: Row, masks: list[Row]) -> str:
 
 def _every_layer(masks: list[Row]) -> str:
     headings = ["layer", "size"]
-    headings += [f"{_METHODS[r['method']]}<br>{power(r['label'])}" for r in masks]
+    headings += [f"{_METHODS[r['method']]}<br>{prose(r['label'])}" for r in masks]
     cells = []
     for i, (name, _, size) in enumerate(masks[0]["layers"]):
         kept = [row["layers"][i][1] for row in masks]
         numbers = [(f"{k:,}", "" if k else "gone") for k in kept]
         cells.append([(escape(name), "left"), (f"{size:,}", ""), *numbers])
-    return (
-        "<details><summary>Weights kept in every layer</summary>"
-        f'<div class="wide">{table(headings, cells, left=(0,))}</div></details>'
-    )
+    wide = f'<div class="wide">{table(headings, cells, left=(0,))}</div>'
+    return folded("Weights kept in every layer", wide)
 
 
 def _training(record: Row, about: Row, small: list[Row], trained: list[Row]) -> str:
@@ -138,10 +146,10 @@ def _training(record: Row, about: Row, small: list[Row], trained: list[Row]) -> 
             (percent(found[m]["accuracy"]), "gone" if (m, label) in dead else "")
             for m in _METHODS
         ]
-        cells.append([(power(label), ""), (f"{found['synflow']['k']:,}", ""), *numbers])
+        cells.append([(prose(label), ""), (f"{found['synflow']['k']:,}", ""), *numbers])
     layers = ", ".join(escape(name) for name, _, _ in small[0]["layers"])
     deaths = [
-        f"{_METHODS[row['method']]} at {power(row['label'])}: {_damage(row)}."
+        f"{_METHODS[row['method']]} at {prose(row['label'])}: {_damage(row)}."
         for row in cut
     ]
     colour = 'Printed <span class="gone">like this</span>: no path was left. '
@@ -236,13 +244,13 @@ def _how_far(masks: list[Row], method: str) -> str:
         emptied = sum(len(row["collapsed"]) for row in own)
         return (
             f"{name} left a path from input to output at every compression tried, up to "
-            f"{power(own[-1]['label'])} ({plural(own[-1]['kept'], 'weight')}), and emptied "
+            f"{prose(own[-1]['label'])} ({plural(own[-1]['kept'], 'weight')}), and emptied "
             f"{plural(emptied, 'layer') if emptied else 'no layer'}."
         )
     before = own[: own.index(cut)]
-    still = f" still left a path at {power(before[-1]['label'])} but" if before else ""
+    still = f" still left a path at {prose(before[-1]['label'])} but" if before else ""
     return (
-        f"{name}{still} cut the network at {power(cut['label'])} "
+        f"{name}{still} cut the network at {prose(cut['label'])} "
         f"({plural(cut['kept'], 'weight')} kept): {_damage(cut)}."
     )
 
@@ -270,7 +278,7 @@ def _hardest(small: list[Row], trained: list[Row], about: Row) -> str:
     found = _trained_at(trained, label)
     numbers = [f"{name} {percent(found[m]['accuracy'])}" for m, name in _METHODS.items()]
     return (
-        f"Trained at {power(label)} ({plural(found['synflow']['k'], 'weight')}) on "
+        f"Trained at {prose(label)} ({plural(found['synflow']['k'], 'weight')}) on "
         f"{escape(about['data'])}: {', '.join(numbers)}; the dense network "
         f"{percent(_dense(trained)['accuracy'])}, chance "
         f"{percent(1 / about['num_classes'])}."

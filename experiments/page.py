@@ -86,10 +86,9 @@ def bullets(items: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{item}</li>\n" for item in items) + "</ul>"
 
 
-def power(label: str) -> str:
-    """Sets what stands behind a caret high: ``10^2``."""
-    base, _, exponent = escape(label).partition("^")
-    return f"{base}<sup>{exponent}</sup>" if exponent else base
+def folded(title: str, content: str) -> str:
+    """HTML that shows the title, and the content when it is clicked."""
+    return f"<details><summary>{title}</summary>{content}</details>"
 
 
 def prose(plain: str) -> str:

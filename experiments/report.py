@@ -18,12 +18,11 @@ from typing import Any
 
 import tyro
 
-from experiments import command, runs
+from experiments import command, runs, tables
 from experiments.command import Experiment
 from experiments.console import say
-from experiments.page import bullets, escape, page, plural, prose, table
+from experiments.page import bullets, escape, folded, page, plural, prose, table
 from experiments.sweeps import Row
-from experiments.tables import folded
 
 # In the order of the paper. Their modules have an EXPERIMENT of the same name.
 NAMES = (
@@ -124,7 +123,7 @@ def _section(number: int, experiment: Experiment, scale: str, results: pathlib.P
         + f'<p class="note">Scale {scale}, {_runs(experiment, scale, rows)}. '
         + f"{prose(experiment.caption(rows))}</p>"
         + bullets(map(prose, experiment.sentences(rows)))
-        + "\n".join(map(folded, experiment.tables(rows)))
+        + "\n".join(map(tables.folded, experiment.tables(rows)))
         + _making(experiment, scale, rows)
     )
 
@@ -154,7 +153,7 @@ def _making(experiment: Experiment, scale: str, rows: Sequence[Row]) -> str:
         "rows": f"<code>{experiment.name}/{scale}/{runs.METRICS}</code>",
     }
     cells = [[(key, "left"), (value, "left")] for key, value in facts.items()]
-    return f"<details><summary>How it was made</summary>{table([], cells)}</details>"
+    return folded("How it was made", table([], cells))
 
 
 def _settings(configs: Sequence[dict[str, Any]]) -> str:

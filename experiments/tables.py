@@ -39,10 +39,8 @@ def folded(table: Table) -> str:
         for row in table.rows
     )
     headings = [page.prose(heading) for heading in table.headings]
-    return (
-        f"<details><summary>{page.prose(table.title)}</summary>"
-        f'<div class="wide">{page.table(headings, cells, left=(0,))}</div></details>'
-    )
+    wide = f'<div class="wide">{page.table(headings, cells, left=(0,))}</div>'
+    return page.folded(page.prose(table.title), wide)
 
 
 def mean_and_range(mean: float, low: float, high: float) -> str:

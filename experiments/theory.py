@@ -118,7 +118,7 @@ def descend(size: int, counts: Sequence[int], leaves_a_path: Callable[[int], boo
     """
     k, largest_step = size, size
     while k > counts[-1] and largest_step:
-        goal = max(k - largest_step, max(count for count in counts if count < k))
+        goal = max(k - largest_step, next(count for count in counts if count < k))
         if leaves_a_path(goal):
             if largest_step < size:
                 largest_step = max(largest_step, 2 * (k - goal))
@@ -138,11 +138,15 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     apply_fn, params, shape = models.build(run.network, jax.random.key(run.seed))
     pruner = sj.iterative(sj.synflow(apply_fn, shape))
     step = jax.jit(pruner.step)
-    facts = jax.jit(functools.partial(_facts, apply_fn, shape))
+
+    @jax.jit
+    def ln_flow(params, masks):
+        return sj.log_flow(apply_fn, sj.apply_masks(params, masks), shape)
 
     def measured(state) -> tuple[float, int]:
-        flow, left = facts(params, state.masks)
-        return round(float(flow) / math.log(10), 6), int(left)
+        """log10 R, and the number of layers that keep a weight."""
+        flow = float(ln_flow(params, state.masks)) / math.log(10)
+        return round(flow, 6), layers - len(sj.collapsed(params, state.masks))
 
     state, cuts = pruner.init(params), []
     rounds = [(size, 0.0, *measured(state))]
@@ -170,13 +174,6 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
         "layers_left": left,
         "cuts": cuts,
     }
-
-
-def _facts(apply_fn, input_shape, params, masks):
-    """ln R, and the number of prunable leaves that keep a weight."""
-    named = zip(sj.leaf_names(params), jax.tree.leaves(params), jax.tree.leaves(masks))
-    left = sum(jnp.any(mask) for name, leaf, mask in named if sj.is_kernel(name, leaf))
-    return sj.log_flow(apply_fn, sj.apply_masks(params, masks), input_shape), left
 
 
 @functools.cache

@@ -81,7 +81,7 @@ def sentences(compared: Sequence[Row]) -> list[str]:
         own = [row for row in compared if row["method"] == method]
         if not own:
             continue
-        large = [row for row in own if min(row["published"], row["mean"]) >= FEW]
+        large = _large(own)
         good, good_large = (sum(row["agrees"] for row in some) for some in (own, large))
         chance = sum(row["own"] for row in own) / sum(row["seeds"] for row in own)
         text = (
@@ -123,10 +123,8 @@ def tables(compared: Sequence[Row]) -> list[Table]:
         own = [row for row in compared if row["layer"] == layer]
         body.append([layer, f"{size:,}", *(_counted(own, method) for method in shown)])
     body.append(["all", "", *(_counted(compared, method) for method in shown)])
-    large = [row for row in compared if min(row["published"], row["mean"]) >= FEW]
-    body.append(
-        [f"all with {FEW} weights or more", "", *(_counted(large, m) for m in shown)]
-    )
+    large = [_counted(_large(compared), method) for method in shown]
+    body.append([f"all with {FEW} weights or more", "", *large])
     counts = Table(
         "Published fraction kept beside ours, layer by layer: compressions at which it "
         f"lies within {DEVIATIONS:g} standard deviations of our seeds or {RELATIVE:.0%} of "
@@ -134,7 +132,8 @@ def tables(compared: Sequence[Row]) -> list[Table]:
         ["layer", "weights", *(methods.LABELS[method] for method in shown)],
         body,
     )
-    apart = [row for method in shown for row in compared if _apart(row, method)]
+    apart = [row for row in compared if not row["agrees"]]
+    apart.sort(key=lambda row: shown.index(row["method"]))
     exceptions = Table(
         f"Every exception, {len(apart)} in all, in weights kept",
         ["criterion", "layer", "compression", "published", "ours, mean", "deviation"],
@@ -158,5 +157,5 @@ def _counted(rows: Sequence[Row], method: str) -> str:
     return f"{sum(row['agrees'] for row in own)} of {len(own)}"
 
 
-def _apart(row: Row, method: str) -> bool:
-    return row["method"] == method and not row["agrees"]
+def _large(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if min(row["published"], row["mean"]) >= FEW]

@@ -74,11 +74,15 @@ def _depth(network: str) -> int:
     return int(digits[0]) if digits else 0
 
 
+def _data(network: str) -> str:
+    """The data set in its name, if there is one: of ``_DATA``."""
+    last = network.rsplit("_", 1)[-1]
+    return last if last in _DATA else ""
+
+
 def _order(network: str) -> tuple[int, int, int, str]:
     """By family, depth, data set."""
-    last = network.rsplit("_", 1)[-1]
-    data = _DATA.index(last) if last in _DATA else 0
-    return _family(network), _depth(network), data, network
+    return _family(network), _depth(network), _DATA.index(_data(network)), network
 
 
 def compare(rows: Sequence[Row]) -> list[str]:
@@ -119,7 +123,7 @@ def _chains(found: Sequence[Row]) -> list[str]:
     cut = ", ".join(
         f"{row['network']} ({row['before_cut']} weights, {row['layers']} layers)"
         for row in found
-        if row not in planned
+        if row["before_cut"] > row["layers"]
     )
     text = (
         "Without shortcuts N / L is the limit. The rounds as planned came there, to "
@@ -168,7 +172,7 @@ def _ratios(found: Sequence[Row]) -> list[str]:
     """Theorem 3, held against every network."""
     said = []
     below = [row for row in found if row["largest"] < WHOLE]
-    above = [row for row in found if row not in below]
+    above = [row for row in found if row["largest"] >= WHOLE]
     for rows, which, share in (
         (below, "every", "less than R"),
         (above, "some", "R or more"),
@@ -267,12 +271,12 @@ def _style(network: str) -> str:
         return "--" if network.startswith("wide_") else "-"
     if network.endswith("_bn_imagenet"):
         return "-."
-    return {"tiny": "--", "imagenet": ":"}.get(network.rsplit("_", 1)[-1], "-")
+    return {"tiny": "--", "imagenet": ":"}.get(_data(network), "-")
 
 
 def draw_limits(rows: list[Row], path: pathlib.Path) -> None:
     """How far each network can go, and how far SynFlow got."""
-    found = networks(rows)
+    found, synflow = networks(rows), {"marker": "o", "color": plots.COLORS["synflow"]}
     left = math.floor(
         min(_log(row, max(row["before_cut"], row["layers"])) for row in found)
     )
@@ -286,10 +290,9 @@ def draw_limits(rows: list[Row], path: pathlib.Path) -> None:
             axes.plot(paper, height, "|", color=plots.INK, ms=9, mew=1.8, zorder=2)
             if row["fewest"] < row["layers"]:
                 axes.plot(limit, height, "|", color=plots.PALE, ms=9, mew=1.8, zorder=2)
-            colour = plots.COLORS["synflow"]
             before = _log(row, row["before_cut"])
-            axes.plot(before, height, "o", color=colour, mfc="white", ms=4, zorder=3)
-            axes.plot(reached, height, "o", color=colour, ms=4, zorder=4)
+            axes.plot(before, height, **synflow, mfc="white", ms=4, zorder=3)
+            axes.plot(reached, height, **synflow, ms=4, zorder=4)
         axes.set_yticks(range(len(found)), [row["network"] for row in found], fontsize=7.5)
         axes.set_ylim(len(found) - 0.4, -0.6)
         axes.set_xlim(left, None)
@@ -297,11 +300,8 @@ def draw_limits(rows: list[Row], path: pathlib.Path) -> None:
         marks = {
             "N / L": {"marker": "|", "color": plots.INK, "ms": 10, "mew": 1.8},
             "shortest path": {"marker": "|", "color": plots.PALE, "ms": 10, "mew": 1.8},
-            "SynFlow": {"marker": "o", "color": plots.COLORS["synflow"], "ms": 5},
-            "before a cut": {
-                **{"marker": "o", "color": plots.COLORS["synflow"], "ms": 5},
-                "mfc": "white",
-            },
+            "SynFlow": synflow | {"ms": 5},
+            "before a cut": synflow | {"ms": 5, "mfc": "white"},
         }
         for label, mark in marks.items():
             axes.plot([], [], ls="", **mark, label=label)
