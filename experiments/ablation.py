@@ -25,7 +25,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from matplotlib.figure import Figure
 
 import synflow_jax as sj
-from experiments import accuracy, command, data, plots, train
+from experiments import accuracy, command, data, plots, steps
+from experiments.settings import Settings
 from experiments.sweeps import Context, Row, by_run
 
 
@@ -41,7 +42,7 @@ class Run:
     """Of the weights and of the order of the images."""
     compressions: tuple[float, ...]
     """log10 of (weights / weights kept)."""
-    training: train.Settings
+    training: Settings
     """How."""
     rounds: int = 100
     """Of SynFlow."""
@@ -58,7 +59,7 @@ class Run:
 
 def runs(scale: command.Scale) -> list[Run]:
     """One run in every scale."""
-    short = train.Settings(
+    short = Settings(
         epochs=3, learning_rate=0.1, decay="cosine", weight_decay=5e-4, augment=False
     )
     if scale == "smoke":
@@ -76,14 +77,14 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     """Rows of every network, of the time, and of what differs from separate networks."""
     loaded = data.load(run.dataset, context.data_dir)
     module = accuracy.module_of(run.network, loaded.num_classes)
-    plan = train.plan(module, run.training, loaded)
-    splits = train.on_device(plan, loaded)
+    plan = steps.plan(module, run.training, loaded)
+    splits = steps.on_device(plan, loaded)
     densities = [10.0**-compression for compression in run.compressions]
     found, trained = ablation(plan, splits, run.seeds, densities, run.rounds)
     for i, seed in enumerate(run.seeds):
         for j, compression in enumerate(run.compressions):
             params, masks = _network(trained, i, j)
-            kept, revived = train.num_nonzero(params, masks)
+            kept, revived = steps.num_nonzero(params, masks)
             yield {
                 "kind": "trained",
                 "seed": seed,
@@ -94,7 +95,7 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
             }
     context.advance(0.3)
     short = dataclasses.replace(run.training, epochs=run.timed_epochs)
-    plan = train.plan(module, short, loaded)
+    plan = steps.plan(module, short, loaded)
     counts = counts_of(plan, splits[0], densities, run.rounds)
     yield {"kind": "separate", **_beside_separate(run, plan, splits, counts, context)}
 
@@ -112,14 +113,14 @@ class Trained(NamedTuple):
     """
 
     masks: PyTree
-    state: train.State
+    state: steps.State
     losses: Float[Array, "*networks epochs"]
 
 
 @functools.partial(jax.jit, static_argnames="plan")
 def alone(
-    plan: train.Plan,
-    split: train.Split,
+    plan: steps.Plan,
+    split: steps.Split,
     seed: int | Int[Array, ""],
     counts: Int[Array, " rounds"],
 ) -> Trained:
@@ -140,10 +141,10 @@ def alone(
         return pruner.step(state, params, k)
 
     def one_epoch(state, number):
-        return train.epoch(plan, state, split, seed, number)
+        return steps.epoch(plan, state, split, seed, number)
 
     (masks,), _ = jax.lax.scan(one_round, pruner.init(params), counts)
-    state = train.start(plan, variables, masks)
+    state = steps.start(plan, variables, masks)
     numbers = jnp.arange(1, plan.settings.epochs + 1)
     state, losses = jax.lax.scan(one_epoch, state, numbers)
     return Trained(masks, state, losses)
@@ -151,8 +152,8 @@ def alone(
 
 @functools.partial(jax.jit, static_argnames="plan")
 def together(
-    plan: train.Plan,
-    split: train.Split,
+    plan: steps.Plan,
+    split: steps.Split,
     seeds: Int[Array, " seeds"],
     counts: Int[Array, "densities rounds"],
 ) -> Trained:
@@ -163,7 +164,7 @@ def together(
 
 
 def counts_of(
-    plan: train.Plan, split: train.Split, densities: Sequence[float], rounds: int = 100
+    plan: steps.Plan, split: steps.Split, densities: Sequence[float], rounds: int = 100
 ) -> Int[Array, "densities rounds"]:
     """How many weights each round leaves, for each density, exactly as in `sj.prune`."""
     image = jnp.zeros((1, *split.images.shape[1:]))
@@ -173,8 +174,8 @@ def counts_of(
 
 
 def ablation(
-    plan: train.Plan,
-    splits: tuple[train.Split, train.Split],
+    plan: steps.Plan,
+    splits: tuple[steps.Split, steps.Split],
     seeds: Sequence[int],
     densities: Sequence[float],
     rounds: int = 100,
@@ -185,8 +186,8 @@ def ablation(
     these without its fast kernels.
 
     Args:
-      plan: from `train.plan`.
-      splits: the training and the held-out images, from `train.on_device`.
+      plan: from `steps.plan`.
+      splits: the training and the held-out images, from `steps.on_device`.
       seeds: of the weights and of the order of the images.
       densities: fractions of the weights to keep.
       rounds: of SynFlow.
@@ -201,12 +202,12 @@ def ablation(
 
 
 def accuracies(
-    plan: train.Plan, trained: Trained, split: train.Split
+    plan: steps.Plan, trained: Trained, split: steps.Split
 ) -> Float[np.ndarray, "seeds densities"]:
     """The accuracy of each of the networks."""
     axes = trained.losses.shape[:-1]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(axes) :]), trained.state)
-    return np.reshape(train.accuracy(plan, flat, split, many=True), axes)
+    return np.reshape(steps.accuracy(plan, flat, split, many=True), axes)
 
 
 # --- beside separate runs -----------------------------------------------------------------
@@ -214,8 +215,8 @@ def accuracies(
 
 def _beside_separate(
     run: Run,
-    plan: train.Plan,
-    splits: tuple[train.Split, train.Split],
+    plan: steps.Plan,
+    splits: tuple[steps.Split, steps.Split],
     counts: Int[Array, "densities rounds"],
     context: Context,
 ) -> Row:

@@ -23,8 +23,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 import synflow_jax as sj
-from experiments import command, data, methods, networks, train
+from experiments import command, data, methods, networks, steps, train
 from experiments.figures import accuracy as figures
+from experiments.settings import Settings, paper
 from experiments.sweeps import Context, Row
 from synflow_jax import models
 
@@ -49,7 +50,7 @@ class Run:
     """log10 of (weights / weights kept)."""
     seeds: tuple[int, ...]
     """Of the weights, the criterion and the order of the images; trained as one program."""
-    training: train.Settings
+    training: Settings
     """How."""
     train_images: int | None = None
     """Only the first so many of the shuffled training images; None for all."""
@@ -87,7 +88,7 @@ def sweep(
     dataset: str,
     compressions: tuple[float, ...],
     seeds: tuple[tuple[int, ...], ...],
-    training: train.Settings,
+    training: Settings,
     compared: tuple[str, ...] = methods.PAPER + methods.CONTROLS,
     **more,
 ) -> list[Run]:
@@ -109,7 +110,7 @@ def grid(first: float, last: float, step: float) -> tuple[float, ...]:
 
 def runs(scale: command.Scale) -> list[Run]:
     """The sweep of a scale."""
-    short = train.Settings(
+    short = Settings(
         epochs=2, learning_rate=0.05, decay="cosine", weight_decay=5e-4, augment=False
     )
     if scale == "smoke":
@@ -145,26 +146,26 @@ def runs(scale: command.Scale) -> list[Run]:
             ),
         ]
     pairs = itertools.product(("cifar10", "cifar100", "tiny_imagenet"), range(4))
-    paper = []
+    sweeps = []
     for dataset, i in pairs:
         form = "_tiny" if dataset == "tiny_imagenet" else ""
         base = ("vgg11", "vgg16", "resnet18", "wide_resnet18")[i]
         name = base + (form or ("_cifar" if base.startswith("vgg") else ""))
-        training = train.paper(name, dataset)
-        paper += sweep(name, dataset, grid(0.25, 3, 0.25), ((0,), (1,), (2,)), training)
-    return paper
+        training = paper(name, dataset)
+        sweeps += sweep(name, dataset, grid(0.25, 3, 0.25), ((0,), (1,), (2,)), training)
+    return sweeps
 
 
 def execute(run: Run, context: Context) -> Iterator[Row]:
     """Prunes and trains; rows of every epoch and of the trained networks."""
     loaded = _images(run.dataset, run.train_images, run.test_images, context.data_dir)
     module = module_of(run.network, loaded.num_classes)
-    plan = train.plan(module, run.training, loaded)
+    plan = steps.plan(module, run.training, loaded)
     settings = [_setting(run, seed, context.data_dir) for seed in run.seeds]
     problems = [_problem(setting) for setting in settings]
     masks = [_masks(run, seed, context.data_dir) for seed in run.seeds]
-    states = [train.start(plan, p.variables, m) for p, m in zip(problems, masks)]
-    splits = train.on_device(plan, loaded)
+    states = [steps.start(plan, p.variables, m) for p, m in zip(problems, masks)]
+    splits = steps.on_device(plan, loaded)
     # A checkpoint costs more than a short training.
     folder = context.folder if run.training.epochs > 10 else None
     options = {"folder": folder, "every": 10, "advance": context.advance}
@@ -189,8 +190,8 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
             }
         before = sj.apply_masks(problems[i].params, masks[i])
         flow = float(_flow(settings[i])(before)) / math.log(10)
-        kept, revived = train.num_nonzero(states[i].params, masks[i])
-        size = train.num_nonzero(problems[i].params, sj.all_kept(before))[0]
+        kept, revived = steps.num_nonzero(states[i].params, masks[i])
+        size = steps.num_nonzero(problems[i].params, sj.all_kept(before))[0]
         k = sj.num_kept(size, 10.0**-run.compression)
         if (kept, revived) != (k, 0):
             raise RuntimeError(

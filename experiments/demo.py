@@ -26,10 +26,11 @@ from rich.markup import escape
 from rich.table import Table
 
 import synflow_jax as sj
-from experiments import data, demo_page, masking, runs, train
+from experiments import data, demo_page, masking, runs, steps, train
 from experiments.console import CONSOLE, progress, say
 from experiments.figures import demo as figures
 from experiments.networks import SmallConvNet
+from experiments.settings import Settings
 from synflow_jax import models
 from synflow_jax.cli import keep_programs
 
@@ -63,7 +64,7 @@ class Config:
     seen: int = 40_000
     """Second part: training images that each network sees, rounded to whole epochs of the
     data set."""
-    training: train.Settings = train.Settings(
+    training: Settings = Settings(
         epochs=0, decay="cosine", weight_decay=5e-4, augment=False
     )
     """Second part: how each network is trained; 0 epochs: as many as --seen says."""
@@ -148,7 +149,7 @@ def train_under_masks(config: Config, images: data.Data) -> None:
         apply_fn, params = sj.from_linen(module, variables)
     seen = max(1, round(config.seen / len(images.train_labels)))
     training = dataclasses.replace(config.training, epochs=config.training.epochs or seen)
-    plan = train.plan(module, training, images)
+    plan = steps.plan(module, training, images)
     about = {
         "kind": "data",
         "data": images.name,
@@ -161,9 +162,9 @@ def train_under_masks(config: Config, images: data.Data) -> None:
     }
     runs.log(config.out, about)
 
-    splits = train.on_device(plan, images)
+    splits = steps.on_device(plan, images)
     everything = sj.all_kept(params)
-    size = train.num_nonzero(params, everything)[0]
+    size = steps.num_nonzero(params, everything)[0]
     dense = {"method": "dense", "label": "10^0", "compression": 0.0, "k": size}
     _train(config, plan, variables, everything, splits, dense)
     pruned = masking.sweep(
@@ -183,10 +184,10 @@ def train_under_masks(config: Config, images: data.Data) -> None:
 
 def _train(
     config: Config,
-    plan: train.Plan,
+    plan: steps.Plan,
     variables: PyTree,
     masks: PyTree,
-    splits: tuple[train.Split, train.Split],
+    splits: tuple[steps.Split, steps.Split],
     row: dict[str, Any],
 ) -> None:
     """Trains one network and logs each epoch and what is left at the end."""
@@ -206,13 +207,13 @@ def _train(
 
         state, measured = train.train(
             plan,
-            train.start(plan, variables, masks),
+            steps.start(plan, variables, masks),
             splits,
             config.seed,
             on_epoch=on_epoch,
             advance=on_part,
         )
-    kept, revived = train.num_nonzero(state.params, masks)
+    kept, revived = steps.num_nonzero(state.params, masks)
     result = {
         "kind": "trained",
         **about,

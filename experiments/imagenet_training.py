@@ -25,13 +25,24 @@ from jaxtyping import PyTree
 from matplotlib.figure import Figure
 
 import synflow_jax as sj
-from experiments import command, data, images, methods, plots, published, stream, train
+from experiments import (
+    command,
+    data,
+    images,
+    methods,
+    plots,
+    published,
+    steps,
+    stream,
+    train,
+)
 from experiments.accuracy import module_of
+from experiments.settings import Settings
 from experiments.sweeps import Context, Row
 
 # As He et al. 2016 train it, on batches four times as large and with the learning rate that
 # goes with them.
-SETTINGS = train.Settings(
+SETTINGS = Settings(
     epochs=90,
     batch=1024,
     learning_rate=0.4,
@@ -56,7 +67,7 @@ class Run:
     """Fraction of the weights that is kept."""
     seed: int
     """Of the weights, the criterion and the order of the images."""
-    training: train.Settings
+    training: Settings
     """How."""
     scored: int = 10
     """Batches of training images for the criteria that need them."""
@@ -81,7 +92,7 @@ def runs(scale: command.Scale) -> list[Run]:
     else:
         network = ("lenet", "digits", 16)
         densities, compared = (0.1,), ("magnitude", "snip", "synflow")
-        training = train.Settings(epochs=2, batch=64, learning_rate=0.02, drops=())
+        training = Settings(epochs=2, batch=64, learning_rate=0.02, drops=())
         more = {"scored": 1, "score_batch": 32}
     return [
         Run(*network, "dense", 1.0, 0, training, **more),
@@ -97,7 +108,7 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     examples, held_out, classes = _examples(run.dataset, context.data_dir)
     module = module_of(run.network, classes)
     # The recipe of digits has one channel; the stream makes three, as of all images.
-    plan = train.plan_for(module, run.training, "imagenet2012", len(examples))
+    plan = steps.plan_for(module, run.training, "imagenet2012", len(examples))
     part = jax.process_index(), jax.process_count()
     batch, shape = run.training.batch, (run.size, run.size, 3)
     workers = 0 if run.dataset == "digits" else max(1, (os.cpu_count() or 1) - 1)
@@ -120,7 +131,7 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     rows = []
     state, history = train.train_streamed(
         plan,
-        train.start(plan, problem.variables, masks),
+        steps.start(plan, problem.variables, masks),
         batches,
         lambda: stream.held_out(held_out, batch=batch, **feed),
         run.seed,
@@ -130,7 +141,7 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     )
     for epoch in history:
         yield {"kind": "epoch", **epoch._asdict()}
-    kept, revived = train.num_nonzero(state.params, masks)
+    kept, revived = steps.num_nonzero(state.params, masks)
     accuracies = [epoch.accuracy for epoch in history]
     yield {
         "kind": "trained",
@@ -147,7 +158,7 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     }
 
 
-def _scored(run: Run, examples: stream.Examples, plan: train.Plan) -> PyTree:
+def _scored(run: Run, examples: stream.Examples, plan: steps.Plan) -> PyTree:
     """What the criteria see: the first batches of an epoch that training does not have."""
     if run.method not in ("snip", "grasp", "iterative_snip", "iterative_grasp"):
         return None

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 import synflow_jax as sj
-from experiments import accuracy, command, data, train
+from experiments import accuracy, command, data, steps, train
 from experiments.figures import magnitude_training as figures
+from experiments.settings import Settings
 from experiments.sweeps import Context, Row
 from synflow_jax import models
 
@@ -46,7 +47,7 @@ class Ticket:
     """log10 of (weights / weights kept) in the end."""
     seed: int
     """Of the weights and of the order of the images."""
-    training: train.Settings
+    training: Settings
     """Of every round, and of the end."""
 
     @property
@@ -65,7 +66,7 @@ class Growth:
     """A name of `experiments.data`."""
     seed: int
     """Of the weights and of the order of the images."""
-    training: train.Settings
+    training: Settings
     """Without weight decay, which shrinks the weights."""
 
     @property
@@ -75,7 +76,7 @@ class Growth:
 
 def runs(scale: command.Scale) -> list[Ticket | Growth]:
     """The sweep of a scale."""
-    short = train.Settings(
+    short = Settings(
         epochs=5, learning_rate=0.1, decay="cosine", weight_decay=5e-4, augment=False
     )
     slow = dataclasses.replace(
@@ -99,7 +100,7 @@ def runs(scale: command.Scale) -> list[Ticket | Growth]:
             *tickets("mlp", "fashion_mnist", ROUNDS, compressions, (0, 1, 2), short),
             Growth("deep", "fashion_mnist", 0, slow),
         ]
-    paper = train.Settings(epochs=50, learning_rate=0.01, drops=())
+    paper = Settings(epochs=50, learning_rate=0.01, drops=())
     return [
         *tickets(
             "vgg11_cifar", "cifar10", ROUNDS, accuracy.grid(0.1, 3.7, 0.2), (0, 1, 2), paper
@@ -114,7 +115,7 @@ def tickets(
     rounds: Sequence[int],
     compressions: Sequence[float],
     seeds: Sequence[int],
-    training: train.Settings,
+    training: Settings,
 ) -> list[Ticket]:
     """All numbers of rounds at all compressions, seed by seed."""
     cells = itertools.product(seeds, compressions, rounds)
@@ -130,8 +131,8 @@ def execute(run: Ticket | Growth, context: Context) -> Iterator[Row]:
         module = accuracy.module_of(run.network, loaded.num_classes)
     zeros = jnp.zeros((1, *loaded.train_images.shape[1:]))
     variables = jax.jit(module.init)(jax.random.key(run.seed), zeros)
-    plan = train.plan(module, run.training, loaded)
-    splits = train.on_device(plan, loaded)
+    plan = steps.plan(module, run.training, loaded)
+    splits = steps.on_device(plan, loaded)
     if isinstance(run, Growth):
         yield from _grow(run, plan, variables, splits, context)
     else:
@@ -140,15 +141,15 @@ def execute(run: Ticket | Growth, context: Context) -> Iterator[Row]:
 
 def _ticket(
     run: Ticket,
-    plan: train.Plan,
+    plan: steps.Plan,
     variables: PyTree,
-    splits: tuple[train.Split, train.Split],
+    splits: tuple[steps.Split, steps.Split],
     context: Context,
 ) -> Row:
     """Rounds of training, pruning and rewinding, and a last training."""
 
     def trained(params, masks, round_):
-        state = train.start(plan, {**variables, "params": params}, masks)
+        state = steps.start(plan, {**variables, "params": params}, masks)
         kind = context.folder / f"round{round_}" if run.training.epochs > 10 else None
 
         def advance(fraction):
@@ -165,7 +166,7 @@ def _ticket(
     )
     last, history = trained(state.params, state.masks, run.rounds)
     layers = _layers(state.params, state.masks)
-    kept, revived = train.num_nonzero(last.params, state.masks)
+    kept, revived = steps.num_nonzero(last.params, state.masks)
     if (kept, revived) != (sum(row.kept for row in layers), 0):
         raise RuntimeError(f"{run.name}: {revived} pruned weights moved in training.")
     accuracies = [epoch.accuracy for epoch in history]
@@ -184,17 +185,17 @@ def _ticket(
 
 def _grow(
     run: Growth,
-    plan: train.Plan,
+    plan: steps.Plan,
     variables: PyTree,
-    splits: tuple[train.Split, train.Split],
+    splits: tuple[steps.Split, steps.Split],
     context: Context,
 ) -> Iterator[Row]:
     """A dense training; a row of squared norms before it and after every epoch."""
-    state = train.start(plan, variables, sj.all_kept(variables["params"]))
+    state = steps.start(plan, variables, sj.all_kept(variables["params"]))
     yield _norms(0, state.params)
     for number in range(1, run.training.epochs + 1):
         # One epoch at a time, as the weights of each are wanted.
-        state, loss = train.one_epoch(plan, state, splits[0], run.seed, number)
+        state, loss = steps.one_epoch(plan, state, splits[0], run.seed, number)
         context.advance(number / run.training.epochs)
         yield {**_norms(number, state.params), "loss": float(loss)}
 

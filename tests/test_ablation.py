@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from experiments import ablation, accuracy, data, sweeps, train
+from experiments import ablation, accuracy, data, steps, sweeps, train
 from synflow_jax import models
 from tests.training import SETTINGS, digits, variables
 
@@ -35,8 +35,8 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 @pytest.fixture(scope="module")
 def done():
     with jax.numpy_dtype_promotion("standard"):
-        plan = train.plan(MODULE, TRAINING, digits())
-        splits = train.on_device(plan, digits())
+        plan = steps.plan(MODULE, TRAINING, digits())
+        splits = steps.on_device(plan, digits())
         found = ablation.ablation(plan, splits, SEEDS, DENSITIES, ROUNDS)
     return plan, splits, *found
 
@@ -51,14 +51,14 @@ def test_every_network_is_that_of_a_separate_run(done):
         masks, _ = sj.prune(score, start["params"], density, rounds=ROUNDS)
         got = jax.tree.map(lambda x, place=(i, j): x[place], together)
         jax.tree.map(np.testing.assert_array_equal, got.masks, masks)
-        state = train.start(plan, start, masks)
+        state = steps.start(plan, start, masks)
         state, history = train.train(plan, state, splits, seed)
         for own, want in zip(*map(jax.tree.leaves, (got.state.params, state.params))):
             np.testing.assert_allclose(own, want, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(got.losses, [e.loss for e in history], rtol=1e-4)
         assert accuracies[i, j] == history[-1].accuracy
         kept = sj.num_kept(size, density)
-        assert train.num_nonzero(got.state.params, masks) == (kept, 0)
+        assert steps.num_nonzero(got.state.params, masks) == (kept, 0)
 
 
 def test_one_compilation_serves_all_seeds_and_densities(done):

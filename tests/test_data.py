@@ -217,6 +217,45 @@ def test_a_source_leaves_images_encoded(prepared):
     assert len(examples) == 5 and examples[0]["image"].startswith(b"\x89PNG")
 
 
+# --- parts of data sets ----------------------------------------------------------------
+
+
+def test_a_part_of_a_data_set_is_always_the_same():
+    whole = data.load("digits")
+    small, again = data.first(whole, 50, 20), data.first(whole, 50, 20)
+    jax.tree.map(np.testing.assert_array_equal, small[2:], again[2:])
+    assert small.name == "digits" and small.num_classes == 10
+    assert (len(small.train_images), len(small.test_images)) == (50, 20)
+    larger = data.first(whole, 60, 20)
+    np.testing.assert_array_equal(larger.train_images[:50], small.train_images)
+    # Each image with its own label.
+    places = {image.tobytes(): i for i, image in enumerate(whole.train_images)}
+    for image, label in zip(small.train_images, small.train_labels):
+        assert whole.train_labels[places[image.tobytes()]] == label
+
+
+def test_a_part_may_be_one_image_or_all_of_them():
+    whole = data.load("digits")
+    one = data.first(whole, 1, 1)
+    assert len(one.train_labels) == len(one.test_labels) == 1
+    count = len(whole.train_labels)
+    shuffled = data.first(whole, count, None)
+    assert shuffled.test_images is whole.test_images
+    np.testing.assert_array_equal(
+        np.sort(shuffled.train_labels), np.sort(whole.train_labels)
+    )
+    assert data.first(whole, None, None) == whole
+
+
+@pytest.mark.parametrize("count", [0, -1, 361])
+def test_a_part_that_there_is_not_is_refused(count):
+    message = f"`test_images` is {count}; digits has 360"
+    with pytest.raises(ValueError, match=message):
+        data.first(data.load("digits"), 10, count)
+    with pytest.raises(ValueError, match="`train_images` is 0"):
+        data.first(data.load("digits"), 0, 10)
+
+
 # --- archives of the real layout ----------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from experiments import (
     demo_page,
     masking,
     runs,
+    steps,
     train,
 )
 from experiments.figures import demo as figures
@@ -183,10 +184,10 @@ def test_a_number_that_json_lacks_is_refused(tmp_path, number):
 
 def test_a_network_whose_zeros_moved_ends_the_run(tmp_path, monkeypatch):
     variables, digits = training.variables(), training.digits()
-    plan = train.plan(training.MODULE, training.SETTINGS, digits)
-    splits = train.on_device(plan, digits)
+    plan = steps.plan(training.MODULE, training.SETTINGS, digits)
+    splits = steps.on_device(plan, digits)
     masks = training.masked(variables, 0.5)
-    whole = train.start(plan, variables, sj.all_kept(variables["params"]))
+    whole = steps.start(plan, variables, sj.all_kept(variables["params"]))
 
     def forgetful(*args, **kwargs):
         return whole, [train.Epoch(1, 0.0, 0.0)]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from experiments import command, imagenet_training, train
+from experiments import command, imagenet_training, steps, train
 from experiments.networks import SmallConvNet
+from experiments.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -40,15 +41,15 @@ def test_a_stream_trains_as_the_same_images_on_the_device_do():
     draw = np.random.default_rng(0)
     pictures = draw.integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
     labels = draw.integers(0, 10, 64, dtype=np.int32)
-    settings = train.Settings(epochs=2, batch=16, learning_rate=0.05, drops=(1,))
-    plan = train.plan_for(module, settings, "digits", 64)
+    settings = Settings(epochs=2, batch=16, learning_rate=0.05, drops=(1,))
+    plan = steps.plan_for(module, settings, "digits", 64)
     variables = module.init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
     kept = sj.all_kept(variables["params"])
-    splits = train.Split(jnp.asarray(pictures), jnp.asarray(labels))
-    one, measured = train.train(plan, train.start(plan, variables, kept), [splits] * 2, 3)
+    splits = steps.Split(jnp.asarray(pictures), jnp.asarray(labels))
+    one, measured = train.train(plan, steps.start(plan, variables, kept), [splits] * 2, 3)
 
     def batches(number):
-        for index in train._batches(plan, splits, 3, number):
+        for index in steps.batches(plan, splits, 3, number):
             yield pictures[np.asarray(index)], labels[np.asarray(index)]
 
     def held_out():
@@ -59,7 +60,7 @@ def test_a_stream_trains_as_the_same_images_on_the_device_do():
             np.append(labels[40:], np.full(16, -1, np.int32)),
         )
 
-    state = train.start(plan, variables, kept)
+    state = steps.start(plan, variables, kept)
     two, again = train.train_streamed(plan, state, batches, held_out, 3)
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from experiments import command, data, magnitude_training, train
+from experiments import command, data, magnitude_training, steps, train
 from experiments.figures import magnitude_training as figures
+from experiments.settings import Settings
 from experiments.sweeps import Context
 from synflow_jax import models
 
@@ -32,16 +33,16 @@ def test_the_smoke_form_prunes_exactly_and_watches_the_norms(tmp_path):
 def test_squared_weights_of_all_layers_grow_alike_under_gradient_flow():
     digits = data.load("digits")
     module = models.MLP(10, hidden=(40, 20, 30))
-    settings = train.Settings(
+    settings = Settings(
         epochs=40, batch=256, learning_rate=0.01, drops=(), weight_decay=0.0, augment=False
     )
-    plan = train.plan(module, settings, digits)
+    plan = steps.plan(module, settings, digits)
     variables = jax.jit(module.init)(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
-    state = train.start(plan, variables, sj.all_kept(variables["params"]))
-    split, _ = train.on_device(plan, digits)
+    state = steps.start(plan, variables, sj.all_kept(variables["params"]))
+    split, _ = steps.on_device(plan, digits)
     rows = [magnitude_training._norms(0, state.params)]
     for number in range(1, settings.epochs + 1):
-        state, _ = train.one_epoch(plan, state, split, 0, number)
+        state, _ = steps.one_epoch(plan, state, split, 0, number)
         rows.append(magnitude_training._norms(number, state.params))
     grown = figures.conserved(rows)
     last = np.array([values[-1] for values in grown.values()])

@@ -1,18 +1,34 @@
 """A small network and some digits, for tests of training and of what trains."""
 
+import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data, train
+import synflow_jax as sj
+from experiments import data
 from experiments.networks import SmallConvNet
+from experiments.settings import Settings
 
-SETTINGS = train.Settings(
-    epochs=1, batch=32, decay="cosine", weight_decay=5e-4, augment=False
-)
+SETTINGS = Settings(epochs=1, batch=32, decay="cosine", weight_decay=5e-4, augment=False)
 MODULE = SmallConvNet(num_classes=10, channels=(8, 8))
+LONG = dataclasses.replace(SETTINGS, epochs=4)  # one for many tests: one compilation
+
+
+class Normed(nn.Module):
+    """With batch norm, and without convolutions, which take long to compile."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(16)(x.reshape(len(x), -1))
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        return nn.Dense(10)(x)
+
+
+NORMED = Normed()
 
 
 @functools.cache
@@ -45,3 +61,15 @@ def masked(variables, density, seed=0):
         return jnp.asarray((draw.random(leaf.shape) < density) | (leaf.ndim < 2))
 
     return jax.tree.map(mask, variables["params"])
+
+
+def everything(module=MODULE):
+    return sj.all_kept(variables(module)["params"])
+
+
+def assert_same(one, two):
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def assert_close(one, two, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), one, two)
