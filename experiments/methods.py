@@ -77,8 +77,8 @@ def problem(
       input_shape: of one image.
       batches: what `batches` returns; anything, if only data-free methods are used.
     """
-    zeros = jnp.zeros((1, *input_shape))
-    variables = jax.jit(module.init)(key, zeros)
+    images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    variables = module.lazy_init(key, images)
     apply_fn, params = sj.from_linen(module, variables)
     rest = {name: value for name, value in variables.items() if name != "params"}
 

@@ -114,7 +114,7 @@ def build(
         )
     network = NETWORKS[name]
     module = network.make(num_classes=num_classes or network.num_classes)
-    images = jnp.zeros((1, *network.input_shape))
-    # Compiled, so that the forward pass, whose result nobody reads, is left out.
-    variables = jax.jit(module.init)(key, images)
+    # Without the forward pass, and leaf by leaf: one program for all compiles for minutes.
+    images = jax.ShapeDtypeStruct((1, *network.input_shape), jnp.float32)
+    variables = module.lazy_init(key, images)
     return (*from_linen(module, variables), network.input_shape)
