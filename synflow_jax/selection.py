@@ -5,7 +5,8 @@ found by counting: how many keys reach a candidate tells on which side of it the
 lies, and so on until exactly k reach one. A small sample makes the first candidates; then
 they are where the threshold would be if keys were evenly spread between the nearest two,
 or, where that did not help, evenly spaced. Counts are all that a round needs to know of the
-scores, so the leaves are never sorted, copied together or gathered.
+scores, so the leaves are never sorted or gathered. Only small leaves are copied together,
+since a program with code for each leaf of a deep network would compile for minutes.
 
 Ties are a selection of their own: of the places of equal scores, the first few.
 """
@@ -35,6 +36,10 @@ from synflow_jax.trees import (
     is_floating,
     scoring_dtype,
 )
+
+# Entries from which a leaf is counted by itself: copying it would take longer than a loop
+# of its own.
+_LARGE = 2**16
 
 
 class Selection(NamedTuple):
@@ -149,12 +154,14 @@ def select(
     if isinstance(k, jax.core.Tracer):
         k = jnp.clip(k, 0)  # before it loses its sign
     k = jnp.minimum(jnp.asarray(k, jnp.uint32), jnp.uint32(size))
+    groups = _groups([leaf.size for leaf in ranked])
+    keys = _joined(keys, groups)
     bracket = _search(keys, k, _whole(keys), _guesses(keys, k))
     # Where k keys reach `low` there is no tie to break, and only a comparison is left.
     kept = lax.cond(bracket.num_low == k, _all_reaching, _first_of_equals, keys, bracket, k)
     nonfinite = sum((_count_nonfinite(key) for key in keys), jnp.uint32(0))
     return Selection(
-        jax.tree.unflatten(treedef, kept),
+        jax.tree.unflatten(treedef, _parted(kept, groups, ranked)),
         _removed(keys, bracket, k),
         lax.cond(
             (bracket.low > 0) & (k > 0), lambda keys: jnp.bool_(True), _any_positive, keys
@@ -204,6 +211,35 @@ def _checked_size(scores: PyTree) -> int:
     if size > 2**32 - 2:
         raise ValueError(f"`scores` has {size} entries; at most 2**32 - 2 are counted.")
     return size
+
+
+def _groups(sizes: list[int]) -> list[slice]:
+    """Leaves that are counted as one: neighbours that are small, where arrays are whole."""
+    small = [size < _LARGE and one_device() for size in sizes]
+    starts = [i for i in range(len(sizes)) if i == 0 or not (small[i - 1] and small[i])]
+    return [slice(*ends) for ends in zip(starts, [*starts[1:], len(sizes)])]
+
+
+def _joined(keys: list[Array], groups: list[slice]) -> list[Array]:
+    """An array for each group, with the entries of its leaves in their order."""
+    if len(groups) == len(keys):
+        return keys
+    # Behind barriers, or XLA would make one loop of this and what surrounds it, in which
+    # every entry looks for its leaf.
+    keys = lax.optimization_barrier(keys)
+    flat = [key.reshape(-1) for key in keys]
+    return lax.optimization_barrier([jnp.concatenate(flat[group]) for group in groups])
+
+
+def _parted(joined: list[Array], groups: list[slice], leaves: list[Array]) -> list[Array]:
+    """What `_joined` copied together, in the shapes of the leaves."""
+    if len(groups) == len(leaves):
+        return joined
+    parts = []
+    for whole, group in zip(joined, groups):
+        ends = np.cumsum([leaf.size for leaf in leaves[group]])
+        parts += jnp.split(whole, ends[:-1])
+    return [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves)]
 
 
 def _key(scores: Array) -> Int[Array, "..."]:

@@ -259,6 +259,29 @@ def test_large_trees_with_little_left_agree_with_a_stable_sort(alive):
         np.testing.assert_array_equal(np.flatnonzero(got["w"]), np.sort(order[:k]))
 
 
+def test_large_leaves_among_small_ones_agree_with_a_stable_sort():
+    """Small leaves are counted together, before, between and behind large ones."""
+    shapes = [(3, 2), (7,), (300, 220), (5,), (70_000,), (), (0,), (4, 4)]
+    rng = np.random.default_rng(0)
+    scores = [np.float32(np.round(rng.standard_normal(shape), 3)) for shape in shapes]
+    flat = np.concatenate([np.ravel(s) for s in scores])
+    order = np.argsort(-flat, kind="stable")
+    for k in (0, 3, 1000, flat.size - 9, flat.size):
+        got = keep([jnp.asarray(s) for s in scores], jnp.int32(k))
+        assert [mask.shape for mask in got] == shapes
+        got = np.concatenate([np.ravel(mask) for mask in got])
+        np.testing.assert_array_equal(got, np.isin(np.arange(flat.size), order[:k]))
+
+
+def test_a_small_leaf_more_makes_no_program_of_its_own():
+    def length(leaves):
+        scores = [jnp.zeros((3, 3, 16, 16))] * leaves
+        return keep.lower(scores, jnp.int32(1)).as_text().count("\n")
+
+    # The loops over all leaves take hundreds of lines, what each leaf has of its own few.
+    assert length(100) - length(50) < 50 * 25
+
+
 def test_a_traced_k_beyond_the_scores_keeps_all():
     assert bool(keep({"w": jnp.arange(5.0)}, jnp.int32(7))["w"].all())
     assert not bool(keep({"w": jnp.arange(5.0)}, jnp.int32(-7))["w"].any())
