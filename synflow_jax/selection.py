@@ -12,6 +12,7 @@ Ties are a selection of their own: of the places of equal scores, the first few.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -142,26 +143,23 @@ def select(
         none = jnp.zeros((), jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves)))
         return Selection(nothing, none, jnp.bool_(False), jnp.uint32(0))
     dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves))
-    ranked = [jnp.asarray(leaf, dtype) for leaf in leaves]
-    if masks is None:
-        keys = [_key(leaf) for leaf in ranked]
-    else:
-        lowest = jnp.iinfo(_key_type(dtype)).min
-        keys = [
-            jnp.where(m, _key(leaf), lowest)
-            for leaf, m in zip(ranked, jax.tree.leaves(masks))
-        ]
     if isinstance(k, jax.core.Tracer):
         k = jnp.clip(k, 0)  # before it loses its sign
     k = jnp.minimum(jnp.asarray(k, jnp.uint32), jnp.uint32(size))
-    groups = _groups([leaf.size for leaf in ranked])
-    keys = _joined(keys, groups)
+    true = k <= jnp.uint32(size)
+    groups = _groups([leaf.size for leaf in leaves])
+    ranked = _joined([jnp.asarray(leaf, dtype) for leaf in leaves], groups, true)
+    keys = [_key(leaf) for leaf in ranked]
+    if masks is not None:
+        lowest = jnp.iinfo(_key_type(dtype)).min
+        eligible = _joined(jax.tree.leaves(masks), groups, true)
+        keys = [jnp.where(m, key, lowest) for m, key in zip(eligible, keys)]
     bracket = _search(keys, k, _whole(keys), _guesses(keys, k))
     # Where k keys reach `low` there is no tie to break, and only a comparison is left.
     kept = lax.cond(bracket.num_low == k, _all_reaching, _first_of_equals, keys, bracket, k)
     nonfinite = sum((_count_nonfinite(key) for key in keys), jnp.uint32(0))
     return Selection(
-        jax.tree.unflatten(treedef, _parted(kept, groups, ranked)),
+        jax.tree.unflatten(treedef, _parted(kept, groups, [leaf.shape for leaf in leaves])),
         _removed(keys, bracket, k),
         lax.cond(
             (bracket.low > 0) & (k > 0), lambda keys: jnp.bool_(True), _any_positive, keys
@@ -220,26 +218,40 @@ def _groups(sizes: list[int]) -> list[slice]:
     return [slice(*ends) for ends in zip(starts, [*starts[1:], len(sizes)])]
 
 
-def _joined(keys: list[Array], groups: list[slice]) -> list[Array]:
-    """An array for each group, with the entries of its leaves in their order."""
-    if len(groups) == len(keys):
-        return keys
-    # Behind barriers, or XLA would make one loop of this and what surrounds it, in which
-    # every entry looks for its leaf.
-    keys = lax.optimization_barrier(keys)
-    flat = [key.reshape(-1) for key in keys]
-    return lax.optimization_barrier([jnp.concatenate(flat[group]) for group in groups])
+def _joined(leaves: list[Array], groups: list[slice], true: Array) -> list[Array]:
+    """An array for each group, with the entries of its leaves in their order.
+
+    Of copying and what is done before and after it XLA would make one loop on a CPU, in
+    which every entry looks for its leaf. It leaves branches alone: ``true`` chooses one,
+    and is true without XLA's knowing.
+    """
+
+    def join(leaves):
+        if len(leaves) == 1:
+            return leaves[0]
+        flat = [leaf.reshape(-1) for leaf in leaves]
+        if jax.default_backend() != "cpu":
+            return jnp.concatenate(flat)
+        size = sum(leaf.size for leaf in flat)
+        zeros = lambda flat: jnp.zeros(size, flat[0].dtype)  # noqa: E731
+        return lax.cond(true, jnp.concatenate, zeros, flat)
+
+    return [join(leaves[group]) for group in groups]
 
 
-def _parted(joined: list[Array], groups: list[slice], leaves: list[Array]) -> list[Array]:
+def _parted(
+    joined: list[Array], groups: list[slice], shapes: list[tuple[int, ...]]
+) -> list[Array]:
     """What `_joined` copied together, in the shapes of the leaves."""
-    if len(groups) == len(leaves):
-        return joined
     parts = []
     for whole, group in zip(joined, groups):
-        ends = np.cumsum([leaf.size for leaf in leaves[group]])
-        parts += jnp.split(whole, ends[:-1])
-    return [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves)]
+        if group.stop - group.start == 1:
+            parts.append(whole)
+            continue
+        ends = np.cumsum([math.prod(shape) for shape in shapes[group]])
+        flat = jnp.split(whole, ends[:-1])
+        parts += [part.reshape(shape) for part, shape in zip(flat, shapes[group])]
+    return parts
 
 
 def _key(scores: Array) -> Int[Array, "..."]:
