@@ -44,8 +44,7 @@ def by_weights(widths=WIDTHS, least=5):
     for width in widths:
         network = models.NETWORKS["mlp"]
         module = network.make(num_classes=10, width=width)
-        images = jax.ShapeDtypeStruct((1, *network.input_shape), jnp.float32)
-        variables = module.lazy_init(jax.random.key(0), images)
+        variables = models.init(module, jax.random.key(0), network.input_shape)
         apply_fn, params = sj.from_linen(module, variables)
         functions.append(_pruned(sj.synflow(apply_fn, network.input_shape), params))
         sizes.append(sum(leaf.size for leaf in jax.tree.leaves(params)))

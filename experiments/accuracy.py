@@ -25,7 +25,7 @@ from jaxtyping import Array, PyTree
 import synflow_jax as sj
 from experiments import command, data, methods, networks, steps, train
 from experiments.figures import accuracy as figures
-from experiments.settings import Settings, paper
+from experiments.settings import Settings, paper_settings
 from experiments.sweeps import Context, Row
 from synflow_jax import models
 
@@ -151,7 +151,7 @@ def runs(scale: command.Scale) -> list[Run]:
         form = "_tiny" if dataset == "tiny_imagenet" else ""
         base = ("vgg11", "vgg16", "resnet18", "wide_resnet18")[i]
         name = base + (form or ("_cifar" if base.startswith("vgg") else ""))
-        training = paper(name, dataset)
+        training = paper_settings(name, dataset)
         sweeps += sweep(name, dataset, grid(0.25, 3, 0.25), ((0,), (1,), (2,)), training)
     return sweeps
 

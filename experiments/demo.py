@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import tyro
 from jaxtyping import Array, Key, PyTree
 from rich.markup import escape
@@ -145,7 +144,7 @@ def train_under_masks(config: Config, images: data.Data) -> None:
     module = SmallConvNet(images.num_classes, config.channels)
     input_shape = images.train_images.shape[1:]
     with progress("small network: initialising"):
-        variables = jax.jit(module.init)(init_key, jnp.zeros((1, *input_shape)))
+        variables = models.init(module, init_key, input_shape)
         apply_fn, params = sj.from_linen(module, variables)
     seen = max(1, round(config.seen / len(images.train_labels)))
     training = dataclasses.replace(config.training, epochs=config.training.epochs or seen)

@@ -129,8 +129,8 @@ def execute(run: Ticket | Growth, context: Context) -> Iterator[Row]:
         module = models.MLP(loaded.num_classes, hidden=(300, 200, 100, 50, 25))
     else:
         module = accuracy.module_of(run.network, loaded.num_classes)
-    images = jax.ShapeDtypeStruct((1, *loaded.train_images.shape[1:]), jnp.float32)
-    variables = module.lazy_init(jax.random.key(run.seed), images)
+    shape = loaded.train_images.shape[1:]
+    variables = models.init(module, jax.random.key(run.seed), shape)
     plan = steps.plan(module, run.training, loaded)
     splits = steps.on_device(plan, loaded)
     if isinstance(run, Growth):

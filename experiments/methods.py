@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 import synflow_jax as sj
 from experiments import images
 from experiments.data import Data
+from synflow_jax import models
 
 ROUNDS = 100
 
@@ -77,8 +78,7 @@ def problem(
       input_shape: of one image.
       batches: what `batches` returns; anything, if only data-free methods are used.
     """
-    images = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    variables = module.lazy_init(key, images)
+    variables = models.init(module, key, input_shape)
     apply_fn, params = sj.from_linen(module, variables)
     rest = {name: value for name, value in variables.items() if name != "params"}
 

@@ -36,7 +36,7 @@ class Settings:
     """Of activations and gradients; the weights and their updates are float32."""
 
 
-def paper(network: str, dataset: str) -> Settings:
+def paper_settings(network: str, dataset: str) -> Settings:
     """The settings of Fig. 6 of the paper, from the published commands.
 
     Args:

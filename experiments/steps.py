@@ -1,4 +1,4 @@
-"""Steps and epochs of a masked network as pure functions, and what they leave.
+"""Steps and epochs of a masked network, and what they leave.
 
 One epoch is one compiled program (`epoch`), which `jax.vmap` maps over seeds; batches are
 divided over all devices of all hosts. On a CPU a network with convolutions is trained step

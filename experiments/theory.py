@@ -74,8 +74,7 @@ def fewest(name: str) -> int:
     """
     network = models.NETWORKS[name]
     module = network.make(num_classes=2, width=1 / 16)
-    images = jax.ShapeDtypeStruct((1, *network.input_shape), jnp.float32)
-    variables = module.lazy_init(jax.random.key(0), images)
+    variables = models.init(module, jax.random.key(0), network.input_shape)
     apply_fn, params = sj.from_linen(module, variables)
     return sj.fewest_weights(apply_fn, params, network.input_shape)
 

@@ -21,7 +21,7 @@ _BITS = 32 // CANDIDATES
 _ROWS = 16
 _FIELD_ROWS, _SUM_ROWS = 15, 16
 
-# Scores taken from each leaf in proportion to its size, to guess where to count: so many,
+# Scores taken of each array in proportion to its size, to guess where to count: so many,
 # or a small part of all, since a sort of many takes as long as a few counts.
 _LARGEST_SAMPLE, _SAMPLED_PART, _SMALLEST_SAMPLE = 16384, 128, 1024
 

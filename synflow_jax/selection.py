@@ -138,21 +138,23 @@ def select(
     _check_count(k, size)
     if masks is not None:
         check_masks(masks, scores)
+    dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves))
     if size == 0:
         nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, bool), scores)
-        none = jnp.zeros((), jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves)))
-        return Selection(nothing, none, jnp.bool_(False), jnp.uint32(0))
-    dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves))
+        return Selection(nothing, jnp.zeros((), dtype), jnp.bool_(False), jnp.uint32(0))
     if isinstance(k, jax.core.Tracer):
-        k = jnp.clip(k, 0)  # before it loses its sign
+        # Before it loses its sign, or what uint32 does not hold.
+        largest = jnp.asarray(min(size, jnp.iinfo(k.dtype).max), k.dtype)
+        k = jnp.clip(k, 0, largest)
     k = jnp.minimum(jnp.asarray(k, jnp.uint32), jnp.uint32(size))
-    true = k <= jnp.uint32(size)
+    always = k <= jnp.uint32(size)
     groups = _groups([leaf.size for leaf in leaves])
-    ranked = _joined([jnp.asarray(leaf, dtype) for leaf in leaves], groups, true)
+    ranked = _joined([jnp.asarray(leaf, dtype) for leaf in leaves], groups, always)
     keys = [_key(leaf) for leaf in ranked]
     if masks is not None:
         lowest = jnp.iinfo(_key_type(dtype)).min
-        eligible = _joined(jax.tree.leaves(masks), groups, true)
+        eligible = [jnp.asarray(mask) for mask in jax.tree.leaves(masks)]
+        eligible = _joined(eligible, groups, always)
         keys = [jnp.where(m, key, lowest) for m, key in zip(eligible, keys)]
     bracket = _search(keys, k, _whole(keys), _guesses(keys, k))
     # Where k keys reach `low` there is no tie to break, and only a comparison is left.
@@ -218,12 +220,12 @@ def _groups(sizes: list[int]) -> list[slice]:
     return [slice(*ends) for ends in zip(starts, [*starts[1:], len(sizes)])]
 
 
-def _joined(leaves: list[Array], groups: list[slice], true: Array) -> list[Array]:
+def _joined(leaves: list[Array], groups: list[slice], always: Array) -> list[Array]:
     """An array for each group, with the entries of its leaves in their order.
 
-    Of copying and what is done before and after it XLA would make one loop on a CPU, in
-    which every entry looks for its leaf. It leaves branches alone: ``true`` chooses one,
-    and is true without XLA's knowing.
+    XLA on a CPU fuses a concatenation with its neighbours into one loop, in which every
+    entry looks for its leaf. It does not fuse across a branch: so this is one, which is
+    ``always`` taken, though XLA does not know that (where k is traced).
     """
 
     def join(leaves):
@@ -232,11 +234,13 @@ def _joined(leaves: list[Array], groups: list[slice], true: Array) -> list[Array
         flat = [leaf.reshape(-1) for leaf in leaves]
         if jax.default_backend() != "cpu":
             return jnp.concatenate(flat)
-        size = sum(leaf.size for leaf in flat)
-        zeros = lambda flat: jnp.zeros(size, flat[0].dtype)  # noqa: E731
-        return lax.cond(true, jnp.concatenate, zeros, flat)
+        return lax.cond(always, jnp.concatenate, _zeros, flat)
 
     return [join(leaves[group]) for group in groups]
+
+
+def _zeros(flat: list[Array]) -> Array:
+    return jnp.zeros(sum(leaf.size for leaf in flat), flat[0].dtype)
 
 
 def _parted(
@@ -245,12 +249,13 @@ def _parted(
     """What `_joined` copied together, in the shapes of the leaves."""
     parts = []
     for whole, group in zip(joined, groups):
-        if group.stop - group.start == 1:
+        own = shapes[group]
+        if len(own) == 1:
             parts.append(whole)
             continue
-        ends = np.cumsum([math.prod(shape) for shape in shapes[group]])
+        ends = np.cumsum([math.prod(shape) for shape in own])
         flat = jnp.split(whole, ends[:-1])
-        parts += [part.reshape(shape) for part, shape in zip(flat, shapes[group])]
+        parts += [part.reshape(shape) for part, shape in zip(flat, own)]
     return parts
 
 
@@ -390,7 +395,7 @@ def _at(bracket: _Bracket, ahead: Array) -> Array:
 
 
 def _guesses(keys: list[Array], k: Array) -> Array | None:
-    """Candidates around the threshold, most likely, from a sample of every leaf."""
+    """Candidates around the threshold, most likely, from a sample of every array."""
     if not one_device():
         return None  # a sample would have to be gathered
     size = sum(key.size for key in keys)

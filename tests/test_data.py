@@ -217,7 +217,7 @@ def test_a_source_leaves_images_encoded(prepared):
     assert len(examples) == 5 and examples[0]["image"].startswith(b"\x89PNG")
 
 
-# --- parts of data sets ----------------------------------------------------------------
+# --- parts of data sets -------------------------------------------------------------------
 
 
 def test_a_part_of_a_data_set_is_always_the_same():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from synflow_jax.models import MLP, NETWORKS, VGG, CifarResNet, ConvNet, ResNet, build
+from synflow_jax.models import MLP, NETWORKS, VGG, CifarResNet, ConvNet, ResNet, build, init
 from synflow_jax.trees import prunable_leaves
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -79,6 +79,22 @@ def test_wide_resnet18_has_twice_the_channels():
     kernel = "group4_block2", "conv2", "kernel"
     assert narrow[kernel[0]][kernel[1]][kernel[2]].shape == (3, 3, 512, 512)
     assert wide[kernel[0]][kernel[1]][kernel[2]].shape == (3, 3, 1024, 1024)
+
+
+@pytest.mark.parametrize("module", [ConvNet(10), CifarResNet(8, 10)])
+def test_variables_are_those_of_flax_but_for_rounding(module):
+    key, shape = jax.random.key(3), (8, 8, 3)
+    got, want = init(module, key, shape), jax.jit(module.init)(key, jnp.ones((1, *shape)))
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, want)
+
+
+def test_networks_are_initialised_under_vmap():
+    keys = jax.random.split(jax.random.key(0), 2)
+    many = jax.vmap(lambda key: build("mlp", key)[1])(keys)
+    for i in range(2):
+        one = build("mlp", keys[i])[1]
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b), many, one)
 
 
 def test_prunable_leaves_come_in_the_order_of_depth():
@@ -161,17 +177,16 @@ def kernel_totals(scores):
 def test_initialisations_are_those_of_the_reference():
     """He by fan-in for the CIFAR forms, by fan-out for the others, PyTorch's for dense."""
     key = jax.random.key(0)
-    init = lambda module, *shape: jax.jit(module.init)(key, jnp.ones((1, *shape)))["params"]  # noqa: E731
-    vgg = init(VGG(11, 100, width=0.5), 32, 32, 3)
+    vgg = init(VGG(11, 100, width=0.5), key, (32, 32, 3))["params"]
     std = lambda *path: float(functools.reduce(dict.get, path).std())  # noqa: E731
     np.testing.assert_allclose(std(vgg, "conv04", "kernel"), (2 / 1152) ** 0.5, rtol=0.02)
     np.testing.assert_allclose(std(vgg, "linear", "kernel"), (2 / 256) ** 0.5, rtol=0.02)
-    resnet = init(ResNet(18, 100, width=0.5), 8, 8, 3)
+    resnet = init(ResNet(18, 100, width=0.5), key, (8, 8, 3))["params"]
     np.testing.assert_allclose(std(resnet, "conv", "kernel"), (2 / 288) ** 0.5, rtol=0.05)
     dense = resnet["linear"]
     for leaf in dense.values():
         assert float(abs(leaf).max()) <= 256**-0.5 and float(leaf.std()) > 0.5 * 256**-0.5
-    mlp = init(MLP(), 28, 28, 1)["linear2"]
+    mlp = init(MLP(), key, (28, 28, 1))["params"]["linear2"]
     np.testing.assert_allclose(abs(mlp["bias"]).max(), 0.1, rtol=0.1)
 
 

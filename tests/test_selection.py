@@ -259,27 +259,43 @@ def test_large_trees_with_little_left_agree_with_a_stable_sort(alive):
         np.testing.assert_array_equal(np.flatnonzero(got["w"]), np.sort(order[:k]))
 
 
-def test_large_leaves_among_small_ones_agree_with_a_stable_sort():
+@pytest.mark.parametrize("eligible", [False, True])
+def test_large_leaves_among_small_ones_agree_with_a_stable_sort(eligible):
     """Small leaves are counted together, before, between and behind large ones."""
     shapes = [(3, 2), (7,), (300, 220), (5,), (70_000,), (), (0,), (4, 4)]
     rng = np.random.default_rng(0)
     scores = [np.float32(np.round(rng.standard_normal(shape), 3)) for shape in shapes]
     flat = np.concatenate([np.ravel(s) for s in scores])
     order = np.argsort(-flat, kind="stable")
-    for k in (0, 3, 1000, flat.size - 9, flat.size):
-        got = keep([jnp.asarray(s) for s in scores], jnp.int32(k))
+    masks = None
+    if eligible:
+        masks = [np.asarray(rng.random(shape) < 0.5) for shape in shapes]
+        order = order[np.concatenate([np.ravel(m) for m in masks])[order]]
+        masks = [jnp.asarray(m) for m in masks]
+    for k in (0, 3, 1000, len(order) - 9, len(order), flat.size):
+        got = keep([jnp.asarray(s) for s in scores], jnp.int32(k), masks)
         assert [mask.shape for mask in got] == shapes
         got = np.concatenate([np.ravel(mask) for mask in got])
         np.testing.assert_array_equal(got, np.isin(np.arange(flat.size), order[:k]))
 
 
+@pytest.mark.skipif(jax.device_count() > 1, reason="leaves are joined on one device")
 def test_a_small_leaf_more_makes_no_program_of_its_own():
+    def lowered(leaves):
+        return keep.lower([jnp.zeros((3, 3, 16, 16))] * leaves, jnp.int32(1))
+
     def length(leaves):
-        scores = [jnp.zeros((3, 3, 16, 16))] * leaves
-        return keep.lower(scores, jnp.int32(1)).as_text().count("\n")
+        return lowered(leaves).as_text().count("\n")
 
     # The loops over all leaves take hundreds of lines, what each leaf has of its own few.
     assert length(100) - length(50) < 50 * 25
+    if jax.default_backend() == "cpu":
+        # Copied as wholes, and not entry by entry in a loop that also makes the scores.
+        made = jax.jit(lambda parts, k: sj.keep_top(jax.tree.map(jnp.exp, parts), k))
+        program = made.lower([jnp.zeros((3, 3, 16, 16))] * 5, jnp.int32(1)).compile()
+        computations = program.as_text().split("\n}\n")
+        copying = [text for text in computations if " concatenate(" in text]
+        assert copying and not any(" exponential(" in text for text in copying)
 
 
 def test_a_traced_k_beyond_the_scores_keeps_all():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.settings import Settings, learning_rates, paper
+from experiments.settings import Settings, learning_rates, paper_settings
 from synflow_jax import models
 
 
@@ -24,7 +24,7 @@ def test_the_settings_of_the_paper(
     network, dataset, epochs, learning_rate, drops, factor, weight_decay
 ):
     assert network in models.NETWORKS
-    assert paper(network, dataset) == Settings(
+    assert paper_settings(network, dataset) == Settings(
         epochs=epochs,
         batch=128,
         learning_rate=learning_rate,
@@ -50,7 +50,7 @@ def test_the_settings_of_the_paper(
 )
 def test_a_pair_that_the_paper_lacks_is_refused(network, dataset):
     with pytest.raises(ValueError, match=f"the paper does not train {network} on"):
-        paper(network, dataset)
+        paper_settings(network, dataset)
 
 
 def test_the_learning_rate_drops_after_its_epochs():

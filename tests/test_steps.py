@@ -46,7 +46,7 @@ def test_a_batch_that_devices_cannot_share_is_refused(monkeypatch):
         steps.plan(MODULE, SETTINGS, digits())
 
 
-# --- steps -----------------------------------------------------------------------------
+# --- steps --------------------------------------------------------------------------------
 
 
 class Linear(nn.Module):
@@ -129,7 +129,7 @@ def test_dropout_is_drawn_anew_in_every_step_and_not_in_evaluation():
     assert len({steps.accuracy(plan, state, split) for _ in range(2)}) == 1
 
 
-# --- what a network leaves -------------------------------------------------------------
+# --- what a network leaves ----------------------------------------------------------------
 
 
 def test_num_nonzero_tells_kept_from_pruned_and_passes_over_the_rest():
@@ -157,7 +157,7 @@ def test_accuracy_counts_every_image_once():
     assert steps.accuracy(plan, twice, split, many=True) == [367 / 1101] * 2
 
 
-# --- several devices -------------------------------------------------------------------
+# --- several devices ----------------------------------------------------------------------
 
 
 def train_on_all_devices(path, *kinds):

@@ -39,7 +39,7 @@ def kernels(masks):
     return sum(int(m.sum()) for m in jax.tree.leaves(masks) if m.ndim > 1)
 
 
-# --- a training ------------------------------------------------------------------------
+# --- a training ---------------------------------------------------------------------------
 
 
 def test_training_leaves_pruned_weights_exactly_zero():
@@ -99,7 +99,7 @@ def test_in_bfloat16_the_weights_stay_float32_and_the_loss_is_nearly_the_same():
     assert steps.num_nonzero(state.params, masks) == (kernels(masks), 0)
 
 
-# --- several seeds ---------------------------------------------------------------------
+# --- several seeds ------------------------------------------------------------------------
 
 
 def started(plan, seeds, module=MLP):
@@ -130,7 +130,7 @@ def test_many_trainings_in_one_program_are_separate_trainings():
         assert [e.accuracy[i] for e in history] == [e.accuracy for e in epochs]
 
 
-# --- checkpoints -----------------------------------------------------------------------
+# --- checkpoints --------------------------------------------------------------------------
 
 
 class Interrupted(Exception):

@@ -12,6 +12,7 @@ import synflow_jax as sj
 from experiments import data
 from experiments.networks import SmallConvNet
 from experiments.settings import Settings
+from synflow_jax import models
 
 SETTINGS = Settings(epochs=1, batch=32, decay="cosine", weight_decay=5e-4, augment=False)
 MODULE = SmallConvNet(num_classes=10, channels=(8, 8))
@@ -45,12 +46,7 @@ def digits():
 
 @functools.cache
 def variables(module=MODULE, seed=0, shape=(8, 8, 1)):
-    return _init(module)(jax.random.key(seed), jnp.ones((1, *shape)))
-
-
-@functools.cache
-def _init(module):
-    return jax.jit(module.init)
+    return models.init(module, jax.random.key(seed), shape)
 
 
 def masked(variables, density, seed=0):

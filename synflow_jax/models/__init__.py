@@ -114,7 +114,27 @@ def build(
         )
     network = NETWORKS[name]
     module = network.make(num_classes=num_classes or network.num_classes)
-    # Without the forward pass, and leaf by leaf: one program for all compiles for minutes.
-    images = jax.ShapeDtypeStruct((1, *network.input_shape), jnp.float32)
-    variables = module.lazy_init(key, images)
+    variables = init(module, key, network.input_shape)
     return (*from_linen(module, variables), network.input_shape)
+
+
+def init(module: nn.Module, key: Key[Array, ""], input_shape: tuple[int, ...]) -> PyTree:
+    """The variables of a module at initialisation, drawn without a forward pass.
+
+    Leaf by leaf: as one program under `jax.jit` the draws of ResNet-1202 compile for
+    minutes, here they take seconds. The values are the same but for rounding.
+
+    Args:
+      module: called as ``module(images)``, with float32 images.
+      key: draws the parameters.
+      input_shape: of one image.
+
+    Returns:
+      What ``module.init`` returns.
+
+    Example:
+      >>> variables = init(MLP(num_classes=10), jax.random.key(0), (28, 28, 1))
+      >>> variables["params"]["linear1"]["kernel"].shape
+      (784, 100)
+    """
+    return module.lazy_init(key, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))

@@ -1,5 +1,6 @@
 """Selection where numbers are in double precision."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,3 +19,9 @@ def test_scores_of_both_precisions_agree_with_a_stable_sort(dtype, digits):
     for k in (0, 1, 777, 25_000, scores.size - 1, scores.size):
         kept = sj.keep_top({"w": jnp.asarray(scores)}, k)["w"]
         np.testing.assert_array_equal(np.flatnonzero(kept), np.sort(order[:k]))
+
+
+def test_a_traced_k_beyond_uint32_keeps_all():
+    keep = jax.jit(sj.keep_top)
+    assert bool(keep({"w": jnp.arange(5.0)}, jnp.int64(2**32))["w"].all())
+    assert not bool(keep({"w": jnp.arange(5.0)}, jnp.int64(-(2**32)))["w"].any())
