@@ -5,6 +5,11 @@ from collections.abc import Sequence
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from synflow_jax.models.layers import compiled
+
+_HE_NORMAL = compiled(nn.initializers.he_normal())
+_LECUN_NORMAL = compiled(nn.initializers.lecun_normal())
+
 
 class SmallConvNet(nn.Module):
     """3x3 convolutions of stride 2 with batch norm and ReLU, averaged over the image, and
@@ -29,12 +34,13 @@ class SmallConvNet(nn.Module):
                 strides=2,
                 padding=1,
                 use_bias=False,  # batch norm would take it off again
-                kernel_init=nn.initializers.he_normal(),
+                kernel_init=_HE_NORMAL,
                 name=f"conv{i}",
             )(x)
             x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name=f"bn{i}")(x)
             x = nn.relu(x)
-        return nn.Dense(self.num_classes, name="linear")(x.mean(axis=(1, 2)))
+        x = x.mean(axis=(1, 2))
+        return nn.Dense(self.num_classes, kernel_init=_LECUN_NORMAL, name="linear")(x)
 
 
 class LeNet(nn.Module):
@@ -57,12 +63,11 @@ class LeNet(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool = False
     ) -> Float[Array, "batch classes"]:
-        init = nn.initializers.he_normal()
         for i, channels in enumerate((20, 50), 1):
             x = nn.Conv(
-                channels, (5, 5), padding="VALID", kernel_init=init, name=f"conv{i}"
+                channels, (5, 5), padding="VALID", kernel_init=_HE_NORMAL, name=f"conv{i}"
             )(x)
             x = nn.max_pool(nn.relu(x), (2, 2), strides=(2, 2))
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(nn.Dense(500, kernel_init=init, name="linear1")(x))
-        return nn.Dense(self.num_classes, kernel_init=init, name="linear2")(x)
+        x = nn.relu(nn.Dense(500, kernel_init=_HE_NORMAL, name="linear1")(x))
+        return nn.Dense(self.num_classes, kernel_init=_HE_NORMAL, name="linear2")(x)

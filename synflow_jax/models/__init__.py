@@ -122,7 +122,8 @@ def init(module: nn.Module, key: Key[Array, ""], input_shape: tuple[int, ...]) -
     """The variables of a module at initialisation, drawn without a forward pass.
 
     Leaf by leaf: as one program under `jax.jit` the draws of ResNet-1202 compile for
-    minutes, here they take seconds. The values are the same but for rounding.
+    minutes, here they take seconds. The values are the same, to the bit for the networks
+    here; for initialisers that are not compiled by themselves but for rounding.
 
     Args:
       module: called as ``module(images)``, with float32 images.

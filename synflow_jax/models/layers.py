@@ -5,11 +5,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+
+def compiled(init):
+    """The same values in a program of any size, where XLA merges factors, and by itself."""
+    return jax.jit(init, static_argnums=(1, 2))
+
+
 # PyTorch's kaiming_normal_ for ReLU, and its default for layers that nobody initialises:
 # uniform in +-1/sqrt(fan_in).
-he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-torch_kernel = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
+he_fan_in = compiled(nn.initializers.variance_scaling(2.0, "fan_in", "normal"))
+he_fan_out = compiled(nn.initializers.variance_scaling(2.0, "fan_out", "normal"))
+torch_kernel = compiled(nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform"))
+small_normal = compiled(nn.initializers.normal(0.01))  # of networks for ImageNet
 
 
 def torch_bias(fan_in: int):

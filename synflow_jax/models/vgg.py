@@ -5,7 +5,13 @@ from typing import Literal
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from synflow_jax.models.layers import batch_norm, he_fan_in, he_fan_out, scaled_width
+from synflow_jax.models.layers import (
+    batch_norm,
+    he_fan_in,
+    he_fan_out,
+    scaled_width,
+    small_normal,
+)
 
 # Convolutions in each of the five groups; a 2x2 max-pooling follows each group.
 _DEPTHS = {
@@ -66,7 +72,7 @@ class VGG(nn.Module):
             pool = nn.avg_pool if cifar and group == 4 else nn.max_pool
             x = pool(x, (2, 2), (2, 2))
         x = x.reshape(x.shape[0], -1)
-        kernel_init = he_fan_in if cifar else nn.initializers.normal(0.01)
+        kernel_init = he_fan_in if cifar else small_normal
         for i, units in enumerate(_HIDDEN[self.form], 1):
             units = scaled_width(units, self.width)
             x = nn.relu(nn.Dense(units, kernel_init=kernel_init, name=f"linear{i}")(x))
