@@ -8,7 +8,7 @@ kernels, some ten times slower.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -254,9 +254,30 @@ def epoch_by_steps(
       plan, state, split, seed, number: as for `epoch`.
       on_step: called now and then with the number of steps done so far.
     """
+
+    def one(state, done, index):
+        return _jitted_step(plan, state, split, seed, number, index)
+
+    return step_by_step(one, state, batches(plan, split, seed, number), on_step)
+
+
+def step_by_step(
+    one: Callable[[State, int, Any], tuple[State, Float[Array, ""]]],
+    state: State,
+    batches: Iterable[Any],
+    on_step: Callable[[int], Any],
+) -> tuple[State, Float[Array, ""]]:
+    """The state after ``one(state, number, batch)`` for each batch, from 1; the mean loss.
+
+    Args:
+      one: a step; it returns the next state and its loss.
+      state: before the first.
+      batches: what each step gets.
+      on_step: as for `epoch_by_steps`.
+    """
     losses = []
-    for done, index in enumerate(batches(plan, split, seed, number), 1):
-        state, loss = _jitted_step(plan, state, split, seed, number, index)
+    for done, batch in enumerate(batches, 1):
+        state, loss = one(state, done, batch)
         losses.append(loss)
         # Calls return before their work is done; without waits a bar would run ahead.
         if done % 10 == 0:

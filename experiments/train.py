@@ -131,16 +131,14 @@ def train_streamed(
     whole = plan.settings.epochs
 
     def one(state, number):
-        losses = []
-        for done, batch in enumerate(batches(number), 1):
+        def step(state, done, batch):
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), done)
-            state, loss = _streamed_step(plan, state, *_shared(plan, batch), key)
-            losses.append(loss)
-            # As in `steps.epoch_by_steps`.
-            if done % 10 == 0:
-                loss.block_until_ready()
-                advance((number - 1 + done / plan.steps) / whole)
-        return state, jnp.stack(losses).mean()
+            return _streamed_step(plan, state, *_shared(plan, batch), key)
+
+        def on_step(done):
+            advance((number - 1 + done / plan.steps) / whole)
+
+        return steps.step_by_step(step, state, batches(number), on_step)
 
     def measure(state):
         right = total = 0

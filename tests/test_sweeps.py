@@ -10,7 +10,6 @@ import sys
 import types
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +17,7 @@ import pytest
 
 import synflow_jax as sj
 from experiments import command, data, methods, runs, sweeps
+from tests.training import Normed
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -378,16 +378,7 @@ def test_tensorboard_gets_the_numbers_of_each_epoch(tmp_path, monkeypatch, place
 # --- methods ------------------------------------------------------------------------------
 
 DENSITY = 0.2
-
-
-class Small(nn.Module):
-    """Compiles fast, and has what the methods have to mind: batch normalisation."""
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        x = nn.Dense(12)(x.reshape(len(x), -1))
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
-        return nn.Dense(10)(x)
+SMALL = Normed(units=12)  # compiles fast, and has what the methods have to mind
 
 
 @pytest.fixture(scope="module")
@@ -399,7 +390,7 @@ def digits():
 def problem(digits):
     with jax.numpy_dtype_promotion("standard"):
         batches = methods.batches(digits, 0, each=3, size=16)
-        return methods.problem(Small(), jax.random.key(0), (8, 8, 1), batches)
+        return methods.problem(SMALL, jax.random.key(0), (8, 8, 1), batches)
 
 
 @pytest.fixture(scope="module")

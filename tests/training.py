@@ -22,9 +22,11 @@ LONG = dataclasses.replace(SETTINGS, epochs=4)  # one for many tests: one compil
 class Normed(nn.Module):
     """With batch norm, and without convolutions, which take long to compile."""
 
+    units: int = 16
+
     @nn.compact
     def __call__(self, x, train=False):
-        x = nn.Dense(16)(x.reshape(len(x), -1))
+        x = nn.Dense(self.units)(x.reshape(len(x), -1))
         x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
         return nn.Dense(10)(x)
 
