@@ -26,7 +26,7 @@ from synflow_jax.interop import from_nnx as from_nnx
 from synflow_jax.interop import to_equinox as to_equinox
 from synflow_jax.interop import to_linen as to_linen
 from synflow_jax.interop import to_nnx as to_nnx
-from synflow_jax.interpreter import FlowError as FlowError
+from synflow_jax.jaxprs import FlowError as FlowError
 from synflow_jax.masks import all_kept as all_kept
 from synflow_jax.masks import apply_masks as apply_masks
 from synflow_jax.masks import count as count

@@ -21,7 +21,8 @@ from synflow_jax.equations import (
     origin_of,
     sees_kinds,
 )
-from synflow_jax.interpreter import FlowError, Settings, interpret
+from synflow_jax.interpreter import Settings, interpret
+from synflow_jax.jaxprs import FlowError
 from synflow_jax.rules import flow_rules
 from synflow_jax.trees import Params, cast_floating, leaf_names, scoring_dtype, widened
 from synflow_jax.units import units_of

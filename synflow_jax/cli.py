@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from synflow_jax import scores
 from synflow_jax.analysis import Row, summarize, unreached
 from synflow_jax.flow import log_flow
-from synflow_jax.interpreter import FlowError
+from synflow_jax.jaxprs import FlowError
 from synflow_jax.masks import apply_masks, load_masks, save_masks
 from synflow_jax.models import NETWORKS, build
 from synflow_jax.pruning import prune

@@ -16,16 +16,14 @@ from synflow_jax.equations import (
     plain_or_flow,
     sees_kinds,
 )
+from synflow_jax.jaxprs import called
 from synflow_jax.scaled import Scaled, normalised, nothing, power_of_two
 
 
 @sees_kinds
 def call(equation: Equation, *operands: Value):
     """A jitted or custom-derivative function: go inside."""
-    for name in ("jaxpr", "call_jaxpr"):
-        if name in equation.params:
-            return equation.inside(equation.params[name], *operands)
-    raise ValueError("its inner function could not be found.")
+    return equation.inside(called(equation.params), *operands)
 
 
 @sees_kinds

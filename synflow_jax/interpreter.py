@@ -1,11 +1,9 @@
 """Reads a traced network equation by equation and applies the rules."""
 
-import itertools
-import os
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,14 +22,11 @@ from synflow_jax.equations import (
     carries_flow,
     plain_or_flow,
 )
+from synflow_jax.jaxprs import FlowError, bind, evaluate, opened, parameters, user_line
 from synflow_jax.rules import CALLS, flow_rules
 from synflow_jax.scaled import normalised
 from synflow_jax.tokens import of_tokens, starting_rule
 from synflow_jax.trees import is_floating
-
-
-class FlowError(ValueError):
-    """A network that has no flow: it names the primitive and the line of the model."""
 
 
 class Settings(NamedTuple):
@@ -88,18 +83,8 @@ class _Interpreter(NamedTuple):
         ``line`` is where the model calls it: JAX forgets the callers of jitted functions
         that it has traced before.
         """
-        values: dict[core.Var, Value] = dict(zip(jaxpr.constvars, map(_as_array, consts)))
-        values.update(zip(jaxpr.invars, args))
-
-        def read(atom):
-            if isinstance(atom, core.Literal):
-                return np.asarray(atom.val, atom.aval.dtype)
-            return values[atom]
-
-        for eqn in jaxpr.eqns:
-            operands = [read(atom) for atom in eqn.invars]
-            values.update(zip(eqn.outvars, self.step(eqn, operands, line), strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+        step = functools.partial(self.step, line=line)
+        return evaluate(jaxpr, [*map(_as_array, consts)], args, step)
 
     def step(self, eqn: core.JaxprEqn, operands: list[Value], line: str) -> Sequence[Value]:
         name = eqn.primitive.name
@@ -123,13 +108,10 @@ class _Interpreter(NamedTuple):
         name = eqn.primitive.name
 
         def inside(inner, *operands):
-            if not isinstance(inner, core.ClosedJaxpr):
-                inner = core.ClosedJaxpr(inner, [])
-            here = _user_line(eqn) or line
-            return self.run(inner.jaxpr, inner.consts, operands, here)
+            return self.run(*opened(inner), operands, user_line(eqn) or line)
 
         if rule is None:
-            raise FlowError(_unknown(name, _user_line(eqn) or line))
+            raise FlowError(_unknown(name, user_line(eqn) or line))
         if not getattr(rule, "sees_kinds", False):
             operands = [plain_or_flow(operand) for operand in operands]
         settings = self.settings
@@ -139,7 +121,7 @@ class _Interpreter(NamedTuple):
 
         equation = Equation(
             name=name,
-            params=eqn.params,
+            params=parameters(eqn),
             out_shapes=[var.aval.shape for var in eqn.outvars],
             dtype=settings.dtype,
             size=settings.size or absolute,
@@ -154,7 +136,7 @@ class _Interpreter(NamedTuple):
         except ValueError as error:
             raise FlowError(
                 f"flow cannot pass the primitive `{name}`, called at "
-                f"{_user_line(eqn) or line}: {error}"
+                f"{user_line(eqn) or line}: {error}"
             ) from error
         if settings.finished is None:
             return outs
@@ -184,34 +166,3 @@ def _named(eqn: core.JaxprEqn) -> str:
 
 def _as_array(constant: Any) -> Array:
     return constant if isinstance(constant, jax.Array) else jnp.asarray(constant)
-
-
-def bind(eqn: core.JaxprEqn, operands: Sequence[Any]) -> list[Array]:
-    bound = eqn.primitive.get_bind_params(eqn.params)
-    # Before JAX 0.9 the functions among the parameters came apart, in a pair.
-    functions, params = bound if isinstance(bound, tuple) else ([], bound)
-    outs = eqn.primitive.bind(*functions, *operands, **params)
-    return outs if eqn.primitive.multiple_results else [outs]
-
-
-# Code that stands between the user's model and the primitive.
-_JAX, _FLAX = (
-    os.path.dirname(os.path.abspath(module.__file__)) + os.sep for module in (jax, flax)
-)
-
-
-def _user_line(eqn: core.JaxprEqn) -> str | None:
-    """File, line and function of the innermost frame outside JAX, Flax and this package."""
-    traceback = eqn.source_info.traceback
-    frames = traceback.frames if traceback else []
-    # The interpreter traces the model, so its own frames end the search; and so do those of
-    # JAX that trace a jitted function, whose callers may be of an earlier call.
-    ends = (__file__, os.path.join(_JAX, "_src", "linear_util.py"))
-    frames = list(itertools.takewhile(lambda f: f.file_name not in ends, frames))
-    # A model made of layers alone has no line of its own: then the layer's.
-    for libraries in ((_JAX, _FLAX), (_JAX,)):
-        for frame in frames:
-            if not frame.file_name.startswith(libraries):
-                function = frame.function_name.rsplit("<locals>.", 1)[-1]
-                return f"{frame.file_name}:{frame.line_num} ({function})"
-    return None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jax.extend import core
 
+from synflow_jax.jaxprs import parameters
 from synflow_jax.wires import MOVES, joined, placed, windows
 from synflow_jax.wiring import Flow, Network, Plain, Value, Weights, leaves_of, mover
 
@@ -17,7 +18,7 @@ from synflow_jax.wiring import Flow, Network, Plain, Value, Weights, leaves_of, 
 
 def dot_general(network: Network, eqn: core.JaxprEqn, left: Value, right: Value):
     """A layer, if weights of one leaf meet the flow. Two flows share what they make."""
-    (cl, cr), (bl, br) = eqn.params["dimension_numbers"]
+    (cl, cr), (bl, br) = parameters(eqn)["dimension_numbers"]
     shape, shapes = eqn.outvars[0].aval.shape, [atom.aval.shape for atom in eqn.invars]
     free = [
         [k for k in range(len(s)) if k not in (*c, *b)]
@@ -64,7 +65,7 @@ def conv_general_dilated(network: Network, eqn: core.JaxprEqn, image: Value, ker
     same weights."""
     if not isinstance(image, Flow) or isinstance(kernel, Flow):
         return mixing(network, eqn, image, kernel)
-    params, wires = eqn.params, network.wires
+    params, wires = parameters(eqn), network.wires
     numbers = params["dimension_numbers"]
     shape = eqn.invars[1].aval.shape
     ids = image.ids.transpose(numbers.lhs_spec)
@@ -94,7 +95,7 @@ def conv_general_dilated(network: Network, eqn: core.JaxprEqn, image: Value, ker
 def embedding(network: Network, eqn: core.JaxprEqn, table: Value, index: Value):
     """A table read at whole numbers: a layer from the input to the entries of a row."""
     shape, rows = eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape
-    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    numbers, sizes = parameters(eqn)["dimension_numbers"], parameters(eqn)["slice_sizes"]
     if not isinstance(table, Weights) or isinstance(index, Weights):
         network.spoil(table, index)
         return [network.source(shape)]
@@ -147,7 +148,7 @@ def multiply(network: Network, eqn: core.JaxprEqn, left: Value, right: Value):
 
 def power(network: Network, eqn: core.JaxprEqn, flow: Value, *exponent: Value):
     """A nonlinearity, or with a negative exponent a normaliser."""
-    if eqn.params.get("y", 1) < 0:
+    if parameters(eqn).get("y", 1) < 0:
         return gone(network, eqn, flow)
     return entrywise(network, eqn, flow)
 
@@ -178,27 +179,27 @@ def moving(network: Network, eqn: core.JaxprEqn, flow: Value, *places: Value):
 
 def split(network: Network, eqn: core.JaxprEqn, flow: Flow):
     """Consecutive pieces."""
-    ends = np.cumsum(eqn.params["sizes"])[:-1]
-    pieces = np.split(flow.ids, ends, eqn.params["axis"])
+    ends = np.cumsum(parameters(eqn)["sizes"])[:-1]
+    pieces = np.split(flow.ids, ends, parameters(eqn)["axis"])
     return [network.flow(piece, flow) for piece in pieces]
 
 
 def unstack(network: Network, eqn: core.JaxprEqn, flow: Flow):
     """Slices along an axis."""
-    rows = np.moveaxis(flow.ids, eqn.params["axis"], 0)
+    rows = np.moveaxis(flow.ids, parameters(eqn)["axis"], 0)
     return [network.flow(row, flow) for row in rows]
 
 
 def concatenate(network: Network, eqn: core.JaxprEqn, *operands: Value):
     """Arrays side by side, some of them without flow."""
     flows, arrays = _beside(eqn, operands)
-    return [network.flow(joined(arrays, eqn.params["dimension"]), *flows)]
+    return [network.flow(joined(arrays, parameters(eqn)["dimension"]), *flows)]
 
 
 def stack(network: Network, eqn: core.JaxprEqn, *operands: Value):
     """Arrays side by side along a new axis."""
     flows, arrays = _beside(eqn, operands)
-    axis = eqn.params["axis"]
+    axis = parameters(eqn)["axis"]
     arrays = [np.expand_dims(ids, axis) for ids in arrays]
     return [network.flow(joined(arrays, axis), *flows)]
 
@@ -213,21 +214,21 @@ def _beside(eqn: core.JaxprEqn, operands: Sequence[Value]):
 
 def reducing(network: Network, eqn: core.JaxprEqn, flow: Flow):
     """Sums and maxima over whole axes."""
-    axes = tuple(eqn.params["axes"])
+    axes = tuple(parameters(eqn)["axes"])
     return [network.flow(network.wires.along(flow.ids, axes).squeeze(axes), flow)]
 
 
 def cumulating(network: Network, eqn: core.JaxprEqn, flow: Flow):
     """Running sums: everything along the axis."""
-    one = network.wires.along(flow.ids, [eqn.params["axis"]])
+    one = network.wires.along(flow.ids, [parameters(eqn)["axis"]])
     return [network.flow(np.broadcast_to(one, flow.ids.shape), flow)]
 
 
 def pooling(network: Network, eqn: core.JaxprEqn, flow: Value, *init: Value):
     """What a window combines, whichever of it is the largest."""
-    if not isinstance(flow, Flow) or set(eqn.params["base_dilation"]) != {1}:
+    if not isinstance(flow, Flow) or set(parameters(eqn)["base_dilation"]) != {1}:
         return mixing(network, eqn, flow, *init)
-    seen = windows(flow.ids, eqn.params)
+    seen = windows(flow.ids, parameters(eqn))
     return [network.flow(network.wires.unite(*seen), flow)]
 
 

@@ -16,6 +16,7 @@ from jax.extend import core
 from jaxtyping import Array
 
 from synflow_jax.equations import Plain
+from synflow_jax.jaxprs import parameters
 
 Bind = Callable[[core.JaxprEqn, Sequence[Plain]], list[Array]]
 
@@ -23,7 +24,9 @@ Bind = Callable[[core.JaxprEqn, Sequence[Plain]], list[Array]]
 def evaluate(eqn: core.JaxprEqn, operands: Sequence[Plain], bind: Bind) -> list[Plain]:
     """The results of one equation."""
     name = eqn.primitive.name
-    if name == "convert_element_type" and _narrows(operands[0], eqn.params["new_dtype"]):
+    if name == "convert_element_type" and _narrows(
+        operands[0], parameters(eqn)["new_dtype"]
+    ):
         return [operands[0]]
     if any(_is_float(x) and x.dtype != v.aval.dtype for x, v in zip(operands, eqn.invars)):
         eqn, operands = _wide(eqn, operands)
@@ -63,7 +66,7 @@ def _inverts(eqn: core.JaxprEqn, operands: Sequence[Plain]) -> bool:
     if name == "pow":
         exponent = operands[1]
         return isinstance(exponent, np.ndarray | np.generic) and bool(np.all(exponent < 0))
-    return name == "rsqrt" or (name == "integer_pow" and eqn.params["y"] < 0)
+    return name == "rsqrt" or (name == "integer_pow" and parameters(eqn)["y"] < 0)
 
 
 def _is_float(value: Plain) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.extend import core
 from jaxtyping import PyTree
 
+from synflow_jax.jaxprs import called, evaluate, opened, parameters
 from synflow_jax.junctions import RULES, embedding, mixing
 from synflow_jax.rules import flow_rules
 from synflow_jax.wires import MOVES, classes, compact, joined
@@ -181,21 +182,17 @@ def interpret(
 ) -> list[Value]:
     """Reads a jaxpr, its arguments being values as above."""
 
-    def known(constant):
-        if isinstance(constant, jax.core.Tracer):
-            return Plain()
-        return Plain(value=lambda: constant)
+    def step(eqn, operands):
+        return _outcome(network, eqn, [*map(_value, operands)])
 
-    values: dict[core.Var, Value] = dict(zip(jaxpr.constvars, map(known, consts)))
-    values.update(zip(jaxpr.invars, args, strict=True))
+    return [*map(_value, evaluate(jaxpr, consts, args, step))]
 
-    def read(atom):
-        return known(atom.val) if isinstance(atom, core.Literal) else values[atom]
 
-    for eqn in jaxpr.eqns:
-        outs = _outcome(network, eqn, [read(atom) for atom in eqn.invars])
-        values.update(zip(eqn.outvars, outs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+def _value(x: Any) -> Value:
+    """A constant as a value."""
+    if isinstance(x, Flow | Weights | Plain):
+        return x
+    return Plain() if isinstance(x, jax.core.Tracer) else Plain(value=lambda: x)
 
 
 def _outcome(
@@ -236,11 +233,11 @@ _STARTS = ("gather", "dot_general", "conv_general_dilated")
 
 def call(network: Network, eqn: core.JaxprEqn, *operands: Value):
     """Goes inside, unless the function is one that `flow` takes for a nonlinearity."""
-    inner = eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
+    inner = called(parameters(eqn))
     flows = [x for x in operands if isinstance(x, Flow)]
     shapes = [v.aval.shape for v in eqn.outvars]
     if (
-        f"jit:{eqn.params.get('name')}" in flow_rules
+        f"jit:{parameters(eqn).get('name')}" in flow_rules
         and [x.ids.shape for x in flows] == shapes
         and not leaves_of(*operands)
         and not inner.consts
@@ -252,7 +249,7 @@ def call(network: Network, eqn: core.JaxprEqn, *operands: Value):
 def cond(network: Network, eqn: core.JaxprEqn, index: Value, *operands: Value):
     """Goes inside every branch; what one or another returns is one wire."""
     network.computed |= leaves_of(index)
-    branches = [_inside(network, b, operands) for b in eqn.params["branches"]]
+    branches = [_inside(network, b, operands) for b in parameters(eqn)["branches"]]
     return [_either(network, outs) for outs in zip(*branches, strict=True)]
 
 
@@ -266,7 +263,8 @@ def _either(network: Network, outs: Sequence[Value]) -> Value:
 
 def scan(network: Network, eqn: core.JaxprEqn, *operands: Value):
     """Step by step, so that weights stacked for the steps are layers one after another."""
-    params, length = eqn.params, eqn.params["length"]
+    params = parameters(eqn)
+    length = params["length"]
     start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
     consts, carry, xs = operands[:start], operands[start:stop], operands[stop:]
     steps = range(length)[::-1] if params["reverse"] else range(length)
@@ -304,9 +302,7 @@ def barrier(network: Network, eqn: core.JaxprEqn, *operands: Value):
 
 
 def _inside(network: Network, jaxpr: Any, operands: Sequence[Value]) -> list[Value]:
-    closed = isinstance(jaxpr, core.ClosedJaxpr)
-    inner, consts = (jaxpr.jaxpr, jaxpr.consts) if closed else (jaxpr, ())
-    return interpret(network, inner, consts, operands)
+    return interpret(network, *opened(jaxpr), operands)
 
 
 _CALLS = "jit pjit closed_call core_call remat2 checkpoint custom_jvp_call custom_vjp_call"

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from synflow_jax.jaxprs import bind, parameters
 from synflow_jax.wires import MOVES, Wires
 
 # --- what a value of the network may be ---------------------------------------------------
@@ -184,8 +185,7 @@ def _evaluated(eqn: core.JaxprEqn, operands: Sequence[Plain]) -> list[Value]:
     @functools.cache
     def run():
         values = [x.value() for x in operands]
-        outs = eqn.primitive.bind(*values, **eqn.params)
-        return outs if eqn.primitive.multiple_results else [outs]
+        return bind(eqn, values)
 
     if all(v.aval.size == 1 for v in eqn.outvars):
         run()  # counters of long loops would wait for each other in a long chain
@@ -230,7 +230,7 @@ def _weights(eqn: core.JaxprEqn, operands: Sequence[Value]) -> Weights | None:
     run = mover(eqn, others) if name in (*MOVES, "dynamic_slice", "gather") else None
     if run is None:
         return None
-    step = Step((name, eqn.params) if name in MOVES else None, run)
+    step = Step((name, parameters(eqn)) if name in MOVES else None, run)
     grown = result.size > eqn.invars[0].aval.size
     once = weights.once and name != "gather" and (name == "pad" or not grown)
     return weights._replace(steps=(*weights.steps, step), once=once)
@@ -255,7 +255,7 @@ def _is_zero(value: Value) -> bool:
 
 def mover(eqn: core.JaxprEqn, places: Sequence[Value]):
     """``run(array, fill)``, which does to an array what a move does; None if unknown."""
-    name, params = eqn.primitive.name, eqn.params
+    name, params = eqn.primitive.name, parameters(eqn)
     if name in MOVES:
         return lambda x, fill: MOVES[name](x, params, fill)
     if not all(isinstance(place, Plain) and place.value for place in places):

@@ -18,7 +18,7 @@ PUBLIC = sorted(
 )
 # Imports go downwards only: a module may import those before it.
 ORDER = (
-    "trees schedules counting scaled windows masks equations contractions structure "
+    "trees schedules jaxprs counting scaled windows masks equations contractions structure "
     "arithmetic control rules tokens plain interpreter loops flow paths wires wiring "
     "junctions units bound selection budget scores saliency controls balance allocations "
     "rounds certified_rounds pruning rewinding analysis collapse optim interop models "
