@@ -23,7 +23,7 @@ from rich.table import Table
 import synflow_jax as sj
 from benchmarks import measuring
 from synflow_jax import models
-from synflow_jax.flow import ones
+from synflow_jax.transform.network_flow import ones
 
 # Compiling ResNet-1202 takes minutes on either side; only --all includes these.
 GIANTS = ("resnet1202", "wide_resnet1202")

@@ -23,7 +23,7 @@ from experiments import runs, sweeps, tables
 from experiments.console import progress, say
 from experiments.sweeps import Row, Run
 from experiments.tables import Table
-from synflow_jax.cli import keep_programs
+from synflow_jax.xla.program_cache import keep_programs
 
 # smoke: seconds, to see that all works. cpu: what two processor cores do in hours at most.
 # paper: the setting of the paper, for an accelerator.

@@ -31,7 +31,7 @@ from experiments.figures import demo as figures
 from experiments.networks import SmallConvNet
 from experiments.settings import Settings
 from synflow_jax import models
-from synflow_jax.cli import keep_programs
+from synflow_jax.xla.program_cache import keep_programs
 
 
 @dataclasses.dataclass(frozen=True)

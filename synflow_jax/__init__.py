@@ -1,62 +1,159 @@
 """synflow_jax: pruning as pure functions over parameter pytrees."""
 
-from synflow_jax.allocations import balanced as balanced
-from synflow_jax.allocations import densities_of as densities_of
-from synflow_jax.allocations import erk as erk
-from synflow_jax.allocations import uniform as uniform
-from synflow_jax.analysis import collapsed as collapsed
-from synflow_jax.analysis import effective_masks as effective_masks
-from synflow_jax.analysis import summarize as summarize
-from synflow_jax.analysis import unreached as unreached
-from synflow_jax.balance import conservation as conservation
-from synflow_jax.collapse import connectivity as connectivity
-from synflow_jax.collapse import critical_compression as critical_compression
-from synflow_jax.collapse import fewest_weights as fewest_weights
-from synflow_jax.collapse import largest_compression as largest_compression
-from synflow_jax.controls import inverted as inverted
-from synflow_jax.controls import on_input as on_input
-from synflow_jax.controls import reinitialised as reinitialised
-from synflow_jax.controls import shuffled as shuffled
-from synflow_jax.controls import synflow_as_written as synflow_as_written
-from synflow_jax.flow import flow as flow
-from synflow_jax.flow import log_flow as log_flow
-from synflow_jax.interop import from_equinox as from_equinox
-from synflow_jax.interop import from_linen as from_linen
-from synflow_jax.interop import from_nnx as from_nnx
-from synflow_jax.interop import to_equinox as to_equinox
-from synflow_jax.interop import to_linen as to_linen
-from synflow_jax.interop import to_nnx as to_nnx
-from synflow_jax.jaxprs import FlowError as FlowError
-from synflow_jax.masks import all_kept as all_kept
-from synflow_jax.masks import apply_masks as apply_masks
-from synflow_jax.masks import count as count
-from synflow_jax.masks import load_masks as load_masks
-from synflow_jax.masks import save_masks as save_masks
-from synflow_jax.optim import freeze_pruned as freeze_pruned
-from synflow_jax.optim import mask_train_state as mask_train_state
-from synflow_jax.optim import replace_masks as replace_masks
-from synflow_jax.pruning import Pruner as Pruner
-from synflow_jax.pruning import counts_per_round as counts_per_round
-from synflow_jax.pruning import iterative as iterative
-from synflow_jax.pruning import prune as prune
-from synflow_jax.rewinding import RewindState as RewindState
-from synflow_jax.rewinding import train_and_prune as train_and_prune
-from synflow_jax.rules import flow_rules as flow_rules
-from synflow_jax.saliency import fisher as fisher
-from synflow_jax.saliency import gradient_norm as gradient_norm
-from synflow_jax.saliency import grasp as grasp
-from synflow_jax.saliency import ntk_sap as ntk_sap
-from synflow_jax.saliency import snip as snip
-from synflow_jax.schedules import certified as certified
-from synflow_jax.schedules import exponential as exponential
-from synflow_jax.schedules import linear as linear
-from synflow_jax.schedules import num_kept as num_kept
-from synflow_jax.scores import magnitude as magnitude
-from synflow_jax.scores import random as random
-from synflow_jax.scores import synflow as synflow
-from synflow_jax.scores import synflow_l2 as synflow_l2
-from synflow_jax.selection import keep_top as keep_top
-from synflow_jax.selection import keep_top_per_layer as keep_top_per_layer
-from synflow_jax.trees import is_kernel as is_kernel
-from synflow_jax.trees import leaf_names as leaf_names
-from synflow_jax.trees import matching as matching
+from synflow_jax.analysis import (
+    collapsed,
+    connectivity,
+    conservation,
+    critical_compression,
+    effective_masks,
+    largest_compression,
+    summarize,
+    unreached,
+)
+from synflow_jax.criteria import (
+    fisher,
+    gradient_norm,
+    grasp,
+    inverted,
+    magnitude,
+    ntk_sap,
+    on_input,
+    random,
+    reinitialised,
+    shuffled,
+    snip,
+    synflow,
+    synflow_as_written,
+    synflow_l2,
+)
+from synflow_jax.interop import (
+    from_equinox,
+    from_linen,
+    from_nnx,
+    to_equinox,
+    to_linen,
+    to_nnx,
+)
+from synflow_jax.mask_files import (
+    load_masks,
+    save_masks,
+)
+from synflow_jax.masks import (
+    all_kept,
+    apply_masks,
+    count,
+)
+from synflow_jax.paths.fewest import (
+    fewest_weights,
+)
+from synflow_jax.pruning import (
+    PruneInfo,
+    Pruner,
+    balanced,
+    certified,
+    counts_per_round,
+    densities_of,
+    erk,
+    exponential,
+    iterative,
+    linear,
+    num_kept,
+    prune,
+    uniform,
+)
+from synflow_jax.selection.top_k import (
+    keep_top,
+    keep_top_per_layer,
+)
+from synflow_jax.training import (
+    RewindState,
+    freeze_pruned,
+    mask_train_state,
+    replace_masks,
+    train_and_prune,
+)
+from synflow_jax.transform import (
+    FlowError,
+    flow,
+    flow_rules,
+    log_flow,
+)
+from synflow_jax.trees import (
+    is_kernel,
+    leaf_names,
+    matching,
+)
+
+__version__ = "0.2.0"
+
+__all__ = [
+    # Score functions: (params, masks) -> scores; higher means keep
+    "synflow",
+    "synflow_l2",
+    "magnitude",
+    "random",
+    "snip",
+    "grasp",
+    "fisher",
+    "gradient_norm",
+    "ntk_sap",
+    # Controls of an ablation
+    "inverted",
+    "on_input",
+    "reinitialised",
+    "shuffled",
+    "synflow_as_written",
+    # Pruning in rounds
+    "prune",
+    "iterative",
+    "Pruner",
+    "PruneInfo",
+    "counts_per_round",
+    "exponential",
+    "linear",
+    "certified",
+    "num_kept",
+    "uniform",
+    "erk",
+    "balanced",
+    "densities_of",
+    # Masks and parameters
+    "all_kept",
+    "apply_masks",
+    "count",
+    "save_masks",
+    "load_masks",
+    "is_kernel",
+    "matching",
+    "leaf_names",
+    "keep_top",
+    "keep_top_per_layer",
+    # Training under masks
+    "freeze_pruned",
+    "replace_masks",
+    "mask_train_state",
+    "train_and_prune",
+    "RewindState",
+    # The flow of a network
+    "flow",
+    "log_flow",
+    "flow_rules",
+    "FlowError",
+    # What masks leave of a network
+    "summarize",
+    "collapsed",
+    "effective_masks",
+    "unreached",
+    "connectivity",
+    "fewest_weights",
+    "largest_compression",
+    "critical_compression",
+    "conservation",
+    # Models of other libraries
+    "from_linen",
+    "to_linen",
+    "from_nnx",
+    "to_nnx",
+    "from_equinox",
+    "to_equinox",
+]

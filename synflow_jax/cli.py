@@ -17,15 +17,18 @@ import rich.table
 import tyro
 from jaxtyping import PyTree
 
-from synflow_jax import scores
-from synflow_jax.analysis import Row, summarize, unreached
-from synflow_jax.flow import log_flow
-from synflow_jax.jaxprs import FlowError
-from synflow_jax.masks import apply_masks, load_masks, save_masks
+from synflow_jax.analysis.effective import unreached
+from synflow_jax.analysis.summary import Row, summarize
+from synflow_jax.criteria import synaptic_flow as scores
+from synflow_jax.mask_files import load_masks, save_masks
+from synflow_jax.masks import apply_masks
 from synflow_jax.models import NETWORKS, build
-from synflow_jax.pruning import prune
-from synflow_jax.schedules import exponential, linear
+from synflow_jax.pruning.loop import prune
+from synflow_jax.pruning.schedules import exponential, linear
+from synflow_jax.transform.network_flow import log_flow
 from synflow_jax.trees import names_kernel
+from synflow_jax.xla.jaxprs import FlowError
+from synflow_jax.xla.program_cache import keep_programs
 
 
 class CommandError(Exception):
@@ -92,18 +95,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"synflow: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
-
-
-def keep_programs() -> None:
-    """Keeps compiled programs on disk, so that the next process need not compile them.
-
-    In ``~/.cache/synflow_jax``, unless JAX was told a place (JAX_COMPILATION_CACHE_DIR) or
-    not to (JAX_ENABLE_COMPILATION_CACHE=0).
-    """
-    place = os.path.expanduser("~/.cache/synflow_jax")
-    found = not place.startswith("~")  # a home for whoever runs this
-    if found and jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", place)
 
 
 def _prune(command: Prune) -> None:

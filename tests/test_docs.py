@@ -81,7 +81,8 @@ def test_the_examples_of_training_run(tmp_path, monkeypatch):
 
 def test_every_criterion_has_its_line():
     page = (DOCS / "criteria.md").read_text()
-    for module in ("scores", "saliency"):
-        for name in dir(sj):
-            if getattr(getattr(sj, name), "__module__", "") == f"synflow_jax.{module}":
+    for module in ("synaptic_flow", "baselines", "saliency"):
+        place = f"synflow_jax.criteria.{module}"
+        for name in sj.__all__:
+            if getattr(getattr(sj, name), "__module__", "") == place:
                 assert f"| `{name}(" in page, name

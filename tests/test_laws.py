@@ -10,7 +10,7 @@ import pytest
 import synflow_jax as sj
 from synflow_jax.models import MLP
 from tests import blocks, nets
-from tests.test_flow import mlp_weights
+from tests.transform.test_network_flow import mlp_weights
 
 WIDTHS = (4, 5, 5, 3)
 SHAPES = {str(i): s for i, s in enumerate(zip(WIDTHS, WIDTHS[1:]))}

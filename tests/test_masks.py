@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 import synflow_jax as sj
-from synflow_jax.counting import count_reaching, count_where
+from synflow_jax.xla.reductions import count_reaching, count_where
 from tests import nets
 
 

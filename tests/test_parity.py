@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from synflow_jax.flow import ones, total_flow
+from synflow_jax.transform.network_flow import ones, total_flow
 from tests import reference
 
 CASES = ["fc_mnist", "conv_cifar10", "resnet20_c10", *reference.SHIFTED]

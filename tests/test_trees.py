@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 import synflow_jax as sj
-from synflow_jax.trees import check_like, check_masks, prunable_leaves, widened
+from synflow_jax.precision import widened
+from synflow_jax.trees import check_like, check_masks, prunable_leaves
 
 PARAMS = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
 

@@ -15,7 +15,7 @@ from experiments import command, plots, published
 from experiments.sweeps import Row, by_run
 from experiments.tables import Table
 from synflow_jax import models
-from synflow_jax.rounds import WHOLE
+from synflow_jax.pruning.rounds import WHOLE
 
 # log10 of the largest number of float32, of which R goes beyond.
 _FLOAT32 = math.log10(float(np.finfo(np.float32).max))

@@ -1,0 +1,248 @@
+"""Where a network stops being connected: what must be kept, and what a criterion keeps.
+
+A network is connected if a path of weights that are not zero leads from its input to its
+output, which is R > 0. In a chain of layers that takes a weight in every layer. A shortcut
+takes the place of layers, and a weight in every layer need not make a path; so it is paths
+that are looked for here, and layers are only named.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from synflow_jax.analysis.effective import effective_masks
+from synflow_jax.analysis.summary import collapsed, summarize
+from synflow_jax.masks import apply_masks
+from synflow_jax.paths.fewest import NO_PATH, fewest_weights, is_connected
+from synflow_jax.pruning.loop import prune
+from synflow_jax.pruning.rounds import Scope
+from synflow_jax.pruning.schedules import Schedule, exponential
+from synflow_jax.transform import scaled
+from synflow_jax.transform.network_flow import ones, total_flow
+from synflow_jax.trees import Masks, Params, Prunable, ScoreFn, is_kernel, prunable_leaves
+
+
+class Connectivity(NamedTuple):
+    """What masks leave of a network, as `connectivity` reports it.
+
+    Attributes:
+      connected: whether a path of kept weights leads from input to output.
+      log_flow: natural logarithm of R; minus infinity if not connected, or if what is left
+        is lost in one array beside entries 2**100 times larger.
+      kept: prunable weights kept.
+      effective: those of them that lie on a path from input to output.
+      empty: names of the prunable leaves of which nothing is kept.
+      starved: names of the prunable leaves, empty or not, that no path runs through while
+        others connect the network. None if it is not connected.
+    """
+
+    connected: bool
+    log_flow: float
+    kept: int
+    effective: int
+    empty: list[str]
+    starved: list[str]
+
+    def __str__(self) -> str:
+        state = "connected" if self.connected else "disconnected"
+        line = f"{state}: {self.kept} weights kept, {self.effective} of them on a path"
+        if self.connected:
+            return line + f"; starved: {', '.join(self.starved) or 'none'}"
+        return line + f"; empty: {', '.join(self.empty) or 'none'}"
+
+
+def connectivity(
+    apply_fn: Callable[..., PyTree],
+    params: Params,
+    masks: Masks,
+    input_shape: PyTree,
+    *,
+    prunable: Prunable = is_kernel,
+) -> Connectivity:
+    """Whether masks leave a network connected, and what they cut off.
+
+    The paper calls it layer-collapse when a layer is empty. In a network with shortcuts an
+    empty layer may leave the network whole: SynFlow starves the shortcuts of residual
+    networks, since their branches carry nearly all of the flow. And a network may be cut
+    without an empty layer.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> y``, in evaluation mode.
+      params: a pytree of arrays.
+      masks: boolean leaves shaped like ``params``.
+      input_shape: as in `synflow`.
+      prunable: as in `prune`.
+
+    Returns:
+      A `Connectivity`, whose ``str`` is a line of text.
+
+    Raises:
+      ValueError: if ``masks`` does not mirror ``params``, no leaf is prunable, or the
+        network has no flow (`flow`).
+
+    Example:
+      >>> params = {"body/kernel": np.ones((1, 3)), "shortcut/kernel": np.ones((1, 3))}
+      >>> def apply_fn(params, x):
+      ...     return x @ params["body/kernel"] + x @ params["shortcut/kernel"]
+      >>> masks = {"body/kernel": np.array([[True, False, True]])}
+      >>> masks["shortcut/kernel"] = np.zeros((1, 3), bool)
+      >>> print(connectivity(apply_fn, params, masks, (1,)))
+      connected: 2 weights kept, 2 of them on a path; starved: shortcut/kernel
+    """
+    chosen = prunable_leaves(params, prunable)
+    masked = apply_masks(jax.tree.map(jnp.asarray, params), masks)
+    flow = _log_flow(apply_fn, masked, ones(input_shape))
+    live = effective_masks(apply_fn, params, masks, input_shape, prunable=prunable)
+    kept, effective = (
+        [row for row, yes in zip(summarize(params, m), chosen) if yes]
+        for m in (masks, live)
+    )
+    connected = is_connected(apply_fn, masked, input_shape)
+    return Connectivity(
+        connected=connected,
+        log_flow=float(flow),
+        kept=sum(row.kept for row in kept),
+        effective=sum(row.kept for row in effective),
+        empty=collapsed(params, masks, prunable=prunable),
+        starved=[r.name for r in effective if connected and r.size and not r.kept],
+    )
+
+
+def largest_compression(
+    apply_fn: Callable[..., PyTree],
+    params: Params,
+    input_shape: PyTree,
+    *,
+    prunable: Prunable = is_kernel,
+) -> float:
+    """The compression beyond which no pruning leaves a network connected.
+
+    ``log10(N / n)``, of N prunable weights and the fewest n that keep a path. For a chain
+    of L layers that is the paper's N / L; shortcuts allow more.
+
+    Args:
+      apply_fn, params, input_shape, prunable: as in `fewest_weights`, whose limits hold.
+
+    Returns:
+      A compression: log10 of one over the density. Infinite if a path meets no prunable
+      weight.
+
+    Raises:
+      ValueError: as `fewest_weights` does.
+
+    Example:
+      >>> params = {"a": {"kernel": np.ones((4, 5))}, "b": {"kernel": np.ones((5, 36))}}
+      >>> def chain(params, x):
+      ...     return x @ params["a"]["kernel"] @ params["b"]["kernel"]
+      >>> largest_compression(chain, params, (4,))
+      2.0
+
+    References:
+      Tanaka et al. 2020 (arXiv 2006.05467), section 3, the maximal compression.
+    """
+    fewest = fewest_weights(apply_fn, params, input_shape, prunable=prunable)
+    return _compression(params, prunable_leaves(params, prunable), fewest)
+
+
+def critical_compression(
+    score_fn: ScoreFn,
+    apply_fn: Callable[..., PyTree],
+    params: Params,
+    input_shape: PyTree,
+    *,
+    rounds: int = 100,
+    schedule: Schedule = exponential,
+    scope: Scope = "global",
+    prunable: Prunable = is_kernel,
+    regrow: bool = False,
+) -> float:
+    """The largest compression at which a criterion leaves a network connected.
+
+    Found by bisection on whole numbers of weights, so it takes about log2(N) runs of
+    `prune`, which is compiled once. Bisection takes for granted that a network which is
+    connected with k weights is so with more. That is true of criteria whose order of the
+    weights does not change, in one round or in many (`magnitude`, `random`); of others,
+    such as SynFlow in rounds, it is not a theorem. Whatever they do, at the compression
+    returned the network is connected, and with one weight less asked for it is not.
+
+    Args:
+      score_fn: the criterion.
+      apply_fn: ``apply_fn(params, x) -> y``, in evaluation mode.
+      params: a pytree of arrays.
+      input_shape: as in `synflow`.
+      rounds, schedule, scope, prunable, regrow: as in `prune`.
+
+    Returns:
+      A compression: log10 of one over the density. The paper's axiom of maximal critical
+      compression says that it should be `largest_compression`. Infinite if a path meets no
+      prunable weight.
+
+    Raises:
+      ValueError: if the network is not connected before it is pruned, or as `prune` does.
+      FloatingPointError: if a score is NaN or infinite.
+
+    Example:
+      >>> from synflow_jax.criteria import magnitude
+      >>> params = [{"kernel": np.full((1, 4), 9.0)}, {"kernel": np.ones((4, 24))}]
+      >>> def chain(params, x):
+      ...     return x @ params[0]["kernel"] @ params[1]["kernel"]
+      >>> critical = critical_compression(magnitude(), chain, params, (1,), rounds=1)
+      >>> round(100 / 10**critical)  # all 4 of the first layer, and 1 of the second
+      5
+
+    References:
+      Tanaka et al. 2020 (arXiv 2006.05467), section 3, critical compression.
+    """
+    chosen = prunable_leaves(params, prunable)
+    params = jax.tree.map(jnp.asarray, params)
+    if not is_connected(apply_fn, params, input_shape):
+        raise ValueError(NO_PATH)
+    if is_connected(apply_fn, _without(params, chosen), input_shape):
+        return math.inf
+    size = _size(params, chosen)
+    low, high, kept = 0, size, size
+    while high - low > 1:
+        # Half-way in compression: what is sought may be a handful out of millions.
+        k = max(low + 1, math.isqrt(low * high))
+        masks, info = prune(
+            score_fn,
+            params,
+            k / size,
+            rounds=rounds,
+            schedule=schedule,
+            scope=scope,
+            prunable=prunable,
+            regrow=regrow,
+        )
+        if is_connected(apply_fn, apply_masks(params, masks), input_shape):
+            high, kept = k, int(info.kept[-1])
+        else:
+            low = k
+    return _compression(params, chosen, kept)
+
+
+def _compression(params: Params, chosen: Sequence[bool], kept: int) -> float:
+    size = _size(params, chosen)
+    return math.log10(size / kept) if kept else math.inf
+
+
+def _size(params: Params, chosen: Sequence[bool]) -> int:
+    return sum(leaf.size for leaf, yes in zip(jax.tree.leaves(params), chosen) if yes)
+
+
+def _without(params: Params, chosen: Sequence[bool]) -> Params:
+    leaves, treedef = jax.tree.flatten(params)
+    leaves = [jnp.zeros_like(x) if yes else x for x, yes in zip(leaves, chosen)]
+    return jax.tree.unflatten(treedef, leaves)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_flow(
+    apply_fn: Callable[..., PyTree], params: Params, inputs: PyTree
+) -> Float[Array, ""]:
+    return scaled.log(total_flow(apply_fn, params, inputs))

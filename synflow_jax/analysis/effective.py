@@ -1,0 +1,114 @@
+"""Which weights lie on a path from input to output."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from synflow_jax.criteria.synaptic_flow import synflow
+from synflow_jax.masks import all_kept, apply_masks
+from synflow_jax.paths.reached import on_paths
+from synflow_jax.trees import (
+    Masks,
+    Params,
+    Prunable,
+    is_kernel,
+    leaf_names,
+    prunable_leaves,
+)
+
+
+def unreached(
+    apply_fn: Callable[..., PyTree],
+    params: Params,
+    input_shape: PyTree,
+    *,
+    prunable: Prunable = is_kernel,
+) -> list[str]:
+    """Names of the prunable leaves through which no flow passes before anything is pruned.
+
+    All their SynFlow scores are 0, so they are the first to be pruned, whole. Either the
+    output does not depend on them (a second head whose output is not returned), or a
+    parameter that is zero stands in the way: a kernel or a scale that starts at zero.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> y``.
+      params: a pytree of arrays.
+      input_shape: as in `synflow`.
+      prunable: as in `prune`. Biases score 0 in every network.
+
+    Returns:
+      Leaf names, in `jax.tree.leaves` order; leaves without entries are not among them.
+
+    Raises:
+      ValueError: if no leaf is prunable, or the network has no flow (`flow`).
+
+    Example:
+      >>> params = {"used": {"kernel": np.ones((2, 3))}, "not": {"kernel": np.ones((2, 3))}}
+      >>> unreached(lambda params, x: x @ params["used"]["kernel"], params, (2,))
+      ['not/kernel']
+    """
+    chosen = prunable_leaves(params, prunable)
+    params = jax.tree.map(jnp.asarray, params)
+    scores = jax.jit(synflow(apply_fn, input_shape))(params, all_kept(params))
+    return [
+        name
+        for name, score, yes in zip(leaf_names(params), jax.tree.leaves(scores), chosen)
+        if yes and score.size and not np.any(score)
+    ]
+
+
+def effective_masks(
+    apply_fn: Callable[..., PyTree],
+    params: Params,
+    masks: Masks,
+    input_shape: PyTree,
+    *,
+    prunable: Prunable = is_kernel,
+) -> Masks:
+    """The kept weights that still matter: those on a path of kept weights.
+
+    A weight whose every path from input to output meets a pruned weight has no influence
+    on the output, kept or not. Paths are followed from one weight to the next, in any
+    dtype and at any depth; how large the weights are does not count, but a parameter that
+    is 0 lets nothing through, a norm's scale included. Of max pooling, and of the larger of
+    two values, every entry counts. The flow of the network is the same under both masks.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> y``, in evaluation mode.
+      params: a pytree of arrays. To ask about the masks whatever the weights, replace
+        kernels that are zero by ones.
+      masks: boolean leaves shaped like ``params``.
+      input_shape: as in `synflow`.
+      prunable: as in `prune`; the masks of the leaves it refuses are returned as they are.
+
+    Returns:
+      Masks that keep what ``masks`` keeps or less.
+
+    Raises:
+      ValueError: if ``masks`` does not mirror ``params``, no leaf is prunable, or the
+        network has no flow (`flow`).
+
+    Example:
+      >>> params = {"a": {"kernel": np.ones((1, 2))}, "b": {"kernel": np.ones((2, 1))}}
+      >>> def apply_fn(params, x):
+      ...     return x @ params["a"]["kernel"] @ params["b"]["kernel"]
+      >>> masks = all_kept(params) | {"a": {"kernel": jnp.array([[True, False]])}}
+      >>> effective_masks(apply_fn, params, masks, (1,))["b"]["kernel"]
+      Array([[ True],
+             [False]], dtype=bool)
+
+    References:
+      Vysogorets and Kempe, "Connectivity Matters: Neural Network Pruning Through the Lens
+      of Effective Sparsity", JMLR 2023.
+    """
+    chosen = prunable_leaves(params, prunable)
+    alive = on_paths(apply_fn, apply_masks(params, masks), input_shape)
+    leaves, treedef = jax.tree.flatten(masks)
+    leaves = [
+        reached if yes else mask
+        for mask, reached, yes in zip(leaves, jax.tree.leaves(alive), chosen)
+    ]
+    return jax.tree.unflatten(treedef, leaves)

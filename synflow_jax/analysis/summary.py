@@ -1,0 +1,80 @@
+"""Read-only facts about masks and networks."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from synflow_jax.trees import (
+    Masks,
+    Params,
+    Prunable,
+    check_masks,
+    is_kernel,
+    leaf_names,
+    prunable_leaves,
+)
+
+
+class Row(NamedTuple):
+    """One leaf of the parameters, as `summarize` reports it."""
+
+    name: str
+    shape: tuple[int, ...]
+    size: int
+    kept: int
+    density: float
+
+
+def summarize(params: Params, masks: Masks) -> list[Row]:
+    """What is kept of every leaf.
+
+    Args:
+      params: a pytree of arrays.
+      masks: boolean leaves shaped like ``params``.
+
+    Returns:
+      A `Row` for each leaf, in `jax.tree.leaves` order; the density of an empty leaf is 1.
+
+    Raises:
+      ValueError: if ``masks`` does not mirror ``params``.
+
+    Example:
+      >>> masks = {"kernel": np.array([[True, False, False, False]])}
+      >>> summarize({"kernel": np.ones((1, 4))}, masks)
+      [Row(name='kernel', shape=(1, 4), size=4, kept=1, density=0.25)]
+    """
+    check_masks(masks, params)
+    rows = []
+    for name, mask in zip(leaf_names(params), jax.tree.leaves(masks)):
+        mask = np.asarray(mask)
+        kept = int(np.count_nonzero(mask))
+        density = kept / mask.size if mask.size else 1.0
+        rows.append(Row(name, mask.shape, mask.size, kept, density))
+    return rows
+
+
+def collapsed(params: Params, masks: Masks, *, prunable: Prunable = is_kernel) -> list[str]:
+    """Names of the prunable leaves that have lost all their weights.
+
+    The paper's layer-collapse. In a network with shortcuts an empty leaf need not cut the
+    network: `log_flow` of the masked parameters is finite where a path is left.
+
+    Args:
+      params: a pytree of arrays.
+      masks: boolean leaves shaped like ``params``.
+      prunable: as in `prune`.
+
+    Returns:
+      Leaf names, in `jax.tree.leaves` order.
+
+    Raises:
+      ValueError: if ``masks`` does not mirror ``params`` or no leaf is prunable.
+
+    Example:
+      >>> collapsed({"kernel": np.ones((1, 2))}, {"kernel": np.zeros((1, 2), bool)})
+      ['kernel']
+    """
+    rows = summarize(params, masks)
+    chosen = prunable_leaves(params, prunable)
+    return [r.name for r, yes in zip(rows, chosen) if yes and r.size and not r.kept]

@@ -1,0 +1,104 @@
+"""Flax NNX modules as ``(apply_fn, params)``, and back."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from synflow_jax.trees import Params, check_like
+
+
+def from_nnx(module: Any, **kwargs: Any) -> tuple[Callable[..., PyTree], Params]:
+    """A Flax NNX module as ``(apply_fn, params)``, in evaluation mode.
+
+    The pair is made from a copy on which ``module.eval()`` was called, so dropout is off
+    and batch normalisation uses its running averages; the module itself is left as it is.
+    Everything but the parameters (batch statistics, random state, ...) is held fixed at its
+    present value, so make the pair again when it has changed.
+
+    Args:
+      module: an ``nnx.Module`` that takes a batch.
+      kwargs: passed to every call of the module.
+
+    Returns:
+      ``apply_fn(params, *args) -> y``, pure, and the values of all ``nnx.Param`` as nested
+      dicts, named by attribute. A parameter that several layers share is one leaf, under
+      the first of its names: what it loses it loses in all of them.
+
+    Raises:
+      ValueError: if ``module`` is not an ``nnx.Module``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> apply_fn, params = from_nnx(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+      >>> apply_fn(params, jnp.ones((5, 2))).shape
+      (5, 3)
+      >>> {name: leaf.shape for name, leaf in params.items()}
+      {'bias': (3,), 'kernel': (2, 3)}
+    """
+    nnx = _nnx()
+    graphdef, params, rest = _split_nnx(module)
+    copy = nnx.merge(graphdef, params, rest, copy=True)
+    copy.eval()
+    graphdef, params, rest = _split_nnx(copy)
+
+    def apply_fn(values: Params, *args: Any) -> PyTree:
+        # Without the copy a module that writes to its variables would write to ours.
+        model = nnx.merge(graphdef, _with_values(params, values), rest, copy=True)
+        return model(*args, **kwargs)
+
+    return apply_fn, nnx.to_pure_dict(params)
+
+
+def to_nnx(module: Any, params: Params) -> Any:
+    """The way back from `from_nnx`: a copy of the module with other parameters.
+
+    ``nnx.Optimizer`` takes masks in the form of the module's own state:
+    ``freeze_pruned(nnx.state(to_nnx(module, masks), nnx.Param))``.
+
+    Args:
+      module: an ``nnx.Module``; left as it is.
+      params: leaves shaped like the parameters that `from_nnx` returned.
+
+    Returns:
+      A new module, in the mode (training, evaluation) of the given one.
+
+    Raises:
+      ValueError: if ``module`` is not an ``nnx.Module``, or ``params`` is not shaped like
+        its parameters.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> module = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+      >>> apply_fn, params = from_nnx(module)
+      >>> zero = to_nnx(module, jax.tree.map(jnp.zeros_like, params))
+      >>> float(zero(jnp.ones((1, 2))).sum()), float(jnp.abs(module.kernel[...]).sum()) > 0
+      (0.0, True)
+    """
+    nnx = _nnx()
+    graphdef, old, rest = _split_nnx(module)
+    check_like(params, nnx.to_pure_dict(old), name="params")
+    return nnx.merge(graphdef, _with_values(old, params), rest, copy=True)
+
+
+def _split_nnx(module: Any) -> tuple[Any, Any, Any]:
+    nnx = _nnx()
+    if not isinstance(module, nnx.Module):
+        raise ValueError(f"`module` must be an nnx.Module; got {type(module).__name__}.")
+    return nnx.split(module, nnx.Param, ...)
+
+
+def _with_values(state: Any, values: Params) -> Any:
+    """A copy of an NNX state with the values of a pure dict."""
+    state = jax.tree.map(lambda leaf: leaf, state)
+    _nnx().replace_by_pure_dict(state, values)
+    return state
+
+
+def _nnx() -> Any:
+    from flax import nnx  # half a second, and linen does without
+
+    return nnx

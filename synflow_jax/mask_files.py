@@ -1,0 +1,160 @@
+"""Masks on disk: one safetensors file, without pickle."""
+
+import json
+import math
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jaxtyping import Array, PyTree
+
+from synflow_jax.trees import Masks, check_like, leaf_names
+
+_FORMAT = "synflow_jax.masks.1"
+
+
+def save_masks(path: str | os.PathLike, masks: Masks) -> None:
+    """Writes masks to one safetensors file, one bit an entry; nothing is pickled.
+
+    The file appears whole or not at all. Other tools read it as a safetensors file of
+    uint8 arrays (`numpy.packbits`), one a leaf, named like the leaf.
+
+    Args:
+      path: the file; replaced if it exists.
+      masks: boolean leaves. Dicts, lists and tuples are written as such; any other
+        container is remembered by its leaves' names (see `load_masks`).
+
+    Raises:
+      ValueError: if a leaf is not boolean.
+    """
+    names = _tensor_names(masks)
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(masks)]
+    for name, leaf in zip(names, leaves):
+        if leaf.dtype != np.bool_:
+            raise ValueError(f"`masks` leaf `{name}` has dtype {leaf.dtype}, not bool.")
+    numbered = jax.tree.unflatten(jax.tree.structure(masks), range(len(leaves)))
+    metadata = {
+        "format": _FORMAT,
+        "names": json.dumps(names),
+        "shapes": json.dumps([leaf.shape for leaf in leaves]),
+        "structure": json.dumps(_described(numbered)),
+    }
+    packed = {name: np.packbits(leaf) for name, leaf in zip(names, leaves)}
+    path = pathlib.Path(path).absolute()
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(safetensors.numpy.save(packed, metadata))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_masks(path: str | os.PathLike, like: PyTree | None = None) -> Masks:
+    """Reads masks that `save_masks` wrote.
+
+    Args:
+      path: the file.
+      like: parameters (or masks) with the same leaf names, whose containers to use.
+        Needed only for containers other than dicts with string or integer keys, lists and
+        tuples, which otherwise come back as a flat dict of leaf names.
+
+    Returns:
+      Boolean leaves.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file is truncated or holds something else, or if the masks do
+        not fit ``like``.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no masks file {os.fspath(path)!r}.")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise ValueError("its metadata does not say it holds masks")
+            names = json.loads(metadata["names"])
+            shapes = [tuple(shape) for shape in json.loads(metadata["shapes"])]
+            structure = json.loads(metadata["structure"])
+            leaves = [
+                _unpacked(file.get_tensor(name), shape)
+                for name, shape in zip(names, shapes, strict=True)
+            ]
+            numbered = dict(zip(names, range(len(names))))
+            if structure is not None:
+                numbered = _rebuilt(structure)
+            if sorted(jax.tree.leaves(numbered)) != list(range(len(names))):
+                raise ValueError("its structure does not hold each leaf once")
+    except (
+        *(safetensors.SafetensorError, ValueError, OSError),
+        *(KeyError, IndexError, TypeError, RecursionError),
+    ) as error:
+        raise ValueError(
+            f"{os.fspath(path)!r} is not a masks file written by save_masks, or it is "
+            f"damaged: {error}"
+        ) from error
+    if like is None:
+        return jax.tree.map(lambda number: leaves[number], numbered)
+    treedef = jax.tree.structure(like)
+    if treedef.num_leaves != len(leaves):
+        raise ValueError(
+            f"`like` has {treedef.num_leaves} leaves, but {os.fspath(path)!r} holds "
+            f"{len(leaves)}."
+        )
+    if _tensor_names(like) != names:
+        raise ValueError(
+            f"`like` has the leaves {', '.join(_tensor_names(like))}, but "
+            f"{os.fspath(path)!r} holds {', '.join(names)}."
+        )
+    masks = jax.tree.unflatten(treedef, leaves)
+    check_like(masks, like, name="masks")
+    return masks
+
+
+def _tensor_names(tree: PyTree) -> list[str]:
+    """The leaves' names, numbered where they would not do as names in a file."""
+    names = leaf_names(tree)
+    if len(set(names)) < len(names) or "__metadata__" in names:  # {"a/b": m, "a": {"b": m}}
+        names = [f"{i}:{name}" for i, name in enumerate(names)]
+    return names
+
+
+def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> Array:
+    if any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"a leaf has the shape {shape}")
+    size = math.prod(shape)
+    if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
+        raise ValueError(f"a leaf of shape {shape} has {bits.shape} bytes of {bits.dtype}")
+    return jnp.asarray(np.unpackbits(bits, count=size).astype(bool).reshape(shape))
+
+
+def _described(tree: PyTree) -> list | int | None:
+    """Nested plain containers of leaf numbers as JSON; None for any other container."""
+    if type(tree) is int:
+        return tree
+    if type(tree) is dict:
+        parts = [(key, _described(value)) for key, value in tree.items()]
+        plain = all(type(key) in (str, int) for key in tree)  # NNX numbers its lists
+    elif type(tree) in (list, tuple):
+        parts = [_described(value) for value in tree]
+        plain = True
+    else:
+        return None
+    values = [part[1] for part in parts] if type(tree) is dict else parts
+    if not plain or any(value is None for value in values):
+        return None
+    return [type(tree).__name__, parts]
+
+
+def _rebuilt(described: list | int) -> PyTree:
+    """What `_described` was given."""
+    if isinstance(described, int):
+        return described
+    kind, parts = described
+    if kind == "dict":
+        return {key: _rebuilt(value) for key, value in parts}
+    return {"list": list, "tuple": tuple}[kind](_rebuilt(part) for part in parts)

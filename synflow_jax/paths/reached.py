@@ -1,0 +1,148 @@
+"""Which parameters lie on a path from input to output: the flow with every number 0 or 1.
+
+A float cannot hold one thin path beside the 2**200 paths of the wide layers around it. So
+here the size of every parameter, every value and every gradient counts as 1, after each
+equation of the network: a value is 1 where any flow arrives, its gradient is 1 where any
+flow goes on from it, and nothing can get lost.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from synflow_jax.precision import cast_floating, scoring_dtype, split_floating, widened
+from synflow_jax.transform.elementwise import add, maximum
+from synflow_jax.transform.interpreter import Settings, interpret
+from synflow_jax.transform.network_flow import log_flow, ones
+from synflow_jax.transform.rules import flow_rules
+from synflow_jax.transform.scaled import Scaled
+from synflow_jax.transform.structural import pooled_entries
+from synflow_jax.transform.values import (
+    Equation,
+    Flowing,
+    Value,
+    carries_flow,
+    plain_or_flow,
+    sees_kinds,
+)
+from synflow_jax.trees import Masks, Params
+
+
+def on_paths(apply_fn: Callable[..., PyTree], params: Params, input_shape: PyTree) -> Masks:
+    """Whether each parameter lies on a path from input to output.
+
+    In exact arithmetic these are the parameters whose synflow score is not 0, but for max
+    pooling: there every entry of a window passes, not the largest alone.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> y``.
+      params: a pytree of arrays.
+      input_shape: as in `synflow_jax.synflow`.
+
+    Returns:
+      Boolean leaves shaped like ``params``; False for those that hold no floating numbers,
+      for parameters that are 0 and for those that the flow drops (biases).
+
+    Raises:
+      ValueError: as `flow` does.
+
+    Example:
+      >>> params = {"a": jnp.array([[1e-30, 0.0]]), "b": jnp.array([[2.0], [3.0]])}
+      >>> on_paths(lambda p, x: x @ p["a"] @ p["b"], params, (1,))["b"]
+      Array([[ True],
+             [False]], dtype=bool)
+    """
+    # Raises what flow raises, with the line of the model.
+    jax.eval_shape(lambda params: log_flow(apply_fn, params, input_shape), params)
+    wide = widened(params)
+    weights, merged = split_floating(wide)
+    dtype = scoring_dtype(*jax.tree.leaves(wide))
+    inputs = cast_floating(ones(input_shape), dtype)
+
+    def size(parameter):
+        return _connects(jnp.asarray(parameter).astype(dtype))
+
+    rules = {**flow_rules, **_UNIONS}
+    settings = Settings(jnp.dtype(dtype), rules=rules, size=size, finished=_rounded)
+
+    @jax.jit
+    def gradients(weights):
+        def outputs_reached(weights):
+            outs = interpret(apply_fn, merged(weights), (inputs,), settings)
+            outs = jax.tree.leaves(outs, is_leaf=lambda x: isinstance(x, Scaled))
+            flows = [out.mantissa for out in outs if isinstance(out, Scaled)]
+            return sum(map(jnp.sum, flows), jnp.zeros((), dtype))
+
+        return jax.grad(outputs_reached)(weights)
+
+    alive = [(found != 0) & (w != 0) for found, w in zip(gradients(weights), weights)]
+    return merged(alive, lambda leaf: jnp.zeros(jnp.shape(leaf), bool))
+
+
+# --- zeros and ones -----------------------------------------------------------------------
+
+
+def _ones_where_reached(count: Array) -> Array:
+    # A sum of ones, or of halves where two flows are multiplied; negative for a divisor.
+    # Convolutions by transforms miss zero a little.
+    return (jnp.abs(count) > 0.25).astype(count.dtype)
+
+
+@jax.custom_vjp
+def _reached(count: Array) -> Array:
+    """1 where any flow arrives; its gradient is 1 where any flow goes on."""
+    return _ones_where_reached(count)
+
+
+_reached.defvjp(
+    lambda count: (_ones_where_reached(count), None),
+    lambda _, gradient: (_ones_where_reached(gradient),),
+)
+
+
+@jax.custom_vjp
+def _connects(parameter: Array) -> Array:
+    """1 for any size but 0; its gradient is 1 where flow goes on, with the size's sign."""
+    return (parameter != 0).astype(parameter.dtype)
+
+
+_connects.defvjp(
+    lambda parameter: (_connects(parameter), jnp.sign(parameter)),
+    lambda sign, gradient: (sign * _ones_where_reached(gradient),),
+)
+
+
+def _rounded(value: Flowing) -> Flowing:
+    mantissa, exponent = plain_or_flow(value)
+    count = mantissa * jnp.exp2(exponent.astype(mantissa.dtype))
+    flow = Scaled(_reached(count), jnp.zeros_like(exponent))
+    return flow if isinstance(value, Scaled) else value._replace(flow=flow)
+
+
+# --- choices: every entry may be the one that is chosen -----------------------------------
+
+
+def _reduce_window_max(equation: Equation, flow: Scaled) -> list[Scaled]:
+    entries = pooled_entries(equation, flow, fill=0.0)
+    return [Scaled(sum(entries[1:], entries[0]), flow.exponent)]
+
+
+def _reduce_max(equation: Equation, flow: Scaled) -> list[Scaled]:
+    return [Scaled(jnp.sum(flow.mantissa, axis=equation.params["axes"]), flow.exponent)]
+
+
+@sees_kinds
+def _maximum(equation: Equation, left: Value, right: Value) -> Sequence[Value]:
+    both = carries_flow(left) and carries_flow(right)
+    return (add if both else maximum)(equation, left, right)
+
+
+_UNIONS = {
+    "max": _maximum,
+    "min": _maximum,
+    "reduce_max": _reduce_max,
+    "reduce_min": _reduce_max,
+    "reduce_window_max": _reduce_window_max,
+}

@@ -1,0 +1,279 @@
+"""The loop: score, select, again, in one compilation for all rounds."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Integer, PyTree
+
+from synflow_jax.masks import all_kept
+from synflow_jax.pruning.allocations import Allocation, whole_counts
+from synflow_jax.pruning.certified_rounds import Certified, certified, certified_rounds
+from synflow_jax.pruning.rounds import PruneInfo, Scope, check_finite, one_round
+from synflow_jax.pruning.schedules import Schedule, check_rounds, exponential, num_kept
+from synflow_jax.trees import (
+    Masks,
+    Params,
+    Prunable,
+    ScoreFn,
+    is_kernel,
+    leaf_names,
+    prunable_leaves,
+)
+from synflow_jax.xla.batching import one_by_one
+
+
+class PruneState(NamedTuple):
+    """What one round hands to the next, and nothing else."""
+
+    masks: Masks  # boolean leaves shaped like the parameters; True = kept
+
+
+class Pruner(NamedTuple):
+    """A pair of pure functions, in the manner of `optax.GradientTransformation`.
+
+    Attributes:
+      init: ``init(params) -> state`` with everything kept.
+      step: ``step(state, params, k) -> (state, info)``, one round that leaves the counts
+        ``k`` (see `iterative`).
+    """
+
+    init: Callable[[Params], PruneState]
+    step: Callable[[PruneState, Params, PyTree], tuple[PruneState, PruneInfo]]
+
+
+def iterative(
+    score_fn: ScoreFn,
+    *,
+    scope: Scope = "global",
+    prunable: Prunable = is_kernel,
+    regrow: bool = False,
+) -> Pruner:
+    """One round of pruning as a pair of pure functions; `prune` is a scan over it.
+
+    Use it to write a loop of your own: rounds between epochs of training, or a batch of
+    densities by `jax.vmap` over the counts (`counts_per_round` makes them).
+
+    Args:
+      score_fn: the criterion.
+      scope: ``"global"``: one ranking over all prunable weights; ``k`` is one count.
+        ``"layer"``: one ranking a leaf; ``k`` has one count for each prunable leaf.
+      prunable: ``prunable(path, leaf) -> bool``; leaves it refuses stay whole.
+      regrow: as in `prune`.
+
+    Returns:
+      A `Pruner`. Without ``regrow`` a pruned weight never returns, whatever its score.
+
+    Example:
+      >>> from synflow_jax.criteria import magnitude
+      >>> pruner = iterative(magnitude())
+      >>> params = {"kernel": jnp.array([[1.0, -3.0, 2.0]])}
+      >>> state, info = pruner.step(pruner.init(params), params, 2)
+      >>> state.masks["kernel"]
+      Array([[False,  True,  True]], dtype=bool)
+    """
+    _check_scope(scope)
+
+    def init(params: Params) -> PruneState:
+        return PruneState(all_kept(params))
+
+    def step(state: PruneState, params: Params, k: PyTree):
+        chosen = prunable_leaves(params, prunable)
+        one = functools.partial(one_round, score_fn, scope, chosen, regrow)
+        masks, info = one_by_one(one)(params, state.masks, k)
+        return PruneState(masks), info
+
+    return Pruner(init, step)
+
+
+def prune(
+    score_fn: ScoreFn,
+    params: Params,
+    density: float,
+    *,
+    rounds: int = 100,
+    schedule: Schedule | Certified = exponential,
+    scope: Scope = "global",
+    allocation: Allocation | None = None,
+    prunable: Prunable = is_kernel,
+    regrow: bool = False,
+    on_round: Callable[[PruneInfo], None] | None = None,
+) -> tuple[Masks, PruneInfo]:
+    """Prunes to a density in rounds: score, keep the best, score what is left.
+
+    One jitted scan: it compiles once for all rounds and every density, and again only for
+    another ``score_fn`` object, other shapes or another number of rounds; so make the
+    criterion once and reuse it. It works inside `jax.jit` and under `jax.vmap` over a batch
+    of parameters, keys or data; on a CPU the elements of a batch are pruned one by one.
+
+    Args:
+      score_fn: the criterion, such as ``synflow(apply_fn, input_shape)``.
+      params: a pytree of arrays.
+      density: fraction of the prunable weights kept, in (0, 1]: 0.01 is a compression of
+        10^2.
+      rounds: number of rounds, the paper's n. With 1 even SynFlow disconnects networks.
+      schedule: ``schedule(density, rounds) -> densities``, such as `exponential`; or
+        `certified`, which finds the number of rounds itself.
+      scope: ``"global"``: one ranking over all prunable weights. ``"layer"``: one ranking a
+        leaf, each leaf pruned to the density.
+      allocation: how many weights each leaf keeps, such as `uniform`, `erk`, `balanced` or
+        ``densities_of(masks)``; the criterion then chooses within the leaves.
+      prunable: ``prunable(path, leaf) -> bool``, the path being the leaf's name such as
+        ``"Dense_0/kernel"``; leaves it refuses stay whole and do not count.
+      regrow: let pruned weights return in later rounds, if their score is among the
+        highest: rounds in the manner of FORCE. Only `snip` and its kin say what a pruned
+        weight is worth; the other criteria score it 0.
+      on_round: called on the host after each round with that round's `PruneInfo`, to show
+        progress. The rounds are then dispatched one at a time. Not under jit or vmap.
+
+    Returns:
+      ``(masks, info)``: boolean leaves shaped like ``params``, True = kept, with exactly
+      ``num_kept(size, density)`` prunable weights kept (in each leaf for scope "layer");
+      and a `PruneInfo` whose arrays have a leading axis ``rounds``. A `certified` schedule
+      has as many rounds as it took; under jit and vmap `MAX_ROUNDS`, the last ones without
+      effect. It keeps more weights where nothing more can go.
+
+    Raises:
+      ValueError: if an argument is out of range, no leaf is prunable, or the criterion
+        does not return scores shaped like the parameters; with `certified`, if the
+        criterion is not synflow, or if its scores do not bound what their removal removes
+        (attention, gates), naming the line.
+      FloatingPointError: if a score is NaN or infinite (not under jit or vmap, where
+        ``info.nonfinite`` reports it).
+
+    Example:
+      >>> from synflow_jax.criteria import synflow
+      >>> score = synflow(lambda params, x: x @ params["kernel"], input_shape=(2,))
+      >>> params = {"kernel": jnp.array([[1.0, -2.0], [-3.0, 4.0]])}
+      >>> masks, info = prune(score, params, 0.5, rounds=2)
+      >>> masks["kernel"]
+      Array([[False, False],
+             [ True,  True]], dtype=bool)
+      >>> info.kept
+      Array([3, 2], dtype=int32)
+
+    References:
+      Tanaka et al. 2020 (arXiv 2006.05467), Algorithm 1. Rounds with regrowth: de Jorge et
+      al., "Progressive Skeletonization: Trimming more fat from a network at
+      initialization", ICLR 2021 (FORCE).
+    """
+    params = jax.tree.map(jnp.asarray, params)
+    chosen = tuple(prunable_leaves(params, prunable))
+    if schedule is certified:
+        raise ValueError("`schedule` is certified(), with or without a ratio.")
+    if isinstance(schedule, Certified):
+        if scope != "global" or allocation is not None or regrow:
+            raise ValueError(
+                "a `certified` schedule ranks all weights together and lets none return: "
+                '`scope` is "global", `allocation` None and `regrow` False.'
+            )
+        ratio = schedule.max_ratio
+        return certified_rounds(score_fn, chosen, params, density, ratio, on_round)
+    counts = counts_per_round(
+        params,
+        density,
+        rounds,
+        schedule=schedule,
+        scope=scope,
+        allocation=allocation,
+        prunable=prunable,
+    )
+    scope = "global" if counts.ndim == 1 else "layer"
+    if on_round is None:
+        masks, info = _all_rounds(score_fn, scope, chosen, regrow, params, counts)
+        check_finite(info, params, first=1)
+        return masks, info
+    masks, infos = all_kept(params), []
+    for i in range(len(counts)):
+        one = counts[i : i + 1]
+        masks, info = _rounds(score_fn, scope, chosen, regrow, params, masks, one)
+        check_finite(info, params, first=i + 1)
+        infos.append(info)
+        on_round(jax.tree.map(lambda x: x[0], info))
+    return masks, jax.tree.map(lambda *xs: jnp.concatenate(xs), *infos)
+
+
+def counts_per_round(
+    params: Params,
+    density: float,
+    rounds: int,
+    *,
+    schedule: Schedule | Certified = exponential,
+    scope: Scope = "global",
+    allocation: Allocation | None = None,
+    prunable: Prunable = is_kernel,
+) -> Integer[np.ndarray, "rounds *leaves"]:
+    """Whole numbers of weights to keep after each round, computed on the host.
+
+    Args:
+      params: a pytree of arrays, of which only names, shapes and dtypes are read.
+      density, rounds, schedule, scope, allocation, prunable: as in `prune`, but for
+        `certified`, whose counts are found in the rounds.
+
+    Returns:
+      ``[rounds]`` for scope "global"; ``[rounds, prunable leaves]`` for scope "layer" and
+      with an allocation.
+
+    Raises:
+      ValueError: if an argument is out of range or no leaf is prunable.
+
+    Example:
+      >>> counts_per_round({"kernel": jnp.ones((10, 10))}, 0.01, 2)
+      array([10,  1], dtype=uint32)
+    """
+    _check_scope(scope)
+    check_rounds(rounds)
+    rounds = int(rounds)
+    chosen = prunable_leaves(params, prunable)
+    named = zip(leaf_names(params), jax.tree.leaves(params), chosen)
+    leaves = [(name, leaf) for name, leaf, yes in named if yes]
+    sizes = [leaf.size for _, leaf in leaves]
+    if isinstance(schedule, Certified):
+        raise ValueError("a `certified` schedule finds its counts in the rounds.")
+    densities = schedule(density, rounds)
+    if np.shape(densities) != (rounds,):
+        raise ValueError(
+            f"`schedule` must return one density for each of the {rounds} rounds; it "
+            f"returned shape {np.shape(densities)}."
+        )
+    if allocation is not None:
+        if scope != "global":
+            raise ValueError('`scope` is not "layer" with an `allocation` of its own.')
+        shapes = {name: leaf.shape for name, leaf in leaves}
+        if len(shapes) < len(leaves):
+            raise ValueError(
+                f"two leaves have one name: {', '.join(n for n, _ in leaves)}."
+            )
+        totals = [num_kept(sum(sizes), d) for d in densities]
+        counts = whole_counts(allocation, shapes, totals)
+    elif scope == "global":
+        counts = [num_kept(sum(sizes), d) for d in densities]
+    else:
+        counts = [[num_kept(size, d) for size in sizes] for d in densities]
+    return np.asarray(counts, np.uint32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _all_rounds(score_fn, scope, chosen, regrow, params, counts):
+    def rounds(params, counts):
+        masks = all_kept(params)
+        return _rounds(score_fn, scope, chosen, regrow, params, masks, counts)
+
+    return one_by_one(rounds)(params, counts)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
+def _rounds(score_fn, scope, chosen, regrow, params, masks, counts):
+    def one(masks, k):
+        return one_round(score_fn, scope, chosen, regrow, params, masks, k)
+
+    return lax.scan(one, masks, counts)
+
+
+def _check_scope(scope: str) -> None:
+    if scope not in ("global", "layer"):
+        raise ValueError(f'`scope` is "global" or "layer"; got {scope!r}.')

@@ -1,0 +1,1 @@
+"""Scores to masks: exactly k weights, without a sort."""

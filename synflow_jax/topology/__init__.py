@@ -1,0 +1,1 @@
+"""Which weights join which units, read from the jaxpr."""

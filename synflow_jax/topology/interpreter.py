@@ -1,0 +1,161 @@
+"""Reads a jaxpr equation by equation and follows its wires, into calls and loops too."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from synflow_jax.topology.rules import RULES, embedding, mixing
+from synflow_jax.topology.values import (
+    Flow,
+    Network,
+    Plain,
+    Step,
+    Value,
+    Weights,
+    leaves_of,
+    plain,
+)
+from synflow_jax.topology.wires import MOVES, joined
+from synflow_jax.transform.rules import flow_rules
+from synflow_jax.xla.jaxprs import called, evaluate, opened, parameters
+
+
+def interpret(
+    network: Network, jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Value]
+) -> list[Value]:
+    """Reads a jaxpr, its arguments being values as above."""
+
+    def step(eqn, operands):
+        return _outcome(network, eqn, [*map(_value, operands)])
+
+    return [*map(_value, evaluate(jaxpr, consts, args, step))]
+
+
+def _value(x: Any) -> Value:
+    """A constant as a value."""
+    if isinstance(x, Flow | Weights | Plain):
+        return x
+    return Plain() if isinstance(x, jax.core.Tracer) else Plain(value=lambda: x)
+
+
+def _outcome(
+    network: Network, eqn: core.JaxprEqn, operands: list[Value]
+) -> Sequence[Value]:
+    name = eqn.primitive.name
+    if name in CONTROL:
+        return CONTROL[name](network, eqn, *operands)
+    floating = [jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars]
+    data = any(isinstance(x, Flow) or (isinstance(x, Plain) and x.data) for x in operands)
+    if not any(floating) and data:  # a comparison, an index
+        return [Plain(data=True)] * len(floating)
+    flows = any(isinstance(x, Flow) for x in operands)
+    if name in _STARTS and not flows and data and leaves_of(*operands):
+        # Weights chosen by whole numbers, the tokens: the flow starts at them.
+        if name == "gather":
+            return embedding(network, eqn, *operands)
+        operands = [
+            network.source(atom.aval.shape) if isinstance(x, Plain) and x.data else x
+            for x, atom in zip(operands, eqn.invars)
+        ]
+        flows = True
+    if flows:
+        outs = RULES.get(name, mixing)(network, eqn, *operands)
+    else:
+        outs = plain(eqn, operands)
+    return [
+        out if f or not isinstance(out, Flow) else Plain(data=True)
+        for f, out in zip(floating, outs, strict=True)
+    ]
+
+
+_STARTS = ("gather", "dot_general", "conv_general_dilated")
+
+
+# --- calls, branches, loops ---------------------------------------------------------------
+
+
+def call(network: Network, eqn: core.JaxprEqn, *operands: Value):
+    """Goes inside, unless the function is one that `flow` takes for a nonlinearity."""
+    inner = called(parameters(eqn))
+    flows = [x for x in operands if isinstance(x, Flow)]
+    shapes = [v.aval.shape for v in eqn.outvars]
+    if (
+        f"jit:{parameters(eqn).get('name')}" in flow_rules
+        and [x.ids.shape for x in flows] == shapes
+        and not leaves_of(*operands)
+        and not inner.consts
+    ):
+        return flows
+    return _inside(network, inner, operands)
+
+
+def cond(network: Network, eqn: core.JaxprEqn, index: Value, *operands: Value):
+    """Goes inside every branch; what one or another returns is one wire."""
+    network.computed |= leaves_of(index)
+    branches = [_inside(network, b, operands) for b in parameters(eqn)["branches"]]
+    return [_either(network, outs) for outs in zip(*branches, strict=True)]
+
+
+def _either(network: Network, outs: Sequence[Value]) -> Value:
+    flows = [out for out in outs if isinstance(out, Flow)]
+    if not flows:
+        data = any(isinstance(out, Plain) and out.data for out in outs)
+        return Plain(leaves_of(*outs), data)
+    return network.flow(network.wires.unite(*(flow.ids for flow in flows)), *flows)
+
+
+def scan(network: Network, eqn: core.JaxprEqn, *operands: Value):
+    """Step by step, so that weights stacked for the steps are layers one after another."""
+    params = parameters(eqn)
+    length = params["length"]
+    start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts, carry, xs = operands[:start], operands[start:stop], operands[stop:]
+    steps = range(length)[::-1] if params["reverse"] else range(length)
+    rows = [()] * length
+    for i in steps:
+        args = (*consts, *carry, *(_row(x, i) for x in xs))
+        outs = _inside(network, params["jaxpr"], args)
+        carry, rows[i] = outs[: len(carry)], outs[len(carry) :]
+    stacked = [_stacked(network, column) for column in zip(*rows)]
+    return [*carry, *(stacked or [Plain()] * (len(eqn.outvars) - len(carry)))]
+
+
+def _row(x: Value, i: int) -> Value:
+    if isinstance(x, Flow):
+        return Flow(x.ids[i], x.note)
+    if isinstance(x, Weights):
+        params = {"row": i}
+        step = Step(("row", params), lambda x, fill: MOVES["row"](x, params, fill))
+        return x._replace(steps=(*x.steps, step))
+    return x if x.value is None else x._replace(value=lambda: x.value()[i])
+
+
+def _stacked(network: Network, rows: Sequence[Value]) -> Value:
+    flows = [row for row in rows if isinstance(row, Flow)]
+    if not flows:
+        return _either(network, rows)
+    nothing = np.broadcast_to(-1, flows[0].ids.shape)
+    arrays = [row.ids if isinstance(row, Flow) else nothing for row in rows]
+    return network.flow(joined([ids[None] for ids in arrays], axis=0), *flows)
+
+
+def barrier(network: Network, eqn: core.JaxprEqn, *operands: Value):
+    """Returns what it gets."""
+    return operands
+
+
+def _inside(network: Network, jaxpr: Any, operands: Sequence[Value]) -> list[Value]:
+    return interpret(network, *opened(jaxpr), operands)
+
+
+_CALLS = "jit pjit closed_call core_call remat2 checkpoint custom_jvp_call custom_vjp_call"
+
+CONTROL: dict[str, Callable[..., Sequence[Value]]] = {
+    **dict.fromkeys(_CALLS.split(), call),
+    "cond": cond,
+    "scan": scan,
+    "optimization_barrier": barrier,
+}

@@ -1,0 +1,280 @@
+"""What each primitive does to the wires of a network: one function a rule, one table.
+
+Where a rule does not know better, everything that goes in becomes one wire with everything
+that comes out: coarser, and still true.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jax.extend import core
+
+from synflow_jax.topology.values import (
+    Flow,
+    Network,
+    Plain,
+    Value,
+    Weights,
+    leaves_of,
+    mover,
+)
+from synflow_jax.topology.wires import MOVES, joined, placed, windows
+from synflow_jax.xla.jaxprs import parameters
+
+# --- weights ------------------------------------------------------------------------------
+
+
+def dot_general(network: Network, eqn: core.JaxprEqn, left: Value, right: Value):
+    """A layer, if weights of one leaf meet the flow. Two flows share what they make."""
+    (cl, cr), (bl, br) = parameters(eqn)["dimension_numbers"]
+    shape, shapes = eqn.outvars[0].aval.shape, [atom.aval.shape for atom in eqn.invars]
+    free = [
+        [k for k in range(len(s)) if k not in (*c, *b)]
+        for s, c, b in zip(shapes, (cl, cr), (bl, br))
+    ]
+    # Axes of the result: batch, then the free ones of the left and of the right.
+    batch = list(range(len(bl)))
+    places = [len(batch) + k for k in range(len(free[0]) + len(free[1]))]
+    places = [places[: len(free[0])], places[len(free[0]) :]]
+    first = 0 if isinstance(left, Flow) else 1
+    flow, other = (left, right) if first == 0 else (right, left)
+    contracted, batched = ((cl, bl), (cr, br))[first]
+    if isinstance(other, Weights):
+        kernel = shapes[1 - first]
+        met = network.wires.along(flow.ids, free[first])
+        met = met.transpose([*batched, *contracted, *free[first]])
+        met = met.reshape(met.shape[: len(batched) + len(contracted)])
+        contracted, batched = ((cr, br), (cl, bl))[first]
+        axes = [*batched, *free[1 - first]]
+        fresh = network.wires.new([kernel[k] for k in axes])
+        network.layer(
+            flow,
+            other,
+            placed(met, [*batched, *contracted], kernel),
+            placed(fresh, axes, kernel),
+        )
+        return [network.flow(placed(fresh, [*batch, *places[1 - first]], shape))]
+    if isinstance(other, Flow):  # all of one batch is connected with all of it
+        wires = []
+        for value, c, b, f in ((left, cl, bl, free[0]), (right, cr, br, free[1])):
+            wire = network.wires.along(value.ids, [*c, *f]).transpose([*b, *c, *f])
+            wires.append(wire.reshape(wire.shape[: len(b)]))
+        ids = placed(network.wires.unite(*wires), batch, shape)
+        return [network.flow(ids, left, right)]
+    network.spoil(other)
+    kept = network.wires.along(flow.ids, contracted)
+    kept = kept.transpose([*batched, *free[first], *contracted])
+    kept = kept.reshape(kept.shape[: len(batched) + len(free[first])])
+    return [network.flow(placed(kept, [*batch, *places[first]], shape), flow)]
+
+
+def conv_general_dilated(network: Network, eqn: core.JaxprEqn, image: Value, kernel: Value):
+    """A layer from channels to channels: everything that one input channel holds meets the
+    same weights."""
+    if not isinstance(image, Flow) or isinstance(kernel, Flow):
+        return mixing(network, eqn, image, kernel)
+    params, wires = parameters(eqn), network.wires
+    numbers = params["dimension_numbers"]
+    shape = eqn.invars[1].aval.shape
+    ids = image.ids.transpose(numbers.lhs_spec)
+    ids = wires.along(ids, range(2, ids.ndim))
+    batch, channels = ids.shape[:2]
+    # Whichever of them is split: groups, images, channels in a group.
+    split, groups = params["batch_group_count"], params["feature_group_count"]
+    ids = ids.reshape(split, batch // split, groups, channels // groups)
+    ids = wires.along(ids, [1])[:, 0].reshape(split * groups, -1)
+    out, into, *_ = numbers.rhs_spec
+    each = shape[out] // (split * groups)
+    parents = []
+    if isinstance(kernel, Weights):
+        channel = wires.new((shape[out],))
+        if len(ids) == 1:
+            sources = placed(ids[0], [into], shape)
+        else:
+            sources = placed(np.repeat(ids, each, axis=0), [out, into], shape)
+        network.layer(image, kernel, sources, placed(channel, [out], shape))
+    else:
+        channel, parents = np.repeat(wires.along(ids, [1])[:, 0], each), [image]
+        network.spoil(kernel)
+    ids = placed(channel, [numbers.out_spec[1]], eqn.outvars[0].aval.shape)
+    return [network.flow(ids, *parents)]
+
+
+def embedding(network: Network, eqn: core.JaxprEqn, table: Value, index: Value):
+    """A table read at whole numbers: a layer from the input to the entries of a row."""
+    shape, rows = eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape
+    numbers, sizes = parameters(eqn)["dimension_numbers"], parameters(eqn)["slice_sizes"]
+    if not isinstance(table, Weights) or isinstance(index, Weights):
+        network.spoil(table, index)
+        return [network.source(shape)]
+    start = network.source(())
+    chosen = numbers.collapsed_slice_dims
+    whole = [k for k in range(len(rows)) if k not in chosen]
+    by_row = (
+        tuple(numbers.start_index_map) == tuple(chosen)
+        and not numbers.operand_batching_dims
+        and all(sizes[k] == rows[k] for k in whole)
+    )
+    axes, places = (whole, numbers.offset_dims) if by_row else ((), ())
+    fresh = network.wires.new([rows[k] for k in axes])
+    network.layer(start, table, np.broadcast_to(start.ids, rows), placed(fresh, axes, rows))
+    return [network.flow(placed(fresh, places, shape))]
+
+
+# --- entry by entry -----------------------------------------------------------------------
+
+
+def entrywise(network: Network, eqn: core.JaxprEqn, *operands: Value):
+    """Sums, nonlinearities: what stands in the same place becomes one wire."""
+    flows = [x for x in operands if isinstance(x, Flow)]
+    shape = eqn.outvars[0].aval.shape
+    ids = network.wires.unite(np.broadcast_to(-1, shape), *(x.ids for x in flows))
+    return [network.flow(ids, *flows)]
+
+
+def first_operand(network: Network, eqn: core.JaxprEqn, left: Value, right: Value):
+    """Centring and normalising drop the second operand, as `flow` does."""
+    if isinstance(left, Flow) and isinstance(right, Flow):
+        return entrywise(network, eqn, left)
+    return entrywise(network, eqn, left, right)
+
+
+def divide(network: Network, eqn: core.JaxprEqn, left: Value, right: Value):
+    """As `first_operand`; something plain over the flow is a factor that carries none."""
+    if not isinstance(left, Flow):
+        return gone(network, eqn, left, right)
+    network.spoil(right)
+    network.computed |= leaves_of(right)
+    return first_operand(network, eqn, left, right)
+
+
+def multiply(network: Network, eqn: core.JaxprEqn, left: Value, right: Value):
+    """Scaling keeps the wires. Each of two flows gives its share to the product."""
+    network.spoil(left, right)
+    return entrywise(network, eqn, left, right)
+
+
+def power(network: Network, eqn: core.JaxprEqn, flow: Value, *exponent: Value):
+    """A nonlinearity, or with a negative exponent a normaliser."""
+    if parameters(eqn).get("y", 1) < 0:
+        return gone(network, eqn, flow)
+    return entrywise(network, eqn, flow)
+
+
+def gone(network: Network, eqn: core.JaxprEqn, *operands: Value):
+    """One over the size of the flow is a factor that carries none."""
+    return [Plain(leaves_of(*operands), data=True) for _ in eqn.outvars]
+
+
+def select_n(network: Network, eqn: core.JaxprEqn, which: Value, *cases: Value):
+    """Entries of one case or another are one wire; the condition carries no flow."""
+    network.computed |= leaves_of(which)
+    if not any(isinstance(case, Flow) for case in cases):
+        return gone(network, eqn, *cases)
+    return entrywise(network, eqn, *cases)
+
+
+# --- structure ----------------------------------------------------------------------------
+
+
+def moving(network: Network, eqn: core.JaxprEqn, flow: Value, *places: Value):
+    """The wires move as the entries do; where to must be known."""
+    run = mover(eqn, places)
+    if run is None or not isinstance(flow, Flow):
+        return mixing(network, eqn, flow, *places)
+    return [network.flow(run(flow.ids, -1), flow)]
+
+
+def split(network: Network, eqn: core.JaxprEqn, flow: Flow):
+    """Consecutive pieces."""
+    ends = np.cumsum(parameters(eqn)["sizes"])[:-1]
+    pieces = np.split(flow.ids, ends, parameters(eqn)["axis"])
+    return [network.flow(piece, flow) for piece in pieces]
+
+
+def unstack(network: Network, eqn: core.JaxprEqn, flow: Flow):
+    """Slices along an axis."""
+    rows = np.moveaxis(flow.ids, parameters(eqn)["axis"], 0)
+    return [network.flow(row, flow) for row in rows]
+
+
+def concatenate(network: Network, eqn: core.JaxprEqn, *operands: Value):
+    """Arrays side by side, some of them without flow."""
+    flows, arrays = _beside(eqn, operands)
+    return [network.flow(joined(arrays, parameters(eqn)["dimension"]), *flows)]
+
+
+def stack(network: Network, eqn: core.JaxprEqn, *operands: Value):
+    """Arrays side by side along a new axis."""
+    flows, arrays = _beside(eqn, operands)
+    axis = parameters(eqn)["axis"]
+    arrays = [np.expand_dims(ids, axis) for ids in arrays]
+    return [network.flow(joined(arrays, axis), *flows)]
+
+
+def _beside(eqn: core.JaxprEqn, operands: Sequence[Value]):
+    flows = [x for x in operands if isinstance(x, Flow)]
+    return flows, [
+        x.ids if isinstance(x, Flow) else np.broadcast_to(-1, atom.aval.shape)
+        for x, atom in zip(operands, eqn.invars)
+    ]
+
+
+def reducing(network: Network, eqn: core.JaxprEqn, flow: Flow):
+    """Sums and maxima over whole axes."""
+    axes = tuple(parameters(eqn)["axes"])
+    return [network.flow(network.wires.along(flow.ids, axes).squeeze(axes), flow)]
+
+
+def cumulating(network: Network, eqn: core.JaxprEqn, flow: Flow):
+    """Running sums: everything along the axis."""
+    one = network.wires.along(flow.ids, [parameters(eqn)["axis"]])
+    return [network.flow(np.broadcast_to(one, flow.ids.shape), flow)]
+
+
+def pooling(network: Network, eqn: core.JaxprEqn, flow: Value, *init: Value):
+    """What a window combines, whichever of it is the largest."""
+    if not isinstance(flow, Flow) or set(parameters(eqn)["base_dilation"]) != {1}:
+        return mixing(network, eqn, flow, *init)
+    seen = windows(flow.ids, parameters(eqn))
+    return [network.flow(network.wires.unite(*seen), flow)]
+
+
+def mixing(network: Network, eqn: core.JaxprEqn, *operands: Value):
+    """Not understood: all that goes in is one wire with all that comes out."""
+    flows = [x for x in operands if isinstance(x, Flow)]
+    network.spoil(*operands)
+    network.computed |= leaves_of(*operands)
+    one = network.flow(network.everything(flows), *flows)
+    return [Flow(np.broadcast_to(one.ids, v.aval.shape), one.note) for v in eqn.outvars]
+
+
+_ENTRYWISE = (
+    "abs acos acosh add add_any asin asinh atan atan2 atanh cbrt ceil clamp "
+    "convert_element_type copy copy_p cos cosh digamma erf erf_inv erfc exp exp2 expm1 "
+    "floor lgamma log log1p logistic max min name neg nextafter pow real reduce_precision "
+    "round sharding_constraint sign sin sinh sqrt square stop_gradient tan tanh"
+).split()
+
+RULES: dict[str, Callable[..., Sequence[Value]]] = {
+    **dict.fromkeys(_ENTRYWISE, entrywise),
+    **dict.fromkeys([*MOVES, "dynamic_slice", "gather"], moving),
+    **dict.fromkeys("reduce_sum reduce_max reduce_min reduce_prod".split(), reducing),
+    **dict.fromkeys("cumsum cumprod cummax cummin cumlogsumexp".split(), cumulating),
+    **dict.fromkeys(
+        "reduce_window reduce_window_sum reduce_window_max reduce_window_min".split(),
+        pooling,
+    ),
+    "dot_general": dot_general,
+    "conv_general_dilated": conv_general_dilated,
+    "sub": first_operand,
+    "div": divide,
+    "mul": multiply,
+    "integer_pow": power,
+    "rsqrt": gone,
+    "select_n": select_n,
+    "split": split,
+    "unstack": unstack,
+    "concatenate": concatenate,
+    "stack": stack,
+}

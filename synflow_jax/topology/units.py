@@ -1,0 +1,160 @@
+"""The units of a network, read from its jaxpr: which weights lead into and out of each.
+
+A unit is the smallest part of the network for which the law of conservation can be stated
+in scores of weights alone: a neuron, a channel, with shortcuts a channel of the residual
+stream.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from synflow_jax.topology.interpreter import interpret
+from synflow_jax.topology.values import Flow, Network, Note, Plain, Use, Value, Weights
+from synflow_jax.topology.wires import classes, compact
+
+
+class Layer(NamedTuple):
+    """A leaf whose entries are the weights between units.
+
+    Attributes:
+      leaf: the leaf's number.
+      arranged: ``arranged(x, fill)`` lays an array shaped like the leaf out as the units.
+      sources, targets: the units that each weight leads from and to; -1 for none.
+    """
+
+    leaf: int
+    arranged: Callable[[np.ndarray, int], np.ndarray]
+    sources: np.ndarray
+    targets: np.ndarray
+
+
+class Units(NamedTuple):
+    """The units of a network and the layers between them.
+
+    Attributes:
+      layers: in the order of the network.
+      space: for each unit, the number of the value it lies in, the last where there are
+        several; consecutive from 0.
+      starts: for each unit, whether flow enters it other than through weights.
+      ends: for each unit, whether flow leaves it other than through weights.
+      computed: leaves that act on the flow otherwise than as weights or factors: what is
+        computed from them meets it, they divide or choose.
+    """
+
+    layers: list[Layer]
+    space: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    computed: frozenset[int]
+
+
+def units_of(apply_fn: Callable[..., PyTree], params: PyTree, inputs: PyTree) -> Units:
+    """Reads a network's structure; arrays or `jax.ShapeDtypeStruct` will do."""
+    traced = jax.make_jaxpr(apply_fn)(params, inputs)
+    network = Network()
+    args: list[Value] = [Weights(i) for i in range(len(jax.tree.leaves(params)))]
+    for x in jax.tree.leaves(inputs):
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            network.inputs.append(network.wires.new(x.shape))
+            args.append(network.flow(network.inputs[-1]))
+        else:
+            args.append(Plain(data=True))
+    outs = interpret(network, traced.jaxpr, traced.consts, args)
+    outs = [out for out in outs if isinstance(out, Flow)]
+    network.passes(*outs)
+    network.ends += [out.ids for out in outs]
+    return _resolved(network, [x.shape for x in jax.tree.leaves(params)])
+
+
+def _resolved(network: Network, shapes: Sequence[tuple[int, ...]]) -> Units:
+    """From wires to units."""
+    wires, layers = network.wires, []
+    for leaf, uses in network.uses.items():
+        if leaf in network.spoiled:  # its scores are not those of these weights alone
+            for use in uses:
+                every = [Flow(use.sources, Note()), Flow(use.targets, Note())]
+                network.everything(every)
+            network.passes()
+        else:
+            layers.append(_layer(network, leaf, uses, shapes[leaf]))
+    pairs = np.concatenate(network.pairs)
+    unit = classes(wires.size, pairs)
+    count = unit.max(initial=-1) + 1
+
+    def marked(arrays):
+        mark = np.zeros(count, bool)
+        for ids in arrays:
+            (small,) = compact(ids)
+            mark[unit[small[small >= 0]]] = True
+        return mark
+
+    space = np.zeros(count, np.int64)
+    space[unit] = np.searchsorted(wires.starts, np.arange(wires.size), side="right") - 1
+    space = np.unique(space, return_inverse=True)[1].reshape(-1)
+    return Units(
+        [
+            layer._replace(
+                sources=_renumbered(layer.sources, unit),
+                targets=_renumbered(layer.targets, unit),
+            )
+            for layer in layers
+        ],
+        space,
+        marked(network.inputs),
+        marked(network.ends),
+        frozenset(network.computed),
+    )
+
+
+def _renumbered(ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    (small,) = compact(ids)
+    # The last entry serves those that have none.
+    return np.broadcast_to(np.append(numbers, -1)[small], ids.shape)
+
+
+def _layer(
+    network: Network, leaf: int, uses: Sequence[Use], shape: tuple[int, ...]
+) -> Layer:
+    """One layer of all uses of a leaf. What a weight leads from in one use and in another
+    is one unit, since its score is the sum over its uses."""
+    unite = network.wires.unite
+    arrangements: list[Use] = []
+    for use in uses:
+        for i, other in enumerate(arrangements):
+            if _same(use.weights, other.weights):
+                sources = unite(other.sources, use.sources)
+                targets = unite(other.targets, use.targets)
+                arrangements[i] = Use(other.weights, sources, targets)
+                break
+        else:
+            arrangements.append(use)
+    first = arrangements[0]
+    if len(arrangements) == 1 and first.weights.once:
+        network.passes()
+        return Layer(leaf, first.weights.arranged, first.sources, first.targets)
+    # Entry by entry of the leaf.
+    places = np.arange(int(np.prod(shape))).reshape(shape)
+    ends = np.full((2, places.size), -1)
+    for use in arrangements:
+        at = use.weights.arranged(places, -1)
+        for end, ids in zip(ends, (use.sources, use.targets)):
+            there, ids = at[at >= 0], ids[at >= 0]
+            unite(end[there], ids)
+            end[there] = ids
+            unite(end[there], ids)
+    network.passes()
+    return Layer(leaf, lambda x, fill: x.reshape(-1), *ends)
+
+
+def _same(one: Weights, other: Weights) -> bool:
+    if one.steps is other.steps:
+        return True
+    return len(one.steps) == len(other.steps) and all(
+        a is b or (a.key is not None and a.key == b.key)
+        for a, b in zip(one.steps, other.steps)
+    )

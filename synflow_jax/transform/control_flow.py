@@ -1,0 +1,181 @@
+"""Calls, branches and loops: the flow goes inside."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from synflow_jax.transform.elementwise import identity
+from synflow_jax.transform.scaled import Scaled, normalised, nothing, power_of_two
+from synflow_jax.transform.values import (
+    Equation,
+    Tokens,
+    Value,
+    carries_flow,
+    must_be_plain,
+    plain_or_flow,
+    sees_kinds,
+)
+from synflow_jax.xla.jaxprs import called
+
+
+@sees_kinds
+def call(equation: Equation, *operands: Value):
+    """A jitted or custom-derivative function: go inside."""
+    return equation.inside(called(equation.params), *operands)
+
+
+@sees_kinds
+def activation(equation: Equation, *operands: Value):
+    """A nonlinearity known by its name, if it looks like one and is not a user's own."""
+    flows = [operand for operand in operands if carries_flow(operand)]
+    scalars = [
+        x for x in operands if not carries_flow(x) and jnp.ndim(plain_or_flow(x)) == 0
+    ]
+    elementwise = (
+        len(flows) == 1
+        and len(scalars) == len(operands) - 1
+        and equation.out_shapes == [plain_or_flow(flows[0]).mantissa.shape]
+        and not len(getattr(equation.params.get("jaxpr"), "consts", ()))
+    )
+    return (identity if elementwise else call)(equation, *operands)
+
+
+@sees_kinds
+def cond(equation: Equation, index: Value, *operands: Value):
+    """Goes inside every branch; one that returns a parameter value returns no flow."""
+    must_be_plain([index], "the branch that it takes")
+    operands = [_without_history(x) for x in operands]
+    branches = equation.params["branches"]
+    shapes = [
+        jax.eval_shape(lambda *x, branch=branch: _inside(equation, branch, x), *operands)
+        for branch in branches
+    ]
+    kinds = [max(map(_kind, outs)) for outs in zip(*shapes)]
+
+    def taken(branch):
+        def run(*operands):
+            return _of_kinds(kinds, _inside(equation, branch, operands), equation.dtype)
+
+        return run
+
+    return lax.switch(
+        plain_or_flow(index), [taken(branch) for branch in branches], *operands
+    )
+
+
+@sees_kinds
+def scan(equation: Equation, *operands: Value):
+    """Goes inside at every step; a carried value that meets the flow starts without any."""
+    params = equation.params
+    operands = [_without_history(x) for x in operands]
+    start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts, init, xs = operands[:start], operands[start:stop], operands[stop:]
+    dtype = equation.dtype
+
+    def step(carry, rows):
+        outs = _inside(equation, params["jaxpr"], [*consts, *carry, *rows])
+        return outs[: len(init)], outs[len(init) :]
+
+    def sliced(x):
+        if isinstance(x, Scaled):  # entries of one array share its exponent
+            exponents = jnp.broadcast_to(x.exponent, (params["length"],))
+            return Scaled(x.mantissa, exponents)
+        return x
+
+    xs = [sliced(x) for x in xs]
+    rows = jax.tree.map(lambda x: jax.eval_shape(lambda x: x[0], x), xs)
+    kinds = _settled(lambda carry, rows: step(carry, rows)[0], init, dtype, rows)
+
+    def typed_step(carry, rows):
+        outs, ys = step(carry, rows)
+        return _of_kinds(kinds, outs, dtype), ys
+
+    carry, ys = lax.scan(
+        typed_step,
+        _of_kinds(kinds, init, dtype),
+        xs,
+        length=params["length"],
+        reverse=params["reverse"],
+        unroll=params["unroll"],
+    )
+    return [*carry, *map(_on_one_exponent, ys)]
+
+
+@sees_kinds
+def while_loop(equation: Equation, *operands: Value):
+    """Goes inside at every step; when to stop is a parameter value. JAX cannot
+    differentiate it backwards, so it has a flow but no scores."""
+    params = equation.params
+    operands = [_without_history(x) for x in operands]
+    first, second = params["cond_nconsts"], params["body_nconsts"]
+    of_test, of_body = operands[:first], operands[first : first + second]
+    init, dtype = operands[first + second :], equation.dtype
+
+    def body(carry):
+        return _inside(equation, params["body_jaxpr"], [*of_body, *carry])
+
+    def test(carry):
+        (goes_on,) = _inside(equation, params["cond_jaxpr"], [*of_test, *carry])
+        must_be_plain([goes_on], "the number of steps")
+        return plain_or_flow(goes_on)
+
+    kinds = _settled(body, init, dtype)
+    init = _of_kinds(kinds, init, dtype)
+    return lax.while_loop(test, lambda carry: _of_kinds(kinds, body(carry), dtype), init)
+
+
+# --- the kinds of values that a branch or a loop hands on ---------------------------------
+
+
+def _without_history(value: Value) -> Value:
+    return value if isinstance(value, Tokens) else plain_or_flow(value)
+
+
+def _inside(equation: Equation, jaxpr, operands: Sequence[Value]) -> list[Value]:
+    return [_without_history(x) for x in equation.inside(jaxpr, *operands)]
+
+
+def _kind(value) -> int:
+    """0 for a plain value, 1 for whole numbers of the input, 2 for flow; or its shape's."""
+    return 2 if isinstance(value, Scaled) else int(isinstance(value, Tokens))
+
+
+def _of_kinds(kinds: Sequence[int], values: Sequence[Value], dtype) -> list[Value]:
+    """The values with those that may carry flow made flows of nothing."""
+
+    def of_kind(kind, value):
+        if kind == _kind(value):
+            return value if kind else jnp.asarray(value)
+        if kind == 1:
+            return Tokens(jnp.asarray(value))
+        if isinstance(value, Tokens):
+            raise ValueError("it holds whole numbers of the input here and the flow there.")
+        return nothing(jnp.shape(value), dtype)
+
+    return [*map(of_kind, kinds, values)]
+
+
+def _settled(step, init: Sequence[Value], dtype, *rest) -> list[int]:
+    """What the carried values are from the second step on."""
+    kinds = [*map(_kind, init)]
+    while True:
+        carry = jax.eval_shape(lambda x, kinds=kinds: _of_kinds(kinds, x, dtype), [*init])
+        outs = jax.eval_shape(step, carry, *rest)
+        after = [max(kind, _kind(out)) for kind, out in zip(kinds, outs)]
+        if after == kinds:
+            return kinds
+        kinds = after
+
+
+def _on_one_exponent(stacked: Value) -> Value:
+    """Steps of a scan, each with an exponent, as one array."""
+    if not isinstance(stacked, Scaled) or stacked.exponent.ndim == 0:
+        return stacked
+    if not stacked.exponent.size:
+        return normalised(stacked.mantissa)
+    top = stacked.exponent.max()
+    factors = power_of_two(stacked.exponent - top, stacked.mantissa.dtype)
+    shape = (-1,) + (1,) * (stacked.mantissa.ndim - 1)
+    return normalised(stacked.mantissa * factors.reshape(shape), top)

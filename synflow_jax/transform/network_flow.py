@@ -1,0 +1,172 @@
+"""The flow of a function: a program transformation, like `jax.grad` or `jax.vmap`.
+
+The flow of a network is the network with every weight replaced by its absolute value,
+every nonlinearity by the identity and every shift dropped. It is positive and homogeneous
+of degree one, which is all that conservation needs. Its total on an all-ones input is the
+paper's R, the sum over all paths from input to output of the product of the weights' sizes.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from synflow_jax.precision import cast_floating, scoring_dtype, widened
+from synflow_jax.transform import scaled
+from synflow_jax.transform.interpreter import Settings, interpret
+from synflow_jax.transform.scaled import Scaled
+from synflow_jax.transform.values import as_flows
+from synflow_jax.trees import Params
+
+
+def flow(
+    apply_fn: Callable[..., PyTree], *, biases: bool = False
+) -> Callable[..., tuple[PyTree, PyTree]]:
+    """Transforms a network into its flow.
+
+    The network is traced and interpreted equation by equation. Whatever is computed from
+    the parameters alone is computed as written, and its absolute value is taken where it
+    meets the flow; so batch normalisation in evaluation mode is one positive factor, and
+    weights may be transformed before they are used. What each primitive does to the flow
+    is in the table `flow_rules`, to which rules can be added; docs/flow.md explains them.
+
+    Args:
+      apply_fn: ``apply_fn(params, *args) -> y``, traceable by JAX. Floating inputs carry
+        flow; at whole numbers it starts where they look up rows of a table (every row
+        counts) or become floats; truth values are masks.
+      biases: keep added parameters, in their absolute values, instead of dropping them,
+        subtract those of running means, and leave ReLUs in place, as the authors' code
+        does. The flow is then affine and the conservation laws do not hold.
+
+    Returns:
+      ``f(params, *args) -> (mantissa, exponent)``, two trees like ``y``, the flow being
+      ``mantissa * 2**exponent``: mantissas in float32 (float64 if a parameter is) of a
+      size near 1, and one int32 exponent for each array, so nothing overflows. Within one
+      array, an entry more than 2**100 times smaller than the largest counts as zero. ``f``
+      can be differentiated; exponents are constants under differentiation.
+
+    Raises:
+      FlowError: while tracing, a ValueError, if the network uses a primitive that has no
+        rule, or uses one in a way that no rule covers: it names the primitive and the line.
+
+    Example:
+      >>> f = flow(lambda params, x: jax.nn.relu(x @ params["w"] - params["b"]))
+      >>> params = {"w": jnp.array([[1.0, -2.0], [-3.0, 4.0]]), "b": jnp.ones(2)}
+      >>> mantissa, exponent = f(params, jnp.ones(2))
+      >>> mantissa * 2.0**exponent
+      Array([4., 6.], dtype=float32)
+
+    References:
+      Tanaka et al. 2020 (arXiv 2006.05467), the objective of Algorithm 1, there for ReLU
+      networks, by overwriting the weights.
+    """
+
+    def transformed(params: Params, *args: PyTree) -> tuple[PyTree, PyTree]:
+        params, args = jax.tree.map(jnp.asarray, (widened(params), args))
+        dtype = scoring_dtype(*jax.tree.leaves(params))
+        args = cast_floating(args, dtype)
+        outs = interpret(apply_fn, params, args, Settings(jnp.dtype(dtype), biases))
+        leaves, tree = jax.tree.flatten(outs, is_leaf=lambda x: isinstance(x, Scaled))
+        # An output that does not depend on the input carries none of its flow.
+        flows = as_flows(leaves, dtype)
+        return (
+            jax.tree.unflatten(tree, [out.mantissa for out in flows]),
+            jax.tree.unflatten(tree, [out.exponent for out in flows]),
+        )
+
+    return transformed
+
+
+def total_flow(
+    apply_fn: Callable[..., PyTree],
+    params: Params,
+    inputs: PyTree,
+    *,
+    biases: bool = False,
+) -> Scaled:
+    """R, the sum of the flow over all outputs.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> y``.
+      params: the parameters.
+      inputs: what ``apply_fn`` takes as ``x``; `ones` makes the paper's input.
+      biases: as in `flow`.
+
+    Returns:
+      A scalar `Scaled`. Differentiable.
+    """
+    mantissas, exponents = flow(apply_fn, biases=biases)(params, inputs)
+    outputs = [
+        Scaled(jnp.sum(m), e)
+        for m, e in zip(jax.tree.leaves(mantissas), jax.tree.leaves(exponents))
+    ]
+    if not outputs:
+        raise ValueError("`apply_fn` returned no arrays, so nothing carries the flow.")
+    terms, exponent = scaled.aligned(outputs)
+    return scaled.normalised(sum(terms[1:], terms[0]), exponent)
+
+
+def log_flow(
+    apply_fn: Callable[..., PyTree], params: Params, input_shape: PyTree
+) -> Float[Array, ""]:
+    """Natural logarithm of R, the network's total flow.
+
+    Finite at any depth, in any precision. As a score of whole architectures it is the
+    ``synflow`` proxy of zero-cost architecture search, without its overflows.
+
+    Args:
+      apply_fn: ``apply_fn(params, x) -> y``.
+      params: the parameters.
+      input_shape: as in `synflow_jax.synflow`.
+
+    Returns:
+      A scalar; minus infinity where no path is left from input to output.
+
+    Raises:
+      ValueError: as `flow` does.
+
+    Example:
+      >>> params = {"w": jnp.array([[1.0, -2.0], [-3.0, 4.0]])}
+      >>> float(jnp.exp(log_flow(lambda p, x: x @ p["w"], params, (2,)))).__round__(3)
+      10.0
+
+    References:
+      Tanaka et al. 2020 (arXiv 2006.05467), R_SF; Abdelfattah et al., "Zero-Cost Proxies
+      for Lightweight NAS", ICLR 2021, for its use in ranking.
+    """
+    return scaled.log(total_flow(apply_fn, params, ones(input_shape)))
+
+
+def ones(input_shape: PyTree) -> PyTree:
+    """The all-ones input of SynFlow.
+
+    Args:
+      input_shape: the shape of one example, without the batch axis; or a pytree of
+        `jax.ShapeDtypeStruct` that describes the whole input, batch axis included.
+
+    Returns:
+      An array of shape ``(1, *input_shape)``, or a tree like ``input_shape``.
+
+    Raises:
+      ValueError: if ``input_shape`` is neither.
+
+    Example:
+      >>> ones((2,))
+      Array([[1., 1.]], dtype=float32)
+    """
+    is_shape = isinstance(input_shape, (tuple, list)) and all(
+        isinstance(n, int) or hasattr(n, "__index__") for n in input_shape
+    )
+    if is_shape:
+        if any(n < 0 for n in input_shape):
+            raise ValueError(f"`input_shape` has a negative entry: {input_shape}.")
+        return jnp.ones((1, *input_shape))
+    leaves = jax.tree.leaves(input_shape)
+    if not leaves or not all(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):
+        raise ValueError(
+            "`input_shape` is the shape of one example without the batch axis, such as "
+            "(32, 32, 3), or a pytree of jax.ShapeDtypeStruct for the whole input; got "
+            f"{input_shape!r}."
+        )
+    return jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), input_shape)

@@ -1,0 +1,158 @@
+"""Moving, joining and adding up the entries of a flow; pooling."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from synflow_jax.transform.scaled import Scaled, aligned, normalised
+from synflow_jax.transform.values import (
+    Equation,
+    Inverse,
+    Stopped,
+    Value,
+    as_flows,
+    carries_flow,
+    must_be_plain,
+    plain_or_flow,
+    sees_kinds,
+)
+
+
+@sees_kinds
+def structural(equation: Equation, flow: Value, *places: Value):
+    """Moves entries about and leaves their values alone; where to is a parameter value."""
+    if not carries_flow(flow):
+        raise ValueError("the flow must enter it as the array that is moved.")
+    must_be_plain(places, "the places that it reads")
+    places = [plain_or_flow(place) for place in places]
+    mantissa, exponent = plain_or_flow(flow)
+    moved = [Scaled(out, exponent) for out in equation.bind(mantissa, *places)]
+    if isinstance(flow, Inverse):
+        return [*map(Inverse, moved, equation.bind(flow.factor, *places))]
+    return [*map(Stopped, moved)] if isinstance(flow, Stopped) else moved
+
+
+def taking(equation: Equation, flow: Value, *places: Value):
+    """Moves entries about and leaves some behind, the largest perhaps."""
+    return [normalised(*out) for out in structural(equation, flow, *places)]
+
+
+def joining(equation: Equation, *operands: Value):
+    """Puts arrays side by side; parameter values between them carry no flow."""
+    mantissas, exponent = aligned(as_flows(operands, equation.dtype))
+    (joined,) = equation.bind(*mantissas)
+    return [Scaled(joined, exponent)]
+
+
+def updating(equation: Equation, array: Value, update: Value, *places: Value):
+    """Writes one array into another; of the two, parameter values carry no flow."""
+    must_be_plain(places, "the places that it writes")
+    mantissas, exponent = aligned(as_flows([array, update], equation.dtype))
+    (updated,) = equation.bind(*mantissas, *places)
+    return [normalised(updated, exponent)]
+
+
+def scatter(equation: Equation, array: Value, places: Value, updates: Value):
+    """Writes or adds entries into an array, at places that are parameter values."""
+    must_be_plain([places], "the places that it writes")
+    (array, updates), exponent = aligned(as_flows([array, updates], equation.dtype))
+    names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+    put = lax.scatter_add if equation.name == "scatter-add" else lax.scatter
+    settings = {name: equation.params[name] for name in names}
+    return [normalised(put(array, places, updates, **settings), exponent)]
+
+
+def pad(equation: Equation, flow: Value, value: Value):
+    """Surrounds the flow with nothing, whatever the padding value: it is a shift."""
+    if not isinstance(flow, Scaled):
+        raise ValueError("the flow must enter it as the array that is padded.")
+    (padded,) = equation.bind(flow.mantissa, jnp.zeros((), flow.mantissa.dtype))
+    return [Scaled(padded, flow.exponent)]
+
+
+def summing(equation: Equation, flow: Scaled):
+    """Adds entries of the flow to each other: sums, means and average pooling."""
+    (total,) = equation.bind(flow.mantissa)
+    return [normalised(total, flow.exponent)]
+
+
+@sees_kinds
+def barrier(equation: Equation, *operands: Value):
+    """Order for the compiler only: each operand passes."""
+    return operands
+
+
+# --- the largest --------------------------------------------------------------------------
+
+# Values this close to a window's largest count as equal to it. On an all-ones input whole
+# regions of an image have equal flow but for rounding (1e-7 a sum); without the margin,
+# rounding, and so the platform, would choose the path.
+_TIE = 2.0**-13
+
+
+def reduce_window_max(equation: Equation, flow: Scaled):
+    """Max pooling: the flow of the largest entry of each window, the first among equals.
+
+    It is positively homogeneous, so the flow is conserved. Equal means within 2**-13 of
+    the largest, the same on every platform and in every precision.
+    """
+    entries = pooled_entries(equation, flow, fill=-jnp.inf)
+    return [normalised(first_largest(entries), flow.exponent)]
+
+
+def pooled_entries(equation: Equation, flow: Scaled, fill: float) -> list[Array]:
+    """For each place in the window of a pooling, the entries there; ``fill`` outside."""
+    params = equation.params
+    if set(params["base_dilation"]) != {1}:
+        raise ValueError("max pooling with a base dilation has no rule.")
+    return window_slices(
+        flow.mantissa,
+        params["window_dimensions"],
+        params["window_strides"],
+        params["padding"],
+        params["window_dilation"],
+        fill,
+    )
+
+
+def reduce_max(equation: Equation, flow: Scaled):
+    """Global max pooling: as max pooling, over whole axes. Min too: sizes have no sign."""
+    axes = equation.params["axes"]
+    if not axes:
+        return [flow]
+    ahead = jnp.moveaxis(flow.mantissa, axes, range(len(axes)))
+    rows = ahead.reshape(-1, *ahead.shape[len(axes) :])
+    fixed = lax.stop_gradient(rows)
+    first = jnp.argmax(fixed >= _nearly(fixed.max(axis=0, keepdims=True)), axis=0)
+    chosen = jnp.take_along_axis(rows, first[None], axis=0)[0]
+    return [normalised(chosen, flow.exponent)]
+
+
+def first_largest(entries: list[Array]) -> Array:
+    """Entry by entry the largest of several arrays, the first among equals."""
+    fixed = [lax.stop_gradient(entry) for entry in entries]
+    threshold = _nearly(functools.reduce(jnp.maximum, fixed))
+    chosen = entries[-1]
+    for entry, value in zip(entries[-2::-1], fixed[-2::-1]):
+        chosen = jnp.where(value >= threshold, entry, chosen)
+    return jnp.where(jnp.isnan(threshold), threshold, chosen)  # to be reported
+
+
+def _nearly(largest: Array) -> Array:
+    """What counts as equal to the largest. Infinity stays what it is."""
+    return largest - jnp.where(jnp.isfinite(largest), _TIE * jnp.abs(largest), 0)
+
+
+def window_slices(x: Array, window, strides, padding, dilation, fill) -> list[Array]:
+    """For each place in the window, the entries that stand there, over all windows."""
+    x = lax.pad(x, jnp.asarray(fill, x.dtype), [(low, high, 0) for low, high in padding])
+    reach = [(w - 1) * d for w, d in zip(window, dilation)]
+    slices = []
+    for place in np.ndindex(*window):
+        start = [p * d for p, d in zip(place, dilation)]
+        stop = [s + n - r for s, n, r in zip(start, x.shape, reach)]
+        slices.append(lax.slice(x, start, stop, strides))
+    return slices

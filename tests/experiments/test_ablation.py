@@ -1,0 +1,157 @@
+"""Seeds times densities in one program: the networks of separate runs, compiled once."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import synflow_jax as sj
+from experiments import ablation, accuracy, data, steps, sweeps, train
+from synflow_jax import models
+from tests.experiments.training import SETTINGS, digits, variables
+
+SEEDS, DENSITIES, ROUNDS = (0, 3), (0.5, 0.1, 0.02), 5
+TRACED = []
+
+
+class MLP(models.MLP):
+    """Remembers for which images it was traced."""
+
+    def __call__(self, x, train=False):
+        TRACED.append(x.shape)
+        return super().__call__(x, train)
+
+
+MODULE = MLP(hidden=(16, 16))
+TRAINING = dataclasses.replace(SETTINGS, epochs=2)
+
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+@pytest.fixture(scope="module")
+def done():
+    with jax.numpy_dtype_promotion("standard"):
+        plan = steps.plan(MODULE, TRAINING, digits())
+        splits = steps.on_device(plan, digits())
+        found = ablation.ablation(plan, splits, SEEDS, DENSITIES, ROUNDS)
+    return plan, splits, *found
+
+
+def test_every_network_is_that_of_a_separate_run(done):
+    """Pruned by `sj.prune` and trained by `train.train`, with no `vmap` anywhere."""
+    plan, splits, accuracies, together = done
+    score = sj.synflow(lambda p, x: MODULE.apply({"params": p}, x), (8, 8, 1))
+    size = 64 * 16 + 16 * 16 + 16 * 10
+    for (i, seed), (j, density) in itertools.product(*map(enumerate, (SEEDS, DENSITIES))):
+        start = variables(MODULE, seed)
+        masks, _ = sj.prune(score, start["params"], density, rounds=ROUNDS)
+        got = jax.tree.map(lambda x, place=(i, j): x[place], together)
+        jax.tree.map(np.testing.assert_array_equal, got.masks, masks)
+        state = steps.start(plan, start, masks)
+        state, history = train.train(plan, state, splits, seed)
+        for own, want in zip(*map(jax.tree.leaves, (got.state.params, state.params))):
+            np.testing.assert_allclose(own, want, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(got.losses, [e.loss for e in history], rtol=1e-4)
+        assert accuracies[i, j] == history[-1].accuracy
+        kept = sj.num_kept(size, density)
+        assert steps.num_nonzero(got.state.params, masks) == (kept, 0)
+
+
+def test_one_compilation_serves_all_seeds_and_densities(done):
+    plan, splits, accuracies, together = done
+    assert accuracies.shape == (2, 3) and together.losses.shape == (2, 3, 2)
+    before = ablation.together._cache_size()
+    ablation.ablation(plan, splits, (7, 8), (0.7, 0.3, 0.05), ROUNDS)
+    assert ablation.together._cache_size() == before
+    TRACED.clear()
+    ablation.ablation(plan, splits, (9, 10), (0.6, 0.2, 0.01), ROUNDS)
+    assert {shape[0] for shape in TRACED} <= {1}  # for the sizes of its leaves only
+
+
+def test_the_run_measures_every_network_and_the_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda name, data_dir: digits())
+    monkeypatch.setattr(accuracy, "module_of", lambda network, classes: MODULE)
+    run = dataclasses.replace(
+        ablation.runs("smoke")[0],
+        seeds=(0, 1),
+        compressions=(0.0, 0.5, 1.0),
+        # As above: the one program is compiled already.
+        training=TRAINING,
+        timed_epochs=TRAINING.epochs,
+        rounds=ROUNDS,
+        timed=2,
+    )
+    (rows,) = sweeps.perform(
+        [run], ablation.execute, tmp_path, experiment="ablation", command=""
+    )
+    json.dumps(rows, allow_nan=False)
+    networks = [row for row in rows if row["kind"] == "trained"]
+    pairs = [(seed, c) for seed in (0, 1) for c in run.compressions]
+    assert [(row["seed"], row["compression"]) for row in networks] == pairs
+    size = networks[0]["kept"]  # at density 1
+    for row in networks:
+        kept = sj.num_kept(size, 10.0 ** -row["compression"])
+        assert (row["kept"], row["revived"]) == (kept, 0)
+    (separate,) = (row for row in rows if row["kind"] == "separate")
+    assert separate["networks"] == 6 and separate["masks_differ"] == 0
+    assert len(separate["seconds_together"]) == len(separate["seconds_alone"]) == 2
+    assert separate["accuracies_differ"] <= 1 / 40
+    ablation.draw(rows, tmp_path / "ablation.png")
+    assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    accuracies, times, differences = ablation.sentences(rows)
+    assert accuracies.startswith("mlp on digits, mean and range over 2 seeds: ")
+    assert times.startswith("6 networks in one program took ") and "median of 2" in times
+    assert "trained for 2 epochs;" in times
+    assert differences.startswith("Entries of the masks that differ between the two: 0;")
+    assert "2 seeds times 3 densities in one program" in ablation.caption(rows)
+
+
+def row_of(compression, accuracy, seed=0):
+    return {
+        "run": "r",
+        "kind": "trained",
+        "seed": seed,
+        "compression": compression,
+        "accuracy": accuracy,
+    }
+
+
+@pytest.mark.parametrize(
+    "together, alone, words",
+    [
+        ([1.0, 2.0, 9.0], [8.0, 7.0, 0.0], "3.5 times as fast"),
+        ([4.0], [2.0], "2 times as slow"),
+    ],
+)
+def test_the_time_is_a_median_and_says_which_is_faster(together, alone, words):
+    config = {
+        "network": "mlp",
+        "dataset": "digits",
+        "seeds": [0, 1],
+        "compressions": [0.0, 1.0],
+        "timed": len(together),
+        "timed_epochs": 1,
+    }
+    rows = [
+        {"run": "r", "kind": "run", "config": config},
+        *(
+            row_of(c, a, s)
+            for s, c, a in [(0, 0, 0.5), (0, 1, 0.2), (1, 0, 0.6), (1, 1, 0.4)]
+        ),
+        {
+            "run": "r",
+            "kind": "separate",
+            "networks": 4,
+            "seconds_together": together,
+            "seconds_alone": alone,
+            "masks_differ": 0,
+            "accuracies_differ": 0.0,
+        },
+    ]
+    first, second, _ = ablation.sentences(rows)
+    assert "55.0 % (50.0 to 60.0) at 10^0 and 30.0 % (20.0 to 40.0) at 10^1" in first
+    assert words in second
