@@ -25,9 +25,10 @@ from jaxtyping import Array, Float, Int, PyTree
 from matplotlib.figure import Figure
 
 import synflow_jax as sj
-from experiments import accuracy, command, data, plots, steps
+from experiments import accuracy, data, plots, steps
+from experiments.harness import command
+from experiments.harness.sweeps import Context, Row, by_run
 from experiments.settings import Settings
-from experiments.sweeps import Context, Row, by_run
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,10 +23,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 import synflow_jax as sj
-from experiments import command, data, methods, networks, steps, train
+from experiments import data, methods, networks, steps, train
 from experiments.figures import accuracy as figures
+from experiments.harness import command
+from experiments.harness.sweeps import Context, Row
 from experiments.settings import Settings, paper_settings
-from experiments.sweeps import Context, Row
 from synflow_jax import models
 
 # What is trained besides the networks of synflow_jax.models.

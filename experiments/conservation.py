@@ -25,10 +25,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 import synflow_jax as sj
-from experiments import command, methods
+from experiments import methods
 from experiments.figures import conservation as figures
+from experiments.harness import command
+from experiments.harness.sweeps import Context, Row
 from experiments.layer_collapse import batches
-from experiments.sweeps import Context, Row
 from synflow_jax import models
 
 # Of a layer at most so many units are kept in the rows and drawn, evenly spaced; the

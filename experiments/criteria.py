@@ -18,8 +18,8 @@ import rich.table
 
 import synflow_jax as sj
 from experiments import data, methods
-from experiments.console import CONSOLE, progress, say
-from experiments.tables import Table, markdown
+from experiments.harness.console import CONSOLE, progress, say
+from experiments.harness.tables import Table, markdown
 from synflow_jax import models
 
 ROUNDS = {"synflow": 100, "synflow_l2": 100}

@@ -24,7 +24,7 @@ from absl import logging
 from jaxtyping import Int, UInt8
 
 from experiments import archives, preparation
-from experiments.console import progress
+from experiments.harness.console import progress
 
 Name = Literal[
     "auto",

@@ -25,9 +25,10 @@ from rich.markup import escape
 from rich.table import Table
 
 import synflow_jax as sj
-from experiments import data, demo_page, masking, runs, steps, train
-from experiments.console import CONSOLE, progress, say
+from experiments import data, demo_page, masking, steps, train
 from experiments.figures import demo as figures
+from experiments.harness import runs
+from experiments.harness.console import CONSOLE, progress, say
 from experiments.networks import SmallConvNet
 from experiments.settings import Settings
 from synflow_jax import models

@@ -3,8 +3,8 @@
 import pathlib
 from typing import Any
 
-from experiments import runs
-from experiments.page import (
+from experiments.harness import runs
+from experiments.harness.page import (
     bullets,
     escape,
     folded,

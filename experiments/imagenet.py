@@ -25,9 +25,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 import synflow_jax as sj
-from experiments import command, methods, plots, published
-from experiments.sweeps import Context, Row
-from experiments.tables import Table
+from experiments import methods, plots, published
+from experiments.harness import command
+from experiments.harness.sweeps import Context, Row
+from experiments.harness.tables import Table
 from synflow_jax import models
 from synflow_jax.trees import ScoreFn, prunable_leaves
 

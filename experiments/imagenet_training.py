@@ -25,20 +25,11 @@ from jaxtyping import PyTree
 from matplotlib.figure import Figure
 
 import synflow_jax as sj
-from experiments import (
-    command,
-    data,
-    images,
-    methods,
-    plots,
-    published,
-    steps,
-    stream,
-    train,
-)
+from experiments import data, images, methods, plots, published, steps, stream, train
 from experiments.accuracy import module_of
+from experiments.harness import command
+from experiments.harness.sweeps import Context, Row
 from experiments.settings import Settings
-from experiments.sweeps import Context, Row
 
 # As He et al. 2016 train it, on batches four times as large and with the learning rate that
 # goes with them.

@@ -24,10 +24,11 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 import synflow_jax as sj
-from experiments import accuracy, command, data, steps, train
+from experiments import accuracy, data, steps, train
 from experiments.figures import magnitude_training as figures
+from experiments.harness import command
+from experiments.harness.sweeps import Context, Row
 from experiments.settings import Settings
-from experiments.sweeps import Context, Row
 from synflow_jax import models
 
 ROUNDS = (1, 2, 3)

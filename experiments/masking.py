@@ -9,7 +9,7 @@ import jax
 from jaxtyping import Array, Key, PyTree
 
 import synflow_jax as sj
-from experiments.console import progress
+from experiments.harness.console import progress
 
 METHODS = ("synflow", "magnitude", "random")
 

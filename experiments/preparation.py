@@ -10,7 +10,7 @@ from typing import NamedTuple
 import tensorflow_datasets as tfds
 
 from experiments import archives
-from experiments.console import progress, say
+from experiments.harness.console import progress, say
 
 # A data set of more bytes is written in several shards, which a second attempt need not
 # write again: ImageNet in about 550.

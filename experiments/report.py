@@ -18,11 +18,11 @@ from typing import Any
 
 import tyro
 
-from experiments import command, runs, tables
-from experiments.command import Experiment
-from experiments.console import say
-from experiments.page import bullets, escape, folded, page, plural, prose, table
-from experiments.sweeps import Row
+from experiments.harness import command, runs, tables
+from experiments.harness.command import Experiment
+from experiments.harness.console import say
+from experiments.harness.page import bullets, escape, folded, page, plural, prose, table
+from experiments.harness.sweeps import Row
 
 # In the order of the paper. Their modules have an EXPERIMENT of the same name.
 NAMES = (

@@ -22,9 +22,10 @@ import jax
 import numpy as np
 
 import synflow_jax as sj
-from experiments import command, published
+from experiments import published
 from experiments.figures import rounds as figures
-from experiments.sweeps import Context, Row
+from experiments.harness import command
+from experiments.harness.sweeps import Context, Row
 from synflow_jax import models
 
 SCHEDULES = {"exponential": sj.exponential, "linear": sj.linear}

@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 
 import synflow_jax as sj
-from experiments import command
 from experiments.figures import theory as figures
-from experiments.sweeps import Context, Row
+from experiments.harness import command
+from experiments.harness.sweeps import Context, Row
 from synflow_jax import models
 
 

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from experiments import command, methods, plots, published
-from experiments.sweeps import Row
-from experiments.tables import Table, mean_and_range, power
+from experiments import methods, plots, published
+from experiments.harness import command
+from experiments.harness.sweeps import Row
+from experiments.harness.tables import Table, mean_and_range, power
 
 # On the left what the paper compares, on the right SynFlow and what it is made of.
 _LEFT = methods.PAPER

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from experiments import methods, published
-from experiments.sweeps import Row
-from experiments.tables import Table, power
+from experiments.harness.sweeps import Row
+from experiments.harness.tables import Table, power
 
 # Of the published densities those of these criteria are sound; SNIP's and GraSP's are of
 # code that was corrected after they were written.

@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from experiments import command, methods, plots, published
-from experiments.sweeps import Row
-from experiments.tables import Table
+from experiments import methods, plots, published
+from experiments.harness import command
+from experiments.harness.sweeps import Row
+from experiments.harness.tables import Table
 
 
 class Fit(NamedTuple):

@@ -13,10 +13,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from experiments import command, methods, plots, published
+from experiments import methods, plots, published
 from experiments.figures import agreement
-from experiments.sweeps import Row, by_run
-from experiments.tables import Table, power
+from experiments.harness import command
+from experiments.harness.sweeps import Row, by_run
+from experiments.harness.tables import Table, power
 
 
 class Critical(NamedTuple):

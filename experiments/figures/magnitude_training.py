@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import command, plots, published
-from experiments.sweeps import Row
-from experiments.tables import Table, mean_and_range, power
+from experiments import plots, published
+from experiments.harness import command
+from experiments.harness.sweeps import Row
+from experiments.harness.tables import Table, mean_and_range, power
 
 
 def accuracies(rows: list[Row]) -> dict[int, dict[float, list[float]]]:

@@ -12,9 +12,10 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from experiments import command, plots, published
-from experiments.sweeps import Row
-from experiments.tables import Table
+from experiments import plots, published
+from experiments.harness import command
+from experiments.harness.sweeps import Row
+from experiments.harness.tables import Table
 
 TOLERANCE = 0.1  # of a published ratio; both are of one draw of the weights
 

@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from experiments import command, plots, published
-from experiments.sweeps import Row, by_run
-from experiments.tables import Table
+from experiments import plots, published
+from experiments.harness import command
+from experiments.harness.sweeps import Row, by_run
+from experiments.harness.tables import Table
 from synflow_jax import models
 from synflow_jax.pruning.rounds import WHOLE
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from experiments import ablation, accuracy, data, steps, sweeps, train
+from experiments import ablation, accuracy, data, steps, train
+from experiments.harness import sweeps
 from synflow_jax import models
 from tests.experiments.training import SETTINGS, digits, variables
 

@@ -4,8 +4,9 @@ import jax
 import pytest
 
 import synflow_jax as sj
-from experiments import accuracy, command, methods, published
+from experiments import accuracy, methods, published
 from experiments.figures import accuracy as figures
+from experiments.harness import command
 
 PNG = b"\x89PNG\r\n"
 

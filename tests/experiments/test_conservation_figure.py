@@ -10,9 +10,10 @@ import optax
 import pytest
 
 import synflow_jax as sj
-from experiments import command, conservation, methods
+from experiments import conservation, methods
 from experiments.conservation import Layer, agreement, layers_of, unit_flows
 from experiments.figures import conservation as figures
+from experiments.harness import command
 from synflow_jax import models
 
 PNG = b"\x89PNG\r\n"

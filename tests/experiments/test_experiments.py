@@ -9,16 +9,9 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from experiments import (
-    criteria,
-    demo,
-    demo_page,
-    masking,
-    runs,
-    steps,
-    train,
-)
+from experiments import criteria, demo, demo_page, masking, steps, train
 from experiments.figures import demo as figures
+from experiments.harness import runs
 from tests.experiments import training
 
 METHODS = ["synflow", "magnitude", "random"]

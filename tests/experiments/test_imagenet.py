@@ -4,7 +4,8 @@ import jax
 import pytest
 
 import synflow_jax as sj
-from experiments import command, imagenet, published, tables
+from experiments import imagenet, published
+from experiments.harness import command, tables
 from synflow_jax import models
 
 PNG = b"\x89PNG\r\n"

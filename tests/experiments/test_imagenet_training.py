@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from experiments import command, imagenet_training, steps, train
+from experiments import imagenet_training, steps, train
+from experiments.harness import command
 from experiments.networks import SmallConvNet
 from experiments.settings import Settings
 

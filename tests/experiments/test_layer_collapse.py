@@ -11,9 +11,10 @@ import PIL.Image
 import pytest
 
 import synflow_jax as sj
-from experiments import command, layer_collapse, methods, published
+from experiments import layer_collapse, methods, published
 from experiments.figures import agreement
 from experiments.figures import layer_collapse as figures
+from experiments.harness import command
 
 PNG = b"\x89PNG\r\n"
 

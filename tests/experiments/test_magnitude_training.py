@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from experiments import command, data, magnitude_training, steps, train
+from experiments import data, magnitude_training, steps, train
 from experiments.figures import magnitude_training as figures
+from experiments.harness import command
+from experiments.harness.sweeps import Context
 from experiments.settings import Settings
-from experiments.sweeps import Context
 from synflow_jax import models
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

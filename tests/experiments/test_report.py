@@ -6,9 +6,10 @@ import pathlib
 
 import pytest
 
-from experiments import command, report, tables
-from experiments.command import Experiment
-from experiments.tables import Table
+from experiments import report
+from experiments.harness import command, tables
+from experiments.harness.command import Experiment
+from experiments.harness.tables import Table
 
 
 def rows_of(config, *rows):

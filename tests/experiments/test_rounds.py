@@ -7,8 +7,9 @@ import math
 import jax
 import pytest
 
-from experiments import command, published, rounds
+from experiments import published, rounds
 from experiments.figures import rounds as figures
+from experiments.harness import command
 
 PNG = b"\x89PNG\r\n"
 

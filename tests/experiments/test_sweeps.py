@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from experiments import command, data, methods, runs, sweeps
+from experiments import data, methods
+from experiments.harness import command, runs, sweeps
 from tests.experiments.training import Normed
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

@@ -1,6 +1,6 @@
 """Tables of results: Markdown and HTML of the same cells."""
 
-from experiments.tables import Table, document, folded, markdown
+from experiments.harness.tables import Table, document, folded, markdown
 
 TABLE = Table("What is <kept> at 10^2", ["layer", "weights"], [["a", "1"], ["b&c", "10^3"]])
 

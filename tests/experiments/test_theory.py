@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from experiments import command, published, tables, theory
+from experiments import published, theory
 from experiments.figures import theory as figures
+from experiments.harness import command, tables
 from synflow_jax import models
 
 PNG = b"\x89PNG\r\n"

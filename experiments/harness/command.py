@@ -19,10 +19,10 @@ import jax
 import tyro
 from rich.markup import escape
 
-from experiments import runs, sweeps, tables
-from experiments.console import progress, say
-from experiments.sweeps import Row, Run
-from experiments.tables import Table
+from experiments.harness import runs, sweeps, tables
+from experiments.harness.console import progress, say
+from experiments.harness.sweeps import Row, Run
+from experiments.harness.tables import Table
 from synflow_jax.xla.program_cache import keep_programs
 
 # smoke: seconds, to see that all works. cpu: what two processor cores do in hours at most.
@@ -37,7 +37,7 @@ class Experiment(NamedTuple):
     """One experiment of the paper, in all its scales.
 
     Attributes:
-      name: of its module in this package, and of its folder in results/.
+      name: of its module in `experiments`, and of its folder in results/.
       about: one sentence: what is done, and which figure of the paper it is.
       runs: ``runs(scale) -> runs``, in the order in which they are done.
       execute: ``execute(run, context)`` does one and yields its rows.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments import page
+from experiments.harness import page
 
 
 class Table(NamedTuple):

@@ -18,8 +18,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import runs
-from experiments.console import progress, say
+from experiments.harness import runs
+from experiments.harness.console import progress, say
 
 Row = dict[str, Any]
 

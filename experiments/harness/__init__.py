@@ -1,0 +1,1 @@
+"""How an experiment is run and reported: commands, sweeps of runs, tables and pages."""
