@@ -1,29 +1,57 @@
-# Needs Python 3.11 or newer with venv, and nothing else. PYTHON=... chooses another one.
+# Needs Python 3.11 or newer with venv, and nothing else. PYTHON=... chooses another one,
+# TESTS=... only some of the tests.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench clean
+# Tests in double precision need a process of their own.
+define run_tests
+$(1)/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
+$(if $(TESTS),,JAX_ENABLE_X64=1 $(1)/bin/python -m pytest tests/x64)
+endef
+
+# A PYTHON that was given, or else the newest one found between two versions.
+find_python = $(if $(filter file,$(origin PYTHON)),$$(.ci/find_python $(1)),$(PYTHON))
+
+.PHONY: demo test test-newest test-lowest check-long lint bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m experiments.demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
-	JAX_ENABLE_X64=1 $(BIN)/python -m pytest tests/x64
+	$(call run_tests,.venv)
+
+test-newest: .venv-newest/installed
+	$(call run_tests,.venv-newest)
+
+test-lowest: .venv-lowest/installed
+	$(call run_tests,.venv-lowest)
+
+check-long: .venv/installed
+	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
 
 # PyTorch only here; on Linux without a GPU a CPU build of it is enough.
 bench: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench,plots]'
+	$(BIN)/python $(PIP) -e '.[bench,plots]'
 	$(BIN)/python -m benchmarks
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[plots,test,lint]'
+	$(BIN)/python $(PIP) -r requirements.txt -e '.[plots,test,lint]'
+	touch $@
+
+.venv-newest/installed: python = $(call find_python,3.12 3.14)
+.venv-lowest/installed: python = $(call find_python,3.11 3.11)
+.venv-%/installed: constraints/%.txt requirements.txt pyproject.toml
+	python=$(python) && $$python -m venv --clear .venv-$*
+	.venv-$*/bin/python $(PIP) -c constraints/$*.txt -r requirements.txt -e '.[test]'
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-newest .venv-lowest
