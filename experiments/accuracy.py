@@ -17,24 +17,17 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 import synflow_jax as sj
-from experiments import data, methods, networks, steps, train
+from experiments import data, methods
 from experiments.figures import accuracy as figures
 from experiments.harness import command
 from experiments.harness.sweeps import Context, Row
-from experiments.settings import Settings, paper_settings
-from synflow_jax import models
-
-# What is trained besides the networks of synflow_jax.models.
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "lenet": networks.LeNet,
-    "resnet8_half": functools.partial(models.CifarResNet, 8, width=0.5),
-}
+from experiments.training import loop, networks, steps
+from experiments.training.settings import Settings, paper_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +35,7 @@ class Run:
     """One method at one compression on one network, trained from one or several seeds."""
 
     network: str
-    """A name in synflow_jax.models, or of ``NETWORKS``."""
+    """A name that `networks.module_of` takes."""
     dataset: str
     """A name of `experiments.data`."""
     method: str
@@ -70,20 +63,6 @@ class Run:
         return f"{self.network}-{self.dataset}-{self.method}-{self.compression:g}-s{seeds}"
 
 
-def module_of(network: str, num_classes: int) -> nn.Module:
-    """A network by its name, not yet initialised.
-
-    Raises:
-      ValueError: if there is none of this name.
-    """
-    if network in NETWORKS:
-        return NETWORKS[network](num_classes=num_classes)
-    if network not in models.NETWORKS:
-        known = ", ".join([*NETWORKS, *sorted(models.NETWORKS)])
-        raise ValueError(f"there is no network {network!r}; there are {known}.")
-    return models.NETWORKS[network].make(num_classes=num_classes)
-
-
 def sweep(
     network: str,
     dataset: str,
@@ -103,12 +82,6 @@ def sweep(
     return runs
 
 
-def grid(first: float, last: float, step: float) -> tuple[float, ...]:
-    """Compressions from the first to the last."""
-    count = round((last - first) / step) + 1
-    return tuple(round(first + i * step, 4) for i in range(count))
-
-
 def runs(scale: command.Scale) -> list[Run]:
     """The sweep of a scale."""
     short = Settings(
@@ -124,11 +97,11 @@ def runs(scale: command.Scale) -> list[Run]:
         small = dataclasses.replace(short, batch=64, learning_rate=0.1)
         fashion, apart = "fashion_mnist", ((0,), (1,), (2,))
         return [
-            *sweep("mlp", fashion, grid(0.5, 4, 0.5), ((0, 1, 2, 3, 4),), five),
+            *sweep("mlp", fashion, methods.grid(0.5, 4, 0.5), ((0, 1, 2, 3, 4),), five),
             *sweep(
                 "lenet",
                 fashion,
-                grid(0.5, 3.5, 0.5),
+                methods.grid(0.5, 3.5, 0.5),
                 apart,
                 short,
                 train_images=8000,
@@ -138,7 +111,7 @@ def runs(scale: command.Scale) -> list[Run]:
             *sweep(
                 "resnet8_half",
                 "cifar10_20k",
-                grid(0.5, 3, 0.5),
+                methods.grid(0.5, 3, 0.5),
                 apart[:2],
                 small,
                 train_images=8000,
@@ -153,14 +126,16 @@ def runs(scale: command.Scale) -> list[Run]:
         base = ("vgg11", "vgg16", "resnet18", "wide_resnet18")[i]
         name = base + (form or ("_cifar" if base.startswith("vgg") else ""))
         training = paper_settings(name, dataset)
-        sweeps += sweep(name, dataset, grid(0.25, 3, 0.25), ((0,), (1,), (2,)), training)
+        sweeps += sweep(
+            name, dataset, methods.grid(0.25, 3, 0.25), ((0,), (1,), (2,)), training
+        )
     return sweeps
 
 
 def execute(run: Run, context: Context) -> Iterator[Row]:
     """Prunes and trains; rows of every epoch and of the trained networks."""
     loaded = _images(run.dataset, run.train_images, run.test_images, context.data_dir)
-    module = module_of(run.network, loaded.num_classes)
+    module = networks.module_of(run.network, loaded.num_classes)
     plan = steps.plan(module, run.training, loaded)
     settings = [_setting(run, seed, context.data_dir) for seed in run.seeds]
     problems = [_problem(setting) for setting in settings]
@@ -171,13 +146,13 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     folder = context.folder if run.training.epochs > 10 else None
     options = {"folder": folder, "every": 10, "advance": context.advance}
     if len(run.seeds) == 1:
-        state, history = train.train(plan, states[0], splits, run.seeds[0], **options)
+        state, history = loop.train(plan, states[0], splits, run.seeds[0], **options)
         states = [state]
         history = [e._replace(loss=[e.loss], accuracy=[e.accuracy]) for e in history]
     else:
         many = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         seeds = jnp.array(run.seeds)
-        many, history = train.train_many(plan, many, splits, seeds, **options)
+        many, history = loop.train_many(plan, many, splits, seeds, **options)
         states = [jax.tree.map(lambda x, i=i: x[i], many) for i in range(len(run.seeds))]
     for i, seed in enumerate(run.seeds):
         accuracies = [epoch.accuracy[i] for epoch in history]
@@ -252,7 +227,7 @@ def _pruner(method: str, setting: _Setting, rounds: int) -> Callable[[float], Py
 @functools.lru_cache(maxsize=16)
 def _problem(setting: _Setting) -> methods.Problem:
     loaded = _images(*setting[1:5])
-    module = module_of(setting.network, loaded.num_classes)
+    module = networks.module_of(setting.network, loaded.num_classes)
     batches = methods.batches(loaded, setting.seed, each=setting.each)
     shape = loaded.train_images.shape[1:]
     return methods.problem(module, jax.random.key(setting.seed), shape, batches)

@@ -25,12 +25,13 @@ from rich.markup import escape
 from rich.table import Table
 
 import synflow_jax as sj
-from experiments import data, demo_page, masking, steps, train
+from experiments import data, demo_page, masking
 from experiments.figures import demo as figures
 from experiments.harness import runs
 from experiments.harness.console import CONSOLE, progress, say
-from experiments.networks import SmallConvNet
-from experiments.settings import Settings
+from experiments.training import loop, steps
+from experiments.training.networks import SmallConvNet
+from experiments.training.settings import Settings
 from synflow_jax import models
 from synflow_jax.xla.program_cache import keep_programs
 
@@ -202,10 +203,10 @@ def _train(
             advance(round(100 * fraction) - shown)
             shown = round(100 * fraction)
 
-        def on_epoch(epoch: train.Epoch) -> None:
+        def on_epoch(epoch: loop.Epoch) -> None:
             runs.log(config.out, {"kind": "epoch", **about, **epoch._asdict()})
 
-        state, measured = train.train(
+        state, measured = loop.train(
             plan,
             steps.start(plan, variables, masks),
             splits,

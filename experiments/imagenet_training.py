@@ -22,14 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 from jaxtyping import PyTree
-from matplotlib.figure import Figure
 
 import synflow_jax as sj
-from experiments import data, images, methods, plots, published, steps, stream, train
-from experiments.accuracy import module_of
+from experiments import data, methods, stream
+from experiments.figures import imagenet_training as figures
 from experiments.harness import command
 from experiments.harness.sweeps import Context, Row
-from experiments.settings import Settings
+from experiments.training import images, loop, networks, steps
+from experiments.training.settings import Settings
 
 # As He et al. 2016 train it, on batches four times as large and with the learning rate that
 # goes with them.
@@ -47,7 +47,7 @@ class Run:
     """One criterion at one density, trained."""
 
     network: str
-    """A name that `experiments.accuracy.module_of` knows."""
+    """A name that `networks.module_of` takes."""
     dataset: str
     """imagenet2012, or digits."""
     size: int
@@ -97,7 +97,7 @@ def runs(scale: command.Scale) -> list[Run]:
 def execute(run: Run, context: Context) -> Iterator[Row]:
     """Prunes and trains one network."""
     examples, held_out, classes = _examples(run.dataset, context.data_dir)
-    module = module_of(run.network, classes)
+    module = networks.module_of(run.network, classes)
     # The recipe of digits has one channel; the stream makes three, as of all images.
     plan = steps.plan_for(module, run.training, "imagenet2012", len(examples))
     part = jax.process_index(), jax.process_count()
@@ -120,7 +120,7 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
         return stream.training(examples, seed, epochs=1, batch=batch, **feed)
 
     rows = []
-    state, history = train.train_streamed(
+    state, history = loop.train_streamed(
         plan,
         steps.start(plan, problem.variables, masks),
         batches,
@@ -188,92 +188,14 @@ def _digits() -> tuple[stream.Examples, stream.Examples]:
     )
 
 
-# --- what came out ------------------------------------------------------------------------
-
-
-def accuracies(rows: list[Row]) -> dict[str, dict[float, float]]:
-    """Best held-out accuracies in per cent: by method, by density."""
-    found: dict[str, dict[float, list[float]]] = {}
-    for row in rows:
-        if row["kind"] == "trained":
-            of = found.setdefault(row["method"], {})
-            of.setdefault(row["density"], []).append(100 * row["best"])
-    return {
-        method: {density: sum(v) / len(v) for density, v in sorted(of.items())}
-        for method, of in found.items()
-    }
-
-
-def _published() -> dict[str, dict[float, float]]:
-    numbers = published.load("imagenet")
-    found: dict[str, dict[float, float]] = {"dense": {1.0: numbers["dense"]}}
-    for density, by_method in numbers["accuracy"].items():
-        for method, percent in by_method.items():
-            found.setdefault(method, {})[float(density)] = percent
-    return found
-
-
-def draw(rows: list[Row], path: pathlib.Path) -> None:
-    """Accuracy against compression; dashed: the numbers of Wang et al. 2023."""
-    ours, theirs = accuracies(rows), _published()
-    on_imagenet = any(row.get("dataset") == "imagenet2012" for row in rows)
-    with plots.settings():
-        figure = Figure((5.6, 3.9), layout="constrained")
-        axes = figure.subplots()
-        for method in methods.PAPER:
-            style = plots.style(method)
-            if method in ours:
-                x = [-math.log10(density) for density in ours[method]]
-                axes.plot(x, list(ours[method].values()), **style)
-            if on_imagenet:
-                x = [-math.log10(density) for density in theirs[method]]
-                y = list(theirs[method].values())
-                axes.plot(x, y, **style | {"label": None}, ls="--", lw=1.1, ms=3.5)
-        if "dense" in ours:
-            axes.axhline(ours["dense"][1.0], color=plots.PALE, lw=1.1, zorder=1)
-            plots.note(axes, ours["dense"][1.0], "dense")
-        axes.set_ylim(bottom=0)
-        axes.set_ylabel("accuracy (%)")
-        plots.compressions(axes)
-        axes.legend()
-        figure.savefig(path, dpi=160)
-
-
-def sentences(rows: list[Row]) -> list[str]:
-    """Each accuracy, beside that of Wang et al. where there is one."""
-    theirs, texts = _published(), []
-    on_imagenet = any(row.get("dataset") == "imagenet2012" for row in rows)
-    for method, found in accuracies(rows).items():
-        for density, percent in found.items():
-            known = theirs.get(method, {})
-            close = [d for d in known if math.isclose(d, density, rel_tol=1e-4)]
-            beside = f" (Wang et al. {theirs[method][close[0]]:.1f})" if close else ""
-            texts.append(
-                f"{method} at density {density:.4g}: {percent:.1f} %"
-                f"{beside if on_imagenet else ''}."
-            )
-    return texts
-
-
-def caption(rows: list[Row]) -> str:
-    """What was trained."""
-    config = next(iter(command.configs(rows).values()))
-    training = config["training"]
-    return (
-        f"{config['network']} on {config['dataset']} at {config['size']} pixels, "
-        f"{training['epochs']} epochs of batches of {training['batch']} in "
-        f"{training['precision']}. Dashed: Wang et al. 2023, Table 1."
-    )
-
-
 EXPERIMENT = command.Experiment(
     name="imagenet_training",
     about="ResNet-50 on ImageNet, trained under the masks of every criterion.",
     runs=runs,
     execute=execute,
-    figures={"imagenet_training.png": draw},
-    sentences=sentences,
-    caption=caption,
+    figures={"imagenet_training.png": figures.draw},
+    sentences=figures.sentences,
+    caption=figures.caption,
 )
 
 

@@ -25,10 +25,11 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 import synflow_jax as sj
-from experiments import data, images, methods, stream
+from experiments import data, methods, stream
 from experiments.figures import layer_collapse as figures
 from experiments.harness import command, runs
 from experiments.harness.sweeps import Context, Row
+from experiments.training import images
 from synflow_jax import models
 from synflow_jax.trees import ScoreFn, prunable_leaves
 

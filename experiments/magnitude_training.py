@@ -24,11 +24,12 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 import synflow_jax as sj
-from experiments import accuracy, data, steps, train
+from experiments import data, methods
 from experiments.figures import magnitude_training as figures
 from experiments.harness import command
 from experiments.harness.sweeps import Context, Row
-from experiments.settings import Settings
+from experiments.training import loop, networks, steps
+from experiments.training.settings import Settings
 from synflow_jax import models
 
 ROUNDS = (1, 2, 3)
@@ -39,7 +40,7 @@ class Ticket:
     """One pruning by magnitude after training, and the training of what is left."""
 
     network: str
-    """A name that `experiments.accuracy.module_of` knows."""
+    """A name that `networks.module_of` takes."""
     dataset: str
     """A name of `experiments.data`."""
     rounds: int
@@ -61,8 +62,7 @@ class Growth:
     """One dense training in which the squared weights of each layer are watched."""
 
     network: str
-    """A name that `experiments.accuracy.module_of` knows, or deep: an MLP whose layers are
-    of six sizes."""
+    """A name that `networks.module_of` takes, or deep: an MLP with layers of six sizes."""
     dataset: str
     """A name of `experiments.data`."""
     seed: int
@@ -96,7 +96,7 @@ def runs(scale: command.Scale) -> list[Ticket | Growth]:
             Growth("deep", "digits", 0, dataclasses.replace(slow, epochs=3, batch=64)),
         ]
     if scale == "cpu":
-        compressions = accuracy.grid(0.5, 3.5, 0.5)
+        compressions = methods.grid(0.5, 3.5, 0.5)
         return [
             *tickets("mlp", "fashion_mnist", ROUNDS, compressions, (0, 1, 2), short),
             Growth("deep", "fashion_mnist", 0, slow),
@@ -104,7 +104,7 @@ def runs(scale: command.Scale) -> list[Ticket | Growth]:
     paper = Settings(epochs=50, learning_rate=0.01, drops=())
     return [
         *tickets(
-            "vgg11_cifar", "cifar10", ROUNDS, accuracy.grid(0.1, 3.7, 0.2), (0, 1, 2), paper
+            "vgg11_cifar", "cifar10", ROUNDS, methods.grid(0.1, 3.7, 0.2), (0, 1, 2), paper
         ),
         Growth("vgg19_cifar", "cifar10", 0, slow),
     ]
@@ -129,7 +129,7 @@ def execute(run: Ticket | Growth, context: Context) -> Iterator[Row]:
     if run.network == "deep":
         module = models.MLP(loaded.num_classes, hidden=(300, 200, 100, 50, 25))
     else:
-        module = accuracy.module_of(run.network, loaded.num_classes)
+        module = networks.module_of(run.network, loaded.num_classes)
     shape = loaded.train_images.shape[1:]
     variables = models.init(module, jax.random.key(run.seed), shape)
     plan = steps.plan(module, run.training, loaded)
@@ -157,7 +157,7 @@ def _ticket(
             context.advance((round_ + fraction) / (run.rounds + 1))
 
         options = {"folder": kind, "every": 10, "advance": advance}
-        return train.train(plan, state, splits, run.seed, **options)
+        return loop.train(plan, state, splits, run.seed, **options)
 
     state, _ = sj.train_and_prune(
         lambda params, masks, round_: trained(params, masks, round_)[0].params,

@@ -20,8 +20,8 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 import synflow_jax as sj
-from experiments import images
 from experiments.data import Data
+from experiments.training import images
 from synflow_jax import models
 
 ROUNDS = 100
@@ -44,6 +44,12 @@ LABELS = {
     "shuffled_synflow": "SynFlow, shuffled",
     "synflow_densities": "SynFlow's layers, random",
 }
+
+
+def grid(first: float, last: float, step: float) -> tuple[float, ...]:
+    """Compressions from the first to the last, in equal steps."""
+    count = round((last - first) / step) + 1
+    return tuple(round(first + i * step, 4) for i in range(count))
 
 
 class Problem(NamedTuple):

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from experiments import methods, plots, published
+from experiments import methods, published
+from experiments.figures import style
 from experiments.harness import command
 from experiments.harness.sweeps import Row
 from experiments.harness.tables import Table, mean_and_range, power
@@ -73,7 +74,7 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
     """
     ours, theirs = points(rows), _published()
     beside = [] if set(ours) & set(theirs) else [_BESIDE]
-    with plots.settings():
+    with style.settings():
         height = 0.7 + 2.9 * (len(ours) + len(beside))
         figure = Figure((9.2, height), layout="constrained")
         panels = figure.subplots(len(ours) + len(beside), 2, squeeze=False)
@@ -103,7 +104,7 @@ def _panel(axes, pair, found, published_, compared) -> None:
     title = f"{network}, {dataset}"
     axes.set_title(title if found else f"{title} (published)", loc="left")
     for method in compared:
-        style = plots.style(method)
+        mark = style.mark(method)
         if method in found:
             own = found[method]
             x = list(own)
@@ -111,39 +112,39 @@ def _panel(axes, pair, found, published_, compared) -> None:
                 x,
                 [point.low for point in own.values()],
                 [point.high for point in own.values()],
-                color=style["color"],
+                color=mark["color"],
                 alpha=0.15,
                 lw=0,
             )
-            axes.plot(x, [point.mean for point in own.values()], **style)
+            axes.plot(x, [point.mean for point in own.values()], **mark)
             dead = [c for c, point in own.items() if not point.connected]
             axes.plot(
                 dead,
                 [own[c].mean for c in dead],
-                style["marker"],
-                color=style["color"],
+                mark["marker"],
+                color=mark["color"],
                 mfc="white",
             )
         if method in published_:
             x, y = published_[method]
-            label = style["label"] if not found else None
+            label = mark["label"] if not found else None
             own_style = {
-                **style,
+                **mark,
                 "label": label,
-                "marker": "" if found else style["marker"],
+                "marker": "" if found else mark["marker"],
             }
             axes.plot(x, y, ls="--", lw=1.1, ms=3.5, **{**own_style})
     if "dense" in found:
         dense = found["dense"][0.0].mean
-        axes.axhline(dense, color=plots.PALE, lw=1.1, zorder=1)
-        plots.note(axes, dense, "dense")
+        axes.axhline(dense, color=style.PALE, lw=1.1, zorder=1)
+        style.note(axes, dense, "dense")
     chance = _CHANCE.get(dataset)
     if chance is not None:
-        axes.axhline(chance, color=plots.PALE, lw=1.1, ls=":", zorder=1)
-        plots.note(axes, chance, "chance")
+        axes.axhline(chance, color=style.PALE, lw=1.1, ls=":", zorder=1)
+        style.note(axes, chance, "chance")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("accuracy (%)")
-    plots.compressions(axes)
+    style.compressions(axes)
 
 
 _CHANCE = {

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from experiments import methods, plots, published
+from experiments import methods, published
+from experiments.figures import style
 from experiments.harness import command
 from experiments.harness.sweeps import Row
 from experiments.harness.tables import Table
@@ -194,7 +195,7 @@ def draw_units(rows: list[Row], path: pathlib.Path) -> None:
     names = [row["layer"] for row in next(iter(found.values()))][:-1]
     depth = len(names)
     colors = matplotlib.colormaps["viridis"].resampled(depth)
-    with plots.settings():
+    with style.settings():
         # One cell more than there are panels, for the legend.
         columns = min(3, len(found) + 1)
         lines = -(-(len(found) + 1) // columns)
@@ -208,9 +209,9 @@ def draw_units(rows: list[Row], path: pathlib.Path) -> None:
             axes.set_ylabel("scores out of the unit")
         for axes in panels.flat[len(found) :]:
             axes.set_axis_off()
-        points = {"color": plots.INK, "ls": "", "marker": "o", "ms": 4}
+        points = {"color": style.INK, "ls": "", "marker": "o", "ms": 4}
         handles = [
-            Line2D([], [], color=plots.PALE, lw=1, label="in = out"),
+            Line2D([], [], color=style.PALE, lw=1, label="in = out"),
             Line2D([], [], **points, label="a hidden unit"),
             Line2D([], [], **points, mfc="white", label="in and out differ in sign"),
         ]
@@ -237,7 +238,7 @@ def _units_panel(axes: Axes, rows: Sequence[Row], colors: np.ndarray) -> None:
     other = shown & ~same
     sizes = abs(sums)
     low, high = sizes[shown].min() / 1.6, sizes[shown].max() * 1.6
-    axes.plot([low, high], [low, high], color=plots.PALE, lw=1, zorder=1)
+    axes.plot([low, high], [low, high], color=style.PALE, lw=1, zorder=1)
     axes.scatter(*sizes[same].T, s=5, c=color[same], lw=0, zorder=2, rasterized=True)
     axes.scatter(
         *sizes[other].T, s=7, facecolors="none", edgecolors=color[other], lw=0.6, zorder=3
@@ -259,16 +260,16 @@ def draw_layers(rows: list[Row], path: pathlib.Path) -> None:
         return
     inverse = [1 / row["size"] for own in found.values() for row in own]
     ends = np.array([min(inverse) / 2, max(inverse) * 2])
-    with plots.settings():
+    with style.settings():
         figure = Figure((6.2, 4.3), layout="constrained")
         axes = figure.subplots()
-        axes.plot(ends, ends, color=plots.PALE, lw=1.2, zorder=1)
+        axes.plot(ends, ends, color=style.PALE, lw=1.2, zorder=1)
         for method, own in found.items():
             size = np.array([row["size"] for row in own], float)
             total = abs(np.array([row["total"] for row in own]))
             # Rings, as others lie under them.
             ring = {"mfc": "none", "ms": 8, "mew": 1.6} if method == "synflow" else {}
-            points = {"ls": "", "ms": 4.5, "mew": 0, **ring, **plots.style(method)}
+            points = {"ls": "", "ms": 4.5, "mew": 0, **ring, **style.mark(method)}
             points["label"] += f": slope {fit(own).slope:.3f}"
             axes.plot(1 / size, total / total.mean() / size, **points)
         axes.set_xscale("log")
@@ -277,6 +278,6 @@ def draw_layers(rows: list[Row], path: pathlib.Path) -> None:
         axes.set_xlabel("1 / weights of the layer")
         axes.set_ylabel("average score / mean total of a layer")
         handles, texts = axes.get_legend_handles_labels()
-        handles.append(Line2D([], [], color=plots.PALE, lw=1.2))
+        handles.append(Line2D([], [], color=style.PALE, lw=1.2))
         axes.legend(handles, [*texts, "equal totals: slope 1"], loc="upper left")
         figure.savefig(path, dpi=180)

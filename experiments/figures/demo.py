@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 
-from experiments import plots
+from experiments.figures import style
 
 Rows = list[dict[str, Any]]
 
@@ -29,7 +29,7 @@ def layers(rows: Rows, path: pathlib.Path) -> None:
     low = min(kept / size for row in rows for _, kept, size in row["layers"] if kept)
     decade = math.floor(math.log10(low))
     columns = min(2, len(labels))
-    with plots.settings():
+    with style.settings():
         figure = Figure(
             (8.4, 0.9 + 2.75 * -(-len(labels) // columns)), layout="constrained"
         )
@@ -47,7 +47,7 @@ def layers(rows: Rows, path: pathlib.Path) -> None:
         for panel in panels[:, 0]:
             panel.set_ylabel("fraction kept")
         handles, texts = panels[0, 0].get_legend_handles_labels()
-        cross = Line2D([], [], color=plots.INK, ls="", marker="x", mew=1.5)
+        cross = Line2D([], [], color=style.INK, ls="", marker="x", mew=1.5)
         handles, texts = [*handles, cross], [*texts, "no weight left"]
         figure.legend(handles, texts, loc="outside upper center", ncols=len(texts))
         figure.savefig(path, dpi=200)
@@ -58,19 +58,19 @@ def _layers_panel(axes: Axes, rows: Rows, decade: int, depth: int) -> None:
     axes.axhspan(10.0 ** strip[0], 10.0 ** strip[1], color="#eeeeee", lw=0)
     heights = np.linspace(strip[1], strip[0], len(METHODS) + 2)[1:-1]
     for row in rows:
-        style = plots.style(row["method"])
+        mark = style.mark(row["method"])
         kept = np.array([kept / size for _, kept, size in row["layers"]])
         places = np.arange(1, depth + 1)
         fractions = np.where(kept > 0, kept, np.nan)
-        axes.plot(places, fractions, **style, clip_on=False, zorder=_order(row["method"]))
+        axes.plot(places, fractions, **mark, clip_on=False, zorder=_order(row["method"]))
         empty = places[kept == 0]
         height = 10.0 ** heights[METHODS.index(row["method"])]
         axes.plot(
-            empty, np.full(len(empty), height), "x", color=style["color"], ms=5, mew=1.5
+            empty, np.full(len(empty), height), "x", color=mark["color"], ms=5, mew=1.5
         )
     uniform = 10.0 ** -rows[0]["compression"]
     axes.axhline(
-        uniform, color=plots.PALE, lw=1, ls=(0, (4, 3)), zorder=1, label="all layers alike"
+        uniform, color=style.PALE, lw=1, ls=(0, (4, 3)), zorder=1, label="all layers alike"
     )
     axes.set_yscale("log")
     axes.set_ylim(10.0 ** strip[0], 1.6)
@@ -78,12 +78,12 @@ def _layers_panel(axes: Axes, rows: Rows, decade: int, depth: int) -> None:
     middle = sum(strip) / 2
     axes.yaxis.set_major_locator(FixedLocator([10.0**middle, *(10.0**d for d in decades)]))
     axes.yaxis.set_major_formatter(
-        FixedFormatter(["none left", *map(plots.power, decades)])
+        FixedFormatter(["none left", *map(style.power, decades)])
     )
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlim(0.4, depth + 0.6)
     kept = rows[0]["kept"]
-    axes.set_title(f"compression {plots.power(rows[0]['compression'])}: {kept:,} weights")
+    axes.set_title(f"compression {style.power(rows[0]['compression'])}: {kept:,} weights")
 
 
 def accuracies(rows: Rows, path: pathlib.Path) -> None:
@@ -101,33 +101,33 @@ def accuracies(rows: Rows, path: pathlib.Path) -> None:
     }
     (dense,) = (100 * row["accuracy"] for row in trained if row["method"] == "dense")
     chance = 100 / about["num_classes"]
-    with plots.settings():
+    with style.settings():
         figure = Figure((5.6, 3.9), layout="constrained")
         axes = figure.subplots()
         for height, text, dashes in ((dense, "dense", "-"), (chance, "chance", ":")):
-            axes.axhline(height, color=plots.PALE, lw=1.2, ls=dashes, zorder=1)
-            plots.note(axes, height, text)
+            axes.axhline(height, color=style.PALE, lw=1.2, ls=dashes, zorder=1)
+            style.note(axes, height, text)
         for method in METHODS:
-            style = plots.style(method)
+            mark = style.mark(method)
             own = [row for row in trained if row["method"] == method]
             x = [row["compression"] for row in own]
             y = [100 * row["accuracy"] for row in own]
-            axes.plot(x, y, **style, clip_on=False, zorder=_order(method))
+            axes.plot(x, y, **mark, clip_on=False, zorder=_order(method))
             open_ = [(method, row["label"]) in cut for row in own]
             axes.plot(
                 np.array(x)[open_],
                 np.array(y)[open_],
-                style["marker"],
-                color=style["color"],
+                mark["marker"],
+                color=mark["color"],
                 mfc="white",
                 clip_on=False,
                 zorder=_order(method),
             )
         if cut:
-            axes.plot([], [], "o", color=plots.INK, mfc="white", label="no path left")
+            axes.plot([], [], "o", color=style.INK, mfc="white", label="no path left")
         ticks = sorted({row["compression"] for row in trained if row["compression"]})
         axes.set_xticks(ticks)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: plots.power(x)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: style.power(x)))
         axes.margins(x=0.12)
         axes.set_ylim(0, max(100 * row["accuracy"] for row in trained) * 1.15)
         axes.set_xlabel("compression (weights / weights kept)")

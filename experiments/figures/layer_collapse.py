@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from experiments import methods, plots, published
-from experiments.figures import agreement
+from experiments import methods, published
+from experiments.figures import agreement, style
 from experiments.harness import command
 from experiments.harness.sweeps import Row, by_run
 from experiments.harness.tables import Table, power
@@ -206,7 +206,7 @@ def _why_cut(seeds: Sequence[Sequence[Row]]) -> list[str]:
     times = "once" if len(cut) == 1 else f"{len(cut)} times"
     return [
         f"SynFlow's {cut[0]['rounds']} rounds cut the network {times}, at {at}: there a "
-        f"round removed more than the whole flow ({plots.span(ratios, '.2f')} times R), "
+        f"round removed more than the whole flow ({style.span(ratios, '.2f')} times R), "
         "and Theorem 3 asks that none does."
     ]
 
@@ -221,7 +221,7 @@ def _certified_rounds(rows: list[Row], part: str) -> list[str]:
     for k, own in at.items():
         whole = sum(row["connected"] and row["kept"] == k for row in own)
         ratio = configs[own[0]["run"]]["ratio"]
-        rounds = plots.span([row["rounds"] for row in own])
+        rounds = style.span([row["rounds"] for row in own])
         said.append(
             f"SynFlow in certified rounds, each removing at most {ratio:g} of the flow, "
             f"leaves a path with {k} weights ({power(own[0]['compression'])}) in {whole} "
@@ -312,7 +312,7 @@ def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
         for _, kept, size in row["layers"]
         if kept
     )
-    with plots.settings():
+    with style.settings():
         columns = 3
         high = -(-len(found) // columns)
         spare = high * columns > len(found)  # a place for the legend among the panels
@@ -330,7 +330,7 @@ def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
         axes.set_ylim(10.0 ** (math.floor(2 * math.log10(low) - 0.4) / 2), 2)
         axes.set_xlim(0, end)
         axes.xaxis.set_major_locator(FixedLocator(range(math.floor(end) + 1)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: plots.power(x)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: style.power(x)))
         axes.yaxis.set_minor_locator(NullLocator())
         for place, axes in enumerate(panels.flat):
             if place >= len(found):
@@ -362,19 +362,19 @@ def _panel(axes: Axes, seeds, colors, limit: float, end: float) -> None:
     found = critical(seeds)
     if found.connected is not None and found.connected < x[-1]:
         axes.axvspan(found.connected, end, color="#eeeeee", lw=0, zorder=0)
-    axes.axvline(limit, color=plots.PALE, lw=1.2, ls=":", zorder=1)
+    axes.axvline(limit, color=style.PALE, lw=1.2, ls=":", zorder=1)
     if found.whole is not None:
         left = found.whole > 0.8 * end  # of the line, where there is room
-        axes.axvline(found.whole, color=plots.INK, lw=1.0, zorder=1)
+        axes.axvline(found.whole, color=style.INK, lw=1.0, zorder=1)
         axes.annotate(
-            plots.power(round(found.whole, 2)),
+            style.power(round(found.whole, 2)),
             (found.whole, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(-3 if left else 3, 0),
             textcoords="offset points",
             ha="right" if left else "left",
             va="top",
-            color=plots.INK,
+            color=style.INK,
         )
     for layer, color in enumerate(colors):
         y = mean[:, layer]
@@ -401,11 +401,11 @@ def _handles(
     """What the legends explain: the layers, and the rest."""
     layers = [Line2D([], [], color=c, lw=2.0, label=n) for n, c in zip(names, colors)]
     rest = [
-        Line2D([], [], color=plots.INK, lw=1.0, label="no layer empty up to here"),
-        Line2D([], [], color=plots.PALE, lw=1.2, ls=":", label="N/L, the largest possible"),
+        Line2D([], [], color=style.INK, lw=1.0, label="no layer empty up to here"),
+        Line2D([], [], color=style.PALE, lw=1.2, ls=":", label="N/L, the largest possible"),
         Line2D(
             *([], []),
-            **{"color": plots.INK, "ls": "", "marker": "x"},
+            **{"color": style.INK, "ls": "", "marker": "x"},
             label="last before the layer is empty",
         ),
         Patch(color="#eeeeee", label="no path from input to output, in some seed"),

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import plots, published
+from experiments import published
+from experiments.figures import style
 from experiments.harness import command
 from experiments.harness.sweeps import Row
 from experiments.harness.tables import Table, mean_and_range, power
@@ -169,7 +170,7 @@ _COLORS = ("#D55E00", "#E69F00", "#0072B2")
 def draw(rows: list[Row], path: pathlib.Path) -> None:
     """Accuracy by rounds, ours and the published, and the squared weights in training."""
     norms = [row for row in rows if row["kind"] == "norms"]
-    with plots.settings():
+    with style.settings():
         figure = Figure((9.2, 7.0), layout="constrained")
         (ours, theirs), (by_size, growth) = figure.subplots(2, 2)
         _tickets(ours, rows)
@@ -194,7 +195,7 @@ def _tickets(axes: Axes, rows: list[Row]) -> None:
         axes.legend(loc="lower left")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("accuracy (%)")
-    plots.compressions(axes)
+    style.compressions(axes)
 
 
 def _published(axes: Axes) -> None:
@@ -204,20 +205,20 @@ def _published(axes: Axes) -> None:
     axes.set_title("vgg11, cifar10 (published)", loc="left")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("accuracy (%)")
-    plots.compressions(axes)
+    style.compressions(axes)
 
 
 def _by_size(axes: Axes, norms: list[Row]) -> None:
     """The average squared weight of each layer before, during and after training."""
     shown = sorted({0, len(norms) // 10, len(norms) - 1})
-    for place, color in zip(shown, (plots.PALE, "#56B4E9", "#0072B2")):
+    for place, color in zip(shown, (style.PALE, "#56B4E9", "#0072B2")):
         sizes, squares = zip(*weights_of(norms[place]).values())
         x, y = [1 / n for n in sizes], [s / n for s, n in zip(squares, sizes)]
         label = f"epoch {norms[place]['epoch']}, slope {slope(norms[place]):.2f}"
         axes.plot(x, y, "o", color=color, label=label)
     low, high = min(x), max(x)
     middle = math.exp(statistics.fmean(math.log(b / a) for a, b in zip(x, y)))
-    axes.plot([low, high], [low * middle, high * middle], color=plots.INK, lw=0.9, ls=":")
+    axes.plot([low, high], [low * middle, high * middle], color=style.INK, lw=0.9, ls=":")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("1 / size of the layer")

@@ -12,7 +12,8 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from experiments import plots, published
+from experiments import published
+from experiments.figures import style
 from experiments.harness import command
 from experiments.harness.sweeps import Row
 from experiments.harness.tables import Table
@@ -168,7 +169,7 @@ def _flow_kept(found: Sequence[Row]) -> list[str]:
             if pairs:
                 rounds, flows = zip(*pairs)
                 parts.append(
-                    f"certified({ratio:g}) took {plots.span(rounds)} rounds and kept "
+                    f"certified({ratio:g}) took {style.span(rounds)} rounds and kept "
                     f"{statistics.fmean(flows):+.2f}"
                 )
         if parts:
@@ -216,7 +217,7 @@ _LOOKS = {
     "linear": {"color": "#D55E00", "marker": "s"},
     "certified": {"color": "#009E73", "marker": "D"},
 }
-_PUBLISHED = {"color": plots.INK, "ls": (0, (3, 2)), "lw": 1.1, "zorder": 4}
+_PUBLISHED = {"color": style.INK, "ls": (0, (3, 2)), "lw": 1.1, "zorder": 4}
 
 
 def draw(rows: list[Row], path: pathlib.Path) -> None:
@@ -227,7 +228,7 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
     above = [row for row in found if row["network"] == first]
     compressions = sorted({row["compression"] for row in above})
     compared = [name for name in names if _has_reference(found, name)]
-    with plots.settings():
+    with style.settings():
         figure = Figure((9.2, 7.4 if compared else 4.0), layout="constrained")
         lines = GridSpec(1 + bool(compared), 1, figure=figure)
         panels = (
@@ -241,7 +242,7 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
             if first == theirs["network"]:
                 for curves in theirs["ratios"].values():
                     panel.plot(theirs["rounds"], curves[f"{compression:g}"], **_PUBLISHED)
-            panel.set_title(f"{first} to {plots.power(compression)}")
+            panel.set_title(f"{first} to {style.power(compression)}")
         panels[0].set_ylabel("largest prune-size ratio")
         if compared:
             below = lines[1].subgridspec(1, len(compared)).subplots(squeeze=False)[0]
@@ -260,7 +261,7 @@ def _has_reference(found: Sequence[Row], network: str) -> bool:
 
 
 def _ratios(axes: Axes, own: Sequence[Row]) -> None:
-    axes.axhline(1, color=plots.PALE, lw=1.2, zorder=1)
+    axes.axhline(1, color=style.PALE, lw=1.2, zorder=1)
     for schedule, look in _LOOKS.items():
         some = [row for row in own if row["schedule"] == schedule]
         points = _means((row["rounds"], row["largest_ratio"]) for row in some)
@@ -279,7 +280,7 @@ def _ratios(axes: Axes, own: Sequence[Row]) -> None:
 
 def _flows(axes: Axes, own: Sequence[Row]) -> None:
     """A colour for each schedule, dashes for each compression; means over the seeds."""
-    axes.axhline(0, color=plots.PALE, lw=1.2, zorder=1)
+    axes.axhline(0, color=style.PALE, lw=1.2, zorder=1)
     for compression in sorted({row["compression"] for row in own}):
         at = [row for row in own if row["compression"] == compression]
         for schedule in ("exponential", "certified"):
@@ -297,8 +298,8 @@ def _flows(axes: Axes, own: Sequence[Row]) -> None:
                 ls=_dashes(compression),
                 zorder=3,
             )
-        look = {"color": plots.INK, "ls": _dashes(compression)}
-        axes.plot([], [], **look, label=f"to {plots.power(compression)}")
+        look = {"color": style.INK, "ls": _dashes(compression)}
+        axes.plot([], [], **look, label=f"to {style.power(compression)}")
     axes.legend(loc="lower right")
     _rounds_axis(axes)
 
@@ -319,9 +320,9 @@ def _handles(
     if published_too:
         handles.append(Line2D([], [], **_PUBLISHED, label="published"))
     if any(row["ln_flow"] is None for row in above):
-        hollow = {"color": plots.INK, "marker": "o", "mfc": "white", "ls": ""}
+        hollow = {"color": style.INK, "marker": "o", "mfc": "white", "ls": ""}
         handles.append(Line2D([], [], **hollow, label="no path left"))
-    handles.append(Line2D([], [], color=plots.PALE, lw=1.2, label="below 1 a path is sure"))
+    handles.append(Line2D([], [], color=style.PALE, lw=1.2, label="below 1 a path is sure"))
     return handles
 
 

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from experiments import plots, published
+from experiments import published
+from experiments.figures import style
 from experiments.harness import command
 from experiments.harness.sweeps import Row, by_run
 from experiments.harness.tables import Table
@@ -144,7 +145,7 @@ def _shortcuts(found: Sequence[Row]) -> list[str]:
         return []
     planned = [row for row in found if row["before_cut"] <= row["layers"]]
     reached = [row for row in found if row["layers"] in row["flows"]]
-    least = plots.span([row["fewest"] for row in found])
+    least = style.span([row["fewest"] for row in found])
     said = [
         f"With shortcuts {least} weights can make a path, and N / L is not the limit. A "
         f"path was left with L weights in {len(planned)} of {len(found)} such networks by "
@@ -152,12 +153,12 @@ def _shortcuts(found: Sequence[Row]) -> list[str]:
     ]
     if reached:
         at_layers = [(row["lefts"][row["layers"]], row) for row in reached]
-        empty = plots.span([1 - left / row["layers"] for left, row in at_layers], ".0%")
+        empty = style.span([1 - left / row["layers"] for left, row in at_layers], ".0%")
         already = sum(left == row["reached"] for left, row in at_layers)
-        ends = plots.span([row["reached"] for row in reached])
+        ends = style.span([row["reached"] for row in reached])
         factors = [row["layers"] / row["reached"] for row in reached]
         factor = (
-            f"{plots.span(factors, '.1f')} ({statistics.median(factors):.1f} in median)"
+            f"{style.span(factors, '.1f')} ({statistics.median(factors):.1f} in median)"
         )
         shortest = sum(row["reached"] == row["fewest"] for row in reached)
         said.append(
@@ -180,7 +181,7 @@ def _ratios(found: Sequence[Row]) -> list[str]:
     ):
         if rows:
             cut = sum(row["before_cut"] > row["layers"] for row in rows)
-            largest = plots.span([row["largest"] for row in rows], ".3f")
+            largest = style.span([row["largest"] for row in rows], ".3f")
             said.append(
                 f"In {len(rows)} of {len(found)} networks {which} round on the way to "
                 "N / L, up to the first that cut, removed weights whose scores add up to "
@@ -277,20 +278,20 @@ def _style(network: str) -> str:
 
 def draw_limits(rows: list[Row], path: pathlib.Path) -> None:
     """How far each network can go, and how far SynFlow got."""
-    found, synflow = networks(rows), {"marker": "o", "color": plots.COLORS["synflow"]}
+    found, synflow = networks(rows), {"marker": "o", "color": style.COLORS["synflow"]}
     left = math.floor(
         min(_log(row, max(row["before_cut"], row["layers"])) for row in found)
     )
-    with plots.settings():
+    with style.settings():
         figure = Figure((7.2, 1.6 + 0.17 * len(found)), layout="constrained")
         axes = figure.subplots()
         for height, row in enumerate(found):
             limit, paper = _log(row, row["fewest"]), _log(row, row["layers"])
             reached = _log(row, row["reached"])
             axes.plot([left, reached], [height] * 2, color="#dddddd", lw=1.0, zorder=1)
-            axes.plot(paper, height, "|", color=plots.INK, ms=9, mew=1.8, zorder=2)
+            axes.plot(paper, height, "|", color=style.INK, ms=9, mew=1.8, zorder=2)
             if row["fewest"] < row["layers"]:
-                axes.plot(limit, height, "|", color=plots.PALE, ms=9, mew=1.8, zorder=2)
+                axes.plot(limit, height, "|", color=style.PALE, ms=9, mew=1.8, zorder=2)
             before = _log(row, row["before_cut"])
             axes.plot(before, height, **synflow, mfc="white", ms=4, zorder=3)
             axes.plot(reached, height, **synflow, ms=4, zorder=4)
@@ -299,8 +300,8 @@ def draw_limits(rows: list[Row], path: pathlib.Path) -> None:
         axes.set_xlim(left, None)
         axes.set_xlabel("compression, log10 (weights / weights kept)")
         marks = {
-            "N / L": {"marker": "|", "color": plots.INK, "ms": 10, "mew": 1.8},
-            "shortest path": {"marker": "|", "color": plots.PALE, "ms": 10, "mew": 1.8},
+            "N / L": {"marker": "|", "color": style.INK, "ms": 10, "mew": 1.8},
+            "shortest path": {"marker": "|", "color": style.PALE, "ms": 10, "mew": 1.8},
             "SynFlow": synflow | {"ms": 5},
             "before a cut": synflow | {"ms": 5, "mfc": "white"},
         }
@@ -315,7 +316,7 @@ def draw_flows(rows: list[Row], path: pathlib.Path) -> None:
     """R against compression, a panel for each family."""
     found = networks(rows)
     families = sorted({_family(row["network"]) for row in found})
-    with plots.settings():
+    with style.settings():
         columns = min(2, len(families))
         lines = math.ceil(len(families) / columns)
         size = (9.6 if columns > 1 else 5.2, 3.9 * lines)
@@ -335,7 +336,7 @@ _BEND = 30  # log10 R, where the axis turns from linear to logarithmic if it mus
 
 
 def _flows(axes: Axes, found: Sequence[Row]) -> None:
-    axes.axhline(0, color=plots.PALE, lw=1, zorder=1)
+    axes.axhline(0, color=style.PALE, lw=1, zorder=1)
     hues = list(dict.fromkeys(_hue(row["network"]) for row in found))
     for row in found:
         points = sorted((_log(row, k), flow) for k, flow in row["flows"].items())

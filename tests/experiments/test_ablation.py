@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from experiments import ablation, accuracy, data, steps, train
+from experiments import ablation, data
+from experiments.figures import ablation as figures
 from experiments.harness import sweeps
+from experiments.training import loop, networks, steps
 from synflow_jax import models
-from tests.experiments.training import SETTINGS, digits, variables
+from tests.experiments.small import SETTINGS, digits, variables
 
 SEEDS, DENSITIES, ROUNDS = (0, 3), (0.5, 0.1, 0.02), 5
 TRACED = []
@@ -43,7 +45,7 @@ def done():
 
 
 def test_every_network_is_that_of_a_separate_run(done):
-    """Pruned by `sj.prune` and trained by `train.train`, with no `vmap` anywhere."""
+    """Pruned by `sj.prune` and trained by `loop.train`, with no `vmap` anywhere."""
     plan, splits, accuracies, together = done
     score = sj.synflow(lambda p, x: MODULE.apply({"params": p}, x), (8, 8, 1))
     size = 64 * 16 + 16 * 16 + 16 * 10
@@ -53,7 +55,7 @@ def test_every_network_is_that_of_a_separate_run(done):
         got = jax.tree.map(lambda x, place=(i, j): x[place], together)
         jax.tree.map(np.testing.assert_array_equal, got.masks, masks)
         state = steps.start(plan, start, masks)
-        state, history = train.train(plan, state, splits, seed)
+        state, history = loop.train(plan, state, splits, seed)
         for own, want in zip(*map(jax.tree.leaves, (got.state.params, state.params))):
             np.testing.assert_allclose(own, want, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(got.losses, [e.loss for e in history], rtol=1e-4)
@@ -75,7 +77,7 @@ def test_one_compilation_serves_all_seeds_and_densities(done):
 
 def test_the_run_measures_every_network_and_the_time(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "load", lambda name, data_dir: digits())
-    monkeypatch.setattr(accuracy, "module_of", lambda network, classes: MODULE)
+    monkeypatch.setattr(networks, "module_of", lambda network, classes: MODULE)
     run = dataclasses.replace(
         ablation.runs("smoke")[0],
         seeds=(0, 1),
@@ -90,25 +92,25 @@ def test_the_run_measures_every_network_and_the_time(tmp_path, monkeypatch):
         [run], ablation.execute, tmp_path, experiment="ablation", command=""
     )
     json.dumps(rows, allow_nan=False)
-    networks = [row for row in rows if row["kind"] == "trained"]
+    trained = [row for row in rows if row["kind"] == "trained"]
     pairs = [(seed, c) for seed in (0, 1) for c in run.compressions]
-    assert [(row["seed"], row["compression"]) for row in networks] == pairs
-    size = networks[0]["kept"]  # at density 1
-    for row in networks:
+    assert [(row["seed"], row["compression"]) for row in trained] == pairs
+    size = trained[0]["kept"]  # at density 1
+    for row in trained:
         kept = sj.num_kept(size, 10.0 ** -row["compression"])
         assert (row["kept"], row["revived"]) == (kept, 0)
     (separate,) = (row for row in rows if row["kind"] == "separate")
     assert separate["networks"] == 6 and separate["masks_differ"] == 0
     assert len(separate["seconds_together"]) == len(separate["seconds_alone"]) == 2
     assert separate["accuracies_differ"] <= 1 / 40
-    ablation.draw(rows, tmp_path / "ablation.png")
+    figures.draw(rows, tmp_path / "ablation.png")
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
-    accuracies, times, differences = ablation.sentences(rows)
+    accuracies, times, differences = figures.sentences(rows)
     assert accuracies.startswith("mlp on digits, mean and range over 2 seeds: ")
     assert times.startswith("6 networks in one program took ") and "median of 2" in times
     assert "trained for 2 epochs;" in times
     assert differences.startswith("Entries of the masks that differ between the two: 0;")
-    assert "2 seeds times 3 densities in one program" in ablation.caption(rows)
+    assert "2 seeds times 3 densities in one program" in figures.caption(rows)
 
 
 def row_of(compression, accuracy, seed=0):
@@ -153,6 +155,6 @@ def test_the_time_is_a_median_and_says_which_is_faster(together, alone, words):
             "accuracies_differ": 0.0,
         },
     ]
-    first, second, _ = ablation.sentences(rows)
+    first, second, _ = figures.sentences(rows)
     assert "55.0 % (50.0 to 60.0) at 10^0 and 30.0 % (20.0 to 40.0) at 10^1" in first
     assert words in second

@@ -7,6 +7,7 @@ import synflow_jax as sj
 from experiments import accuracy, methods, published
 from experiments.figures import accuracy as figures
 from experiments.harness import command
+from experiments.training import networks
 
 PNG = b"\x89PNG\r\n"
 
@@ -74,7 +75,7 @@ def test_the_networks_of_the_papers_sweep_are_those_of_its_published_numbers():
 
 def test_an_unknown_network_is_refused():
     with pytest.raises(ValueError, match="there is no network 'vgg17'"):
-        accuracy.module_of("vgg17", 10)
+        networks.module_of("vgg17", 10)
 
 
 # --- rows by hand -------------------------------------------------------------------------

@@ -21,7 +21,8 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments import archives, data, images, preparation, stream
+from experiments import archives, data, preparation, stream
+from experiments.training import images
 
 # --- loading ------------------------------------------------------------------------------
 

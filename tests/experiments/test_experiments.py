@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from experiments import criteria, demo, demo_page, masking, steps, train
+from experiments import criteria, demo, demo_page, masking
 from experiments.figures import demo as figures
 from experiments.harness import runs
-from tests.experiments import training
+from experiments.training import loop, steps
+from tests.experiments import small
 
 METHODS = ["synflow", "magnitude", "random"]
 PNG = b"\x89PNG\r\n"
@@ -176,19 +177,19 @@ def test_a_number_that_json_lacks_is_refused(tmp_path, number):
 
 
 def test_a_network_whose_zeros_moved_ends_the_run(tmp_path, monkeypatch):
-    variables, digits = training.variables(), training.digits()
-    plan = steps.plan(training.MODULE, training.SETTINGS, digits)
+    variables, digits = small.variables(), small.digits()
+    plan = steps.plan(small.MODULE, small.SETTINGS, digits)
     splits = steps.on_device(plan, digits)
-    masks = training.masked(variables, 0.5)
+    masks = small.masked(variables, 0.5)
     whole = steps.start(plan, variables, sj.all_kept(variables["params"]))
 
     def forgetful(*args, **kwargs):
-        return whole, [train.Epoch(1, 0.0, 0.0)]
+        return whole, [loop.Epoch(1, 0.0, 0.0)]
 
-    monkeypatch.setattr(train, "train", forgetful)
+    monkeypatch.setattr(loop, "train", forgetful)
     kept = sum(int(m.sum()) for m in jax.tree.leaves(masks) if m.ndim > 1)
     row = {"method": "random", "label": "10^0.3", "compression": 0.3, "k": kept}
-    config = demo.Config(out=tmp_path, training=training.SETTINGS)
+    config = demo.Config(out=tmp_path, training=small.SETTINGS)
     with pytest.raises(RuntimeError, match=f"{kept} kept and {728 - kept} pruned weights"):
         demo._train(config, plan, variables, masks, splits, row)
     assert rows_of(tmp_path, "trained")[0]["nonzero_pruned"] == 728 - kept

@@ -5,6 +5,7 @@ import pytest
 
 import synflow_jax as sj
 from experiments import imagenet, published
+from experiments.figures import imagenet as figures
 from experiments.harness import command, tables
 from synflow_jax import models
 
@@ -28,14 +29,14 @@ def smoke(tmp_path_factory):
 
 def test_every_criterion_keeps_exactly_its_number(smoke):
     rows = [row for row in command.results(smoke) if row["kind"] == "layers"]
-    assert [row["method"] for row in rows] == list(imagenet.COMPARED)
+    assert [row["method"] for row in rows] == list(figures.COMPARED)
     for row in rows:
         assert [(name, size) for name, _, size in row["layers"]] == LAYERS
         assert row["size"] == 2232 and row["density"] == 0.1
         assert row["kept"] == sum(n for _, n, _ in row["layers"])
         assert row["kept"] == sj.num_kept(2232, 0.1)
         assert 0 < row["on_paths"] <= row["kept"]
-    for method, one in imagenet.of_density(rows)[0.1].items():
+    for method, one in figures.of_density(rows)[0.1].items():
         # At the network's start both criteria that look at weights keep more of its flow.
         assert (one["log10_flow"] > 1) == (method != "random")
     assert (smoke / "layers.png").read_bytes().startswith(PNG)
@@ -43,13 +44,13 @@ def test_every_criterion_keeps_exactly_its_number(smoke):
 
 def test_the_table_has_a_line_for_each_layer(smoke):
     rows = command.results(smoke)
-    (table,) = imagenet.tables(rows)
+    (table,) = figures.tables(rows)
     lines = tables.markdown(table).splitlines()
     assert lines[0] == "| layer | weights | Random | Magnitude | SynFlow |"
     assert lines[1] == "|---|---:|---:|---:|---:|"
     assert len(lines) == 2 + len(LAYERS) + 1
     kept = dict(
-        map(lambda layer: layer[:2], imagenet.of_density(rows)[0.1]["random"]["layers"])
+        map(lambda layer: layer[:2], figures.of_density(rows)[0.1]["random"]["layers"])
     )
     share = f"{kept['linear']:,} ({100 * kept['linear'] / 160:.3g} %)"
     assert lines[6].startswith(f"| linear | 160 | {share} |")
@@ -82,7 +83,7 @@ def test_what_came_out_is_said_beside_what_others_trained():
         row("synflow", 0.8**14, (3, 1), 3, 2.04),
         row("synflow", 0.3, (3, 3), 6, 2.2),
     ]
-    assert imagenet.sentences(rows) == [
+    assert figures.sentences(rows) == [
         "SynFlow at density 0.3 keeps 6 of 20 weights, from 30 % of conv to 30 % of conv; "
         "0 of those kept lie on no path from input to output, and the flow that is left is "
         "10^2.2.",
@@ -99,7 +100,7 @@ def test_what_came_out_is_said_beside_what_others_trained():
         "A round of SynFlow on 20 weights takes 1.50 s on this machine's cpu.",
     ]
     head["config"]["network"] = "resnet18_imagenet"
-    assert not any("Wang" in sentence for sentence in imagenet.sentences(rows))
+    assert not any("Wang" in sentence for sentence in figures.sentences(rows))
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -109,12 +110,12 @@ def test_a_part_of_the_sweep_is_drawn(count, tmp_path):
         row("synflow", 0.1, (1, 3), 4, 2.0),
         row("synflow", 0.05, (1, 1), 2, 1.0),
     ]
-    imagenet.draw(rows[:count], tmp_path / "figure.png")
+    figures.draw(rows[:count], tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
 
 
 def test_the_caption_says_that_nothing_was_trained(smoke):
-    text = imagenet.caption(command.results(smoke))
+    text = figures.caption(command.results(smoke))
     assert "tiny_resnet at initialisation (8x8 pixels" in text
     assert "SynFlow in 5 rounds" in text and "No network is trained" in text
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from experiments import imagenet_training, steps, train
+from experiments import imagenet_training
+from experiments.figures import imagenet_training as figures
 from experiments.harness import command
-from experiments.networks import SmallConvNet
-from experiments.settings import Settings
+from experiments.training import loop, steps
+from experiments.training.networks import SmallConvNet
+from experiments.training.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -47,7 +49,7 @@ def test_a_stream_trains_as_the_same_images_on_the_device_do():
     variables = module.init(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
     kept = sj.all_kept(variables["params"])
     splits = steps.Split(jnp.asarray(pictures), jnp.asarray(labels))
-    one, measured = train.train(plan, steps.start(plan, variables, kept), [splits] * 2, 3)
+    one, measured = loop.train(plan, steps.start(plan, variables, kept), [splits] * 2, 3)
 
     def batches(number):
         for index in steps.batches(plan, splits, 3, number):
@@ -62,7 +64,7 @@ def test_a_stream_trains_as_the_same_images_on_the_device_do():
         )
 
     state = steps.start(plan, variables, kept)
-    two, again = train.train_streamed(plan, state, batches, held_out, 3)
+    two, again = loop.train_streamed(plan, state, batches, held_out, 3)
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     assert [epoch.accuracy for epoch in measured] == [epoch.accuracy for epoch in again]
@@ -72,7 +74,7 @@ def test_a_stream_trains_as_the_same_images_on_the_device_do():
 
 def test_the_published_numbers_stand_beside_ours_on_imagenet_only():
     trained = {"kind": "trained", "method": "synflow", "density": 0.8**10, "best": 0.5}
-    (text,) = imagenet_training.sentences([trained | {"dataset": "imagenet2012"}])
+    (text,) = figures.sentences([trained | {"dataset": "imagenet2012"}])
     assert text == "synflow at density 0.1074: 50.0 % (Wang et al. 66.8)."
-    (text,) = imagenet_training.sentences([trained | {"dataset": "digits"}])
+    (text,) = figures.sentences([trained | {"dataset": "digits"}])
     assert text == "synflow at density 0.1074: 50.0 %."

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from experiments import data, magnitude_training, steps, train
+from experiments import data, magnitude_training
 from experiments.figures import magnitude_training as figures
 from experiments.harness import command
 from experiments.harness.sweeps import Context
-from experiments.settings import Settings
+from experiments.training import loop, steps
+from experiments.training.settings import Settings
 from synflow_jax import models
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -135,7 +136,7 @@ def test_the_paper_form_has_its_rounds_and_trains_without_decay():
 
 def test_a_moved_zero_ends_the_run(monkeypatch, tmp_path):
     run = magnitude_training.runs("smoke")[0]
-    whole = train.train
+    whole = loop.train
 
     def forgetful(plan, state, *args, **more):
         state, history = whole(plan, state, *args, **more)
@@ -146,6 +147,6 @@ def test_a_moved_zero_ends_the_run(monkeypatch, tmp_path):
         return state, history
 
     forgetful.calls = 0
-    monkeypatch.setattr(magnitude_training.train, "train", forgetful)
+    monkeypatch.setattr(magnitude_training.loop, "train", forgetful)
     with pytest.raises(RuntimeError, match="pruned weights moved"):
         list(magnitude_training.execute(run, Context(tmp_path)))

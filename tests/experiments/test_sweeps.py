@@ -18,7 +18,7 @@ import pytest
 import synflow_jax as sj
 from experiments import data, methods
 from experiments.harness import command, runs, sweeps
-from tests.experiments.training import Normed
+from tests.experiments.small import Normed
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

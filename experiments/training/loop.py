@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from experiments import images, steps
-from experiments.steps import Plan, Split, State
+from experiments.training import images, steps
+from experiments.training.steps import Plan, Split, State
 
 
 class Epoch(NamedTuple):

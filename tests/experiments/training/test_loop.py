@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import steps, train
+from experiments.training import loop, steps
 from synflow_jax import models
-from tests.experiments.training import (
+from tests.experiments.small import (
     LONG,
     MODULE,
     NORMED,
@@ -32,7 +32,7 @@ def fit(masks, seed=0, settings=SETTINGS, module=MODULE, **more):
     plan = steps.plan(module, settings, digits())
     state = steps.start(plan, variables(module), masks)
     splits = steps.on_device(plan, digits())
-    return train.train(plan, state, splits, seed, **more)
+    return loop.train(plan, state, splits, seed, **more)
 
 
 def kernels(masks):
@@ -117,11 +117,11 @@ def test_many_trainings_in_one_program_are_separate_trainings():
     many = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     programs = steps.epoch_of_many, steps._num_right_of_many
     before = [program._cache_size() for program in programs]
-    many, history = train.train_many(plan, many, splits, jnp.array(seeds))
+    many, history = loop.train_many(plan, many, splits, jnp.array(seeds))
     for program, size in zip(programs, before):
         assert program._cache_size() <= size + 1  # for all epochs together
     for i, (state, seed, own) in enumerate(zip(states, seeds, masks)):
-        alone, epochs = train.train(plan, state, splits, seed)
+        alone, epochs = loop.train(plan, state, splits, seed)
         params = jax.tree.map(lambda leaf, i=i: leaf[i], many.params)
         assert_close(params, alone.params, rtol=1e-4, atol=1e-6)
         losses = [epoch.loss[i] for epoch in history]
@@ -168,7 +168,7 @@ def test_interrupted_trainings_of_several_seeds_go_on(tmp_path):
     def run(**more):
         states, _ = started(plan, seeds)
         many = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-        return train.train_many(plan, many, splits, jnp.array(seeds), **more)
+        return loop.train_many(plan, many, splits, jnp.array(seeds), **more)
 
     whole, history = run()
     with pytest.raises(Interrupted):

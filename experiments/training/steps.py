@@ -20,9 +20,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 import synflow_jax as sj
-from experiments import images
 from experiments.data import Data
-from experiments.settings import Settings, optimizer
+from experiments.training import images
+from experiments.training.settings import Settings, optimizer
 
 
 class Split(NamedTuple):
@@ -79,7 +79,7 @@ def plan_for(module: nn.Module, settings: Settings, dataset: str, count: int) ->
     Args:
       module: called as ``module(images, train=...)``.
       settings: how to train.
-      dataset: a name with a recipe in `experiments.images`.
+      dataset: a name with a recipe in `experiments.training.images`.
       count: training images.
 
     Raises:

@@ -10,8 +10,8 @@ import numpy as np
 
 import synflow_jax as sj
 from experiments import data
-from experiments.networks import SmallConvNet
-from experiments.settings import Settings
+from experiments.training.networks import SmallConvNet
+from experiments.training.settings import Settings
 from synflow_jax import models
 
 SETTINGS = Settings(epochs=1, batch=32, decay="cosine", weight_decay=5e-4, augment=False)

@@ -1,10 +1,15 @@
-"""Small networks that two processor cores can train; synflow_jax.models has others."""
+"""The networks that are trained, by name: those of synflow_jax.models and small ones.
 
-from collections.abc import Sequence
+The small ones are for two processor cores.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from synflow_jax import models
 from synflow_jax.models.layers import compiled
 
 _HE_NORMAL = compiled(nn.initializers.he_normal())
@@ -71,3 +76,24 @@ class LeNet(nn.Module):
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(500, kernel_init=_HE_NORMAL, name="linear1")(x))
         return nn.Dense(self.num_classes, kernel_init=_HE_NORMAL, name="linear2")(x)
+
+
+# What is trained besides the networks of synflow_jax.models.
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "lenet": LeNet,
+    "resnet8_half": functools.partial(models.CifarResNet, 8, width=0.5),
+}
+
+
+def module_of(network: str, num_classes: int) -> nn.Module:
+    """A network by its name, not yet initialised.
+
+    Raises:
+      ValueError: if there is none of this name.
+    """
+    if network in NETWORKS:
+        return NETWORKS[network](num_classes=num_classes)
+    if network not in models.NETWORKS:
+        known = ", ".join([*NETWORKS, *sorted(models.NETWORKS)])
+        raise ValueError(f"there is no network {network!r}; there are {known}.")
+    return models.NETWORKS[network].make(num_classes=num_classes)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.settings import Settings, learning_rates, paper_settings
+from experiments.training.settings import Settings, learning_rates, paper_settings
 from synflow_jax import models
 
 

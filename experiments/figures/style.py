@@ -48,7 +48,7 @@ SETTINGS = {
 }
 
 
-def style(method: str) -> dict[str, str]:
+def mark(method: str) -> dict[str, str]:
     """Keywords of `Axes.plot` for a method."""
     return {
         "label": methods.LABELS[method],

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import data, steps
-from experiments.settings import Settings
-from tests.experiments.training import (
+from experiments import data
+from experiments.training import steps
+from experiments.training.settings import Settings
+from tests.experiments.small import (
     LONG,
     MODULE,
     NORMED,
@@ -185,7 +186,7 @@ if int(processes) > 1:
     jax.distributed.initialize(address, int(processes), int(number))
 assert jax.device_count() == 2
 jax.config.update("jax_numpy_dtype_promotion", "standard")
-from tests.experiments import test_steps
+from tests.experiments.training import test_steps
 test_steps.train_on_all_devices(path, *kinds)
 """
 
@@ -218,7 +219,7 @@ def test_devices_that_share_batches_train_the_same(
         subprocess.Popen(
             [sys.executable, "-c", _PROCESS, str(tmp_path / f"{number}.npz"), address]
             + [str(processes), str(number), *kinds],
-            cwd=pathlib.Path(__file__).parents[2],
+            cwd=pathlib.Path(__file__).parents[3],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,0 +1,1 @@
+"""How a masked network is trained: settings, images on the device, steps, the loop."""
