@@ -22,7 +22,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 import synflow_jax as sj
-from experiments import data, methods
+from experiments import methods
+from experiments.datasets.load import load
 from experiments.figures import ablation as figures
 from experiments.harness import command
 from experiments.harness.sweeps import Context, Row
@@ -37,7 +38,7 @@ class Run:
     network: str
     """A name that `networks.module_of` takes."""
     dataset: str
-    """A name of `experiments.data`."""
+    """A name that `experiments.datasets.load.load` takes."""
     seeds: tuple[int, ...]
     """Of the weights and of the order of the images."""
     compressions: tuple[float, ...]
@@ -75,7 +76,7 @@ def runs(scale: command.Scale) -> list[Run]:
 
 def execute(run: Run, context: Context) -> Iterator[Row]:
     """Rows of every network, of the time, and of what differs from separate networks."""
-    loaded = data.load(run.dataset, context.data_dir)
+    loaded = load(run.dataset, context.data_dir)
     module = networks.module_of(run.network, loaded.num_classes)
     plan = steps.plan(module, run.training, loaded)
     splits = steps.on_device(plan, loaded)

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 import synflow_jax as sj
-from experiments import data, methods
+from experiments import methods
+from experiments.datasets.load import Data, first, load
 from experiments.figures import accuracy as figures
 from experiments.harness import command
 from experiments.harness.sweeps import Context, Row
@@ -37,7 +38,7 @@ class Run:
     network: str
     """A name that `networks.module_of` takes."""
     dataset: str
-    """A name of `experiments.data`."""
+    """A name that `experiments.datasets.load.load` takes."""
     method: str
     """A name of `experiments.methods`, or dense."""
     compression: float
@@ -234,8 +235,8 @@ def _problem(setting: _Setting) -> methods.Problem:
 
 
 @functools.lru_cache(maxsize=2)
-def _images(dataset, train_images, test_images, data_dir) -> data.Data:
-    return data.first(data.load(dataset, data_dir), train_images, test_images)
+def _images(dataset, train_images, test_images, data_dir) -> Data:
+    return first(load(dataset, data_dir), train_images, test_images)
 
 
 @functools.lru_cache(maxsize=8)

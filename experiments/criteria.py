@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import rich.table
 
 import synflow_jax as sj
-from experiments import data, methods
+from experiments import methods
+from experiments.datasets.load import load
 from experiments.harness.console import CONSOLE, progress, say
 from experiments.harness.tables import Table, markdown
 from synflow_jax import models
@@ -45,7 +46,7 @@ def sample(name, shape, num_classes, each=10):
     if name == "noise":
         images = jax.random.normal(jax.random.key(0), (1, count, *shape))
         return {"images": images, "labels": jnp.arange(count)[None] % num_classes}
-    loaded = data.load(name)
+    loaded = load(name)
     if loaded.train_images.shape[1:] != shape or loaded.num_classes != num_classes:
         raise ValueError(
             f"{loaded.name} has {loaded.num_classes} classes of images of "

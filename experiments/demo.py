@@ -25,7 +25,8 @@ from rich.markup import escape
 from rich.table import Table
 
 import synflow_jax as sj
-from experiments import data, demo_page, masking
+from experiments import demo_page, masking
+from experiments.datasets.load import Data, Name, load
 from experiments.figures import demo as figures
 from experiments.harness import runs
 from experiments.harness.console import CONSOLE, progress, say
@@ -54,7 +55,7 @@ class Config:
     """First part: its outputs."""
     compressions: tuple[float, ...] = (1.0, 2.0, 4.0, 6.0)
     """First part: log10 of (weights / weights kept)."""
-    dataset: data.Name = "auto"
+    dataset: Name = "auto"
     """Second part: the images; auto takes the first one that is found on this machine."""
     data_dir: pathlib.Path | None = None
     """Second part: where to look for them, if not where tensorflow-datasets puts them."""
@@ -111,7 +112,7 @@ def run(config: Config, command: str) -> pathlib.Path:
       RuntimeError: if training did not leave exactly the weights of the mask.
     """
     began = time.perf_counter()
-    images = data.load(config.dataset, config.data_dir)
+    images = load(config.dataset, config.data_dir)
     runs.start(config.out, "demo", config, command, [*FIGURES, demo_page.NAME])
     prune_at_initialisation(config)
     train_under_masks(config, images)
@@ -140,7 +141,7 @@ def prune_at_initialisation(config: Config) -> None:
         say(_in_words(row))
 
 
-def train_under_masks(config: Config, images: data.Data) -> None:
+def train_under_masks(config: Config, images: Data) -> None:
     """Second part: the accuracy of a small network trained under each mask, and dense."""
     init_key, random_key = _keys(config.seed, part=2)
     module = SmallConvNet(images.num_classes, config.channels)

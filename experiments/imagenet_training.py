@@ -2,10 +2,11 @@
 
   python -m experiments.imagenet_training --scale paper --data-dir FOLDER
 
-needs imagenet2012 as `experiments.data prepare` makes it, grain, and accelerators; every
-host decodes its own share of each batch. The two densities are those to which Wang et al.
-2023 (NTK-SAP) trained, whose accuracies the report quotes. At the other scales a network of
-seconds is trained through the same code on scikit-learn's digits, as PNG files in memory.
+needs imagenet2012 as `experiments.datasets prepare` makes it, grain, and accelerators;
+every host decodes its own share of each batch. The two densities are those to which Wang
+et al. 2023 (NTK-SAP) trained, whose accuracies the report quotes. At the other scales a
+network of seconds is trained through the same code on scikit-learn's digits, as PNG files
+in memory.
 """
 
 import dataclasses
@@ -24,7 +25,9 @@ import PIL.Image
 from jaxtyping import PyTree
 
 import synflow_jax as sj
-from experiments import data, methods, stream
+from experiments import methods
+from experiments.datasets import stream
+from experiments.datasets.load import load, source
 from experiments.figures import imagenet_training as figures
 from experiments.harness import command
 from experiments.harness.sweeps import Context, Row
@@ -166,13 +169,13 @@ def _examples(
     """Training and held-out examples, their images encoded, and the number of classes."""
     if dataset == "digits":
         return (*_digits(), 10)
-    parts = (data.source(dataset, split, data_dir) for split in ("train", "validation"))
+    parts = (source(dataset, split, data_dir) for split in ("train", "validation"))
     return (*parts, 1000)
 
 
 @functools.cache
 def _digits() -> tuple[stream.Examples, stream.Examples]:
-    digits = data.load("digits")
+    digits = load("digits")
 
     def encoded(pictures, labels):
         examples = []

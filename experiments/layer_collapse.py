@@ -25,7 +25,9 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 import synflow_jax as sj
-from experiments import data, methods, stream
+from experiments import methods
+from experiments.datasets import stream
+from experiments.datasets.load import Data, load, source
 from experiments.figures import layer_collapse as figures
 from experiments.harness import command, runs
 from experiments.harness.sweeps import Context, Row
@@ -326,7 +328,7 @@ def batches(run: Run, data_dir: pathlib.Path | None = None) -> PyTree:
 
 
 def _streamed(run: Run, data_dir: pathlib.Path | None) -> PyTree:
-    examples = data.source(run.data, "train", data_dir)
+    examples = source(run.data, "train", data_dir)
     size = run.input_shape[0]
     epoch = stream.training(examples, run.seed, epochs=1, batch=run.batch, size=size)
     parts = run.each * (run.classes or run.num_classes) // run.batch
@@ -337,8 +339,8 @@ def _streamed(run: Run, data_dir: pathlib.Path | None) -> PyTree:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(name: str, data_dir: pathlib.Path | None) -> data.Data:
-    return data.load(name, data_dir)
+def _loaded(name: str, data_dir: pathlib.Path | None) -> Data:
+    return load(name, data_dir)
 
 
 EXPERIMENT = command.Experiment(

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 import synflow_jax as sj
-from experiments import data, methods
+from experiments import methods
+from experiments.datasets.load import Data, load
 from experiments.figures import magnitude_training as figures
 from experiments.harness import command
 from experiments.harness.sweeps import Context, Row
@@ -42,7 +43,7 @@ class Ticket:
     network: str
     """A name that `networks.module_of` takes."""
     dataset: str
-    """A name of `experiments.data`."""
+    """A name that `experiments.datasets.load.load` takes."""
     rounds: int
     """Of training, pruning and rewinding."""
     compression: float
@@ -64,7 +65,7 @@ class Growth:
     network: str
     """A name that `networks.module_of` takes, or deep: an MLP with layers of six sizes."""
     dataset: str
-    """A name of `experiments.data`."""
+    """A name that `experiments.datasets.load.load` takes."""
     seed: int
     """Of the weights and of the order of the images."""
     training: Settings
@@ -215,8 +216,8 @@ def _layers(params: PyTree, masks: PyTree) -> list[Any]:
 
 
 @functools.lru_cache(maxsize=2)
-def _images(dataset: str, data_dir: pathlib.Path | None) -> data.Data:
-    return data.load(dataset, data_dir)
+def _images(dataset: str, data_dir: pathlib.Path | None) -> Data:
+    return load(dataset, data_dir)
 
 
 EXPERIMENT = command.Experiment(

@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 import synflow_jax as sj
-from experiments.data import Data
+from experiments.datasets.load import Data
 from experiments.training import images
 from synflow_jax import models
 

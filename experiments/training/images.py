@@ -52,7 +52,7 @@ def recipe(name: str) -> Recipe:
     """The recipe of a data set; a part of one is treated as the whole is.
 
     The random cuts and mirrorings of imagenet2012 are made where its images are decoded,
-    in `experiments.stream`; its recipe only scales.
+    in `experiments.datasets.stream`; its recipe only scales.
 
     Raises:
       ValueError: if there is no such data set.

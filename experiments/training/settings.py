@@ -41,7 +41,7 @@ def paper_settings(network: str, dataset: str) -> Settings:
 
     Args:
       network: a name in synflow_jax.models.
-      dataset: a name of `experiments.data`.
+      dataset: a name that `experiments.datasets.load.load` takes.
 
     Raises:
       ValueError: if the paper has no such pair.

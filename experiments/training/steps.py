@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 import synflow_jax as sj
-from experiments.data import Data
+from experiments.datasets.load import Data
 from experiments.training import images
 from experiments.training.settings import Settings, optimizer
 

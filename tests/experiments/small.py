@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import synflow_jax as sj
-from experiments import data
+from experiments.datasets.load import load
 from experiments.training.networks import SmallConvNet
 from experiments.training.settings import Settings
 from synflow_jax import models
@@ -37,7 +37,7 @@ NORMED = Normed()
 @functools.cache
 def digits():
     """128 digits, 40 more to test."""
-    whole = data.load("digits")
+    whole = load("digits")
     return whole._replace(
         train_images=whole.train_images[:128],
         train_labels=whole.train_labels[:128],

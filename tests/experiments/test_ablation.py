@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from experiments import ablation, data
+from experiments import ablation
 from experiments.figures import ablation as figures
 from experiments.harness import sweeps
 from experiments.training import loop, networks, steps
@@ -76,7 +76,7 @@ def test_one_compilation_serves_all_seeds_and_densities(done):
 
 
 def test_the_run_measures_every_network_and_the_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "load", lambda name, data_dir: digits())
+    monkeypatch.setattr(ablation, "load", lambda name, data_dir: digits())
     monkeypatch.setattr(networks, "module_of", lambda network, classes: MODULE)
     run = dataclasses.replace(
         ablation.runs("smoke")[0],

@@ -212,7 +212,7 @@ def test_images_of_imagenet_are_streamed(monkeypatch):
         file = io.BytesIO()
         PIL.Image.new("RGB", (40, 30), (124, 116, 104)).save(file, "PNG")
         examples.append({"image": file.getvalue(), "label": label})
-    monkeypatch.setattr(layer_collapse.data, "source", lambda *args: examples)
+    monkeypatch.setattr(layer_collapse, "source", lambda *args: examples)
     run = next(r for r in layer_collapse.the_runs("paper") if r.data == "imagenet2012")
     run = dataclasses.replace(run, input_shape=(8, 8, 3), each=2, classes=3, batch=2)
     drawn = layer_collapse.batches(run)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from experiments import data, magnitude_training
+from experiments import magnitude_training
+from experiments.datasets.load import load
 from experiments.figures import magnitude_training as figures
 from experiments.harness import command
 from experiments.harness.sweeps import Context
@@ -33,7 +34,7 @@ def test_the_smoke_form_prunes_exactly_and_watches_the_norms(tmp_path):
 
 
 def test_squared_weights_of_all_layers_grow_alike_under_gradient_flow():
-    digits = data.load("digits")
+    digits = load("digits")
     module = models.MLP(10, hidden=(40, 20, 30))
     settings = Settings(
         epochs=40, batch=256, learning_rate=0.01, drops=(), weight_decay=0.0, augment=False

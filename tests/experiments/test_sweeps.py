@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from experiments import data, methods
+from experiments import methods
+from experiments.datasets.load import load
 from experiments.harness import command, runs, sweeps
 from tests.experiments.small import Normed
 
@@ -384,7 +385,7 @@ SMALL = Normed(units=12)  # compiles fast, and has what the methods have to mind
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.load("digits")
+    return load("digits")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import data
+from experiments.datasets.load import Data
 from experiments.training import steps
 from experiments.training.settings import Settings
 from tests.experiments.small import (
@@ -62,7 +62,7 @@ def test_steps_are_those_of_pytorch_by_hand():
     settings = Settings(batch=6, learning_rate=0.5, weight_decay=0.1, momentum=0.9)
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 255, (6, 2, 2, 1), np.uint8)
-    part = data.Data("mnist", 3, pixels, np.arange(6) % 3, pixels, np.arange(6) % 3)
+    part = Data("mnist", 3, pixels, np.arange(6) % 3, pixels, np.arange(6) % 3)
     plan = steps.plan(Linear(), settings, part)
     mask = draw.random((4, 3)) < 0.7
     assert 0 < mask.sum() < mask.size
@@ -92,7 +92,7 @@ def noise():
     draw = np.random.default_rng(0)
     pixels = draw.integers(0, 255, (70, 8, 8, 3), np.uint8)
     labels = draw.integers(0, 10, 70).astype(np.int32)
-    return data.Data("cifar10", 10, pixels, labels, pixels, labels)
+    return Data("cifar10", 10, pixels, labels, pixels, labels)
 
 
 def test_an_epoch_in_one_program_is_an_epoch_step_by_step():
@@ -149,7 +149,7 @@ class Constant(nn.Module):
 def test_accuracy_counts_every_image_once():
     labels = np.arange(1101) % 3  # no multiple of the batch
     pictures = np.zeros((1101, 2, 2, 1), np.uint8)
-    data_ = data.Data("digits", 3, pictures, labels, pictures, labels)
+    data_ = Data("digits", 3, pictures, labels, pictures, labels)
     plan = steps.plan(Constant(), SETTINGS, data_)
     state = steps.State({"kernel": jnp.ones((1, 1))}, {}, None)
     split = steps.on_device(plan, data_)[1]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
-from experiments import archives
+from experiments.datasets import archives
 from experiments.harness.console import progress, say
 
 # A data set of more bytes is written in several shards, which a second attempt need not

@@ -1,29 +1,22 @@
-"""Images for the experiments: prepared data sets, or scikit-learn's digits.
+"""Labelled images for the experiments: prepared data sets, or scikit-learn's digits.
 
-  python -m experiments.data prepare cifar10 --manual_dir FOLDER
-
-makes a data set from its standard archive, cifar-10-binary.tar.gz in FOLDER, without
-TensorFlow. `experiments.archives` knows the archives of cifar10, cifar100, fashion_mnist,
-imagenet2012, mnist and tiny_imagenet; where one is missing, an error says how to get it.
+Nothing is downloaded here. `python -m experiments.datasets prepare` makes a prepared data
+set from its standard archives.
 """
 
 import contextlib
-import dataclasses
 import os
 import pathlib
 import re
-import signal
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tyro
 from absl import logging
 from jaxtyping import Int, UInt8
 
-from experiments import archives, preparation
+from experiments.datasets import archives
 from experiments.harness.console import progress
 
 Name = Literal[
@@ -40,7 +33,7 @@ Name = Literal[
 ]
 
 # Holds prepared parts of data sets, where the repository came with them.
-SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "tfds"
+SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "tfds"
 
 # Images are decoded by so many: faster than one by one, and the bar still moves.
 DECODED_AT_ONCE = 500
@@ -68,7 +61,7 @@ def load(name: Name, data_dir: str | os.PathLike | None = None) -> Data:
     """Loads a data set that is already on this machine; it never downloads.
 
     - ``cifar10``, ``cifar100``, ``fashion_mnist``, ``mnist``, ``tiny_imagenet``: as
-      tensorflow-datasets or `experiments.preparation` made them, as array_record.
+      tensorflow-datasets or `experiments.datasets.preparation` made them, as array_record.
     - ``cifar10_20k``, ``cifar100_10k``, ``tiny_imagenet_10k``: parts with as many training
       images, the first of each class; a result on one is not one on the whole.
     - ``digits``: scikit-learn's 1,797 handwritten digits of 8x8 pixels.
@@ -87,7 +80,8 @@ def load(name: Name, data_dir: str | os.PathLike | None = None) -> Data:
 
     Raises:
       FileNotFoundError: if the data set is not there, in one line that says what to do.
-      ValueError: if its images are not all of one size (`experiments.stream` reads those).
+      ValueError: if its images are not all of one size (`experiments.datasets.stream` is
+        for those).
     """
     if name == "auto":
         name = "cifar10" if data_dir is not None else _first_found()
@@ -143,12 +137,12 @@ def source(
 
 def _first_found() -> str:
     for name in ("cifar10", "cifar10_20k"):
-        if any(_prepared(name, root) is not None for root in _roots(None)):
+        if any(_prepared(name, root) is not None for root in roots(None)):
             return name
     return "digits"
 
 
-def _roots(data_dir: str | os.PathLike | None) -> list[pathlib.Path]:
+def roots(data_dir: str | os.PathLike | None) -> list[pathlib.Path]:
     """The folders to look in."""
     if data_dir is not None:
         return [pathlib.Path(data_dir).expanduser()]
@@ -157,16 +151,17 @@ def _roots(data_dir: str | os.PathLike | None) -> list[pathlib.Path]:
 
 
 def _builder(name: str, data_dir: str | os.PathLike | None) -> tfds.core.DatasetBuilder:
-    for root in _roots(data_dir):
+    for root in roots(data_dir):
         if (folder := _prepared(name, root)) is not None:
             # From its folder, not by its name: a builder made by name could download.
             return tfds.builder_from_directory(folder)
-    places = " or ".join(repr(os.fspath(root)) for root in _roots(data_dir))
+    places = " or ".join(repr(os.fspath(root)) for root in roots(data_dir))
     if name in get_args(archives.Name):
         there = "" if data_dir is None else f" --data_dir {os.fspath(data_dir)}"
         advice = (
-            f"get {archives.where(name)} into a folder and run `python -m experiments.data "
-            f"prepare {name} --manual_dir FOLDER{there}`, or name another --data-dir"
+            f"get {archives.where(name)} into a folder and run `python -m "
+            f"experiments.datasets prepare {name} --manual_dir FOLDER{there}`, or name "
+            "another --data-dir"
         )
     else:
         advice = "name the --data-dir that holds it, or choose another data set"
@@ -189,7 +184,8 @@ def _decoded(name: str, builder: tfds.core.DatasetBuilder) -> Data:
     features = builder.info.features
     if None in features["image"].shape:
         raise ValueError(
-            f"the images of {name} are of many sizes; experiments.stream reads them."
+            f"the images of {name} are of many sizes; experiments.datasets.stream reads "
+            "them."
         )
     arrays = []
     for split in ("train", "test" if "test" in builder.info.splits else "validation"):
@@ -228,56 +224,3 @@ def _digits() -> Data:
     images = (digits.images * 15).astype(np.uint8)[shuffled, ..., None]  # 0..16 to 0..240
     labels = digits.target.astype(np.int32)[shuffled]
     return Data("digits", 10, images[360:], labels[360:], images[:360], labels[:360])
-
-
-# --- the command line ---------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepare:
-    """Writes a data set for tensorflow-datasets from its standard archives, without
-    TensorFlow and without a network. Checks the archives first; an interrupted run leaves
-    no partial data set, and that of a large one goes on where it was."""
-
-    name: tyro.conf.Positional[archives.Name]
-    """The data set."""
-    manual_dir: pathlib.Path | None = None
-    """Folder with its archives. Default: downloads/manual in --data_dir."""
-    data_dir: pathlib.Path | None = None
-    """Where the data set goes. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
-    command = tyro.extras.subcommand_cli_from_dict(
-        {"prepare": Prepare},
-        prog="python -m experiments.data",
-        args=list(sys.argv[1:] if argv is None else argv),
-    )
-    data_dir = _roots(command.data_dir)[0]
-    manual_dir = command.manual_dir or data_dir / "downloads" / "manual"
-    try:
-        with _terminated_tidily():
-            preparation.prepare(command.name, manual_dir, data_dir)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted") from None
-
-
-@contextlib.contextmanager
-def _terminated_tidily() -> Iterator[None]:
-    """Makes a request to end the process clean up like one from the keyboard."""
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Batches of images that are too many and too large for memory, decoded by grain's workers.
 
-  examples = data.source("imagenet2012", "train")
+  examples = source("imagenet2012", "train")
   for images, labels in stream.training(examples, seed, epochs=90, batch=256, workers=16):
       x = normalise(recipe("imagenet2012"), images)
 
@@ -55,7 +55,7 @@ def training(
     A departure from the paper's code, which changes the colours at random too.
 
     Args:
-      examples: a split, from `experiments.data.source`.
+      examples: a split, from `experiments.datasets.load.source`.
       seed: of the training.
       epochs: how many, counted from 1.
       batch: images in a batch.
@@ -92,7 +92,7 @@ def held_out(
     """Every image once, in order: its middle, resized.
 
     Args:
-      examples: a split, from `experiments.data.source`.
+      examples: a split, from `experiments.datasets.load.source`.
       batch: images in a batch. What is missing to fill the last one are images of zeros,
         of label -1.
       size: height and width of the images returned.

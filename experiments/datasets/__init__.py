@@ -1,0 +1,1 @@
+"""Where images come from: archives prepared, data sets loaded, and streams decoded."""
