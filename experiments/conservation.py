@@ -29,7 +29,6 @@ from experiments import methods
 from experiments.figures import conservation as figures
 from experiments.harness import command
 from experiments.harness.sweeps import Context, Row
-from experiments.layer_collapse import batches
 from synflow_jax import models
 
 # Of a layer at most so many units are kept in the rows and drawn, evenly spaced; the
@@ -139,7 +138,7 @@ def _scores(run: Run, context: Context) -> PyTree:
         models.NETWORKS[run.network].make(num_classes=run.num_classes),
         weights,
         run.input_shape,
-        batches(run, context.data_dir),
+        methods.scored_images(run, context.data_dir),
     )
     # In evaluation mode, as in the paper's code: nothing is dropped.
     problem = problem._replace(logits_fn=problem.apply_fn)

@@ -11,13 +11,10 @@ cut without that, the largest at which a path leads from input to output stands 
 
 import dataclasses
 import functools
-import itertools
 import json
 import math
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +23,10 @@ from jaxtyping import Array, Key, PyTree
 
 import synflow_jax as sj
 from experiments import methods
-from experiments.datasets import stream
-from experiments.datasets.load import Data, load, source
 from experiments.figures import layer_collapse as figures
 from experiments.harness import command, runs
 from experiments.harness.sweeps import Context, Row
-from experiments.training import images
+from experiments.methods import Images
 from synflow_jax import models
 from synflow_jax.trees import ScoreFn, prunable_leaves
 
@@ -79,15 +74,6 @@ class Run:
         return f"{self.network}-{self.method}-s{self.seed}"
 
 
-class Images(NamedTuple):
-    """What a criterion of the loss looks at; the fields are those of `Run`."""
-
-    data: str
-    each: int
-    classes: int | None = None
-    batch: int = 250
-
-
 # 10^0 to 10^6 in steps of 10^0.25, as published; 4^0 to 4^11.
 _QUARTERS = tuple(step / 4 for step in range(25))
 _FOURFOLD = tuple(power * math.log10(4) for power in range(12))
@@ -113,7 +99,10 @@ def the_runs(scale: command.Scale) -> list[Run]:
             *_part("imagenet", *conv, compressions=fourfold, rounds=10, looks_at=digits),
         ]
     if scale == "cpu":
-        cifar = {"snip": Images("cifar100_10k", 10), "grasp": Images("cifar100_10k", 1)}
+        cifar = {
+            "snip": Images("cifar100_10k", 10),
+            "grasp": Images("cifar100_10k", 1),
+        }
         imagenet = {
             "snip": Images("tiny_imagenet_10k", 1, classes=16, batch=4),
             "grasp": Images("tiny_imagenet_10k", 1, classes=4, batch=4),
@@ -208,7 +197,7 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
         models.NETWORKS[run.network].make(num_classes=run.num_classes),
         weights,
         run.input_shape,
-        batches(run, context.data_dir),
+        methods.scored_images(run, context.data_dir),
     )
     log_flow = jax.jit(
         lambda params, masks: sj.log_flow(
@@ -300,47 +289,6 @@ def one_shot(score_fn: ScoreFn, params: PyTree) -> Callable[[float], PyTree]:
 
 # Compiled once for all runs on a network.
 _keep_top = jax.jit(sj.keep_top)
-
-
-def batches(run: Run, data_dir: pathlib.Path | None = None) -> PyTree:
-    """The images of a run as `experiments.methods.batches` has them, resized to the
-    network's input; None for criteria that look at none.
-
-    Those of imagenet2012 are the first of a shuffled and augmented epoch, as many as
-    ``each`` of every class would be; all others are as many of every class.
-
-    Raises:
-      FileNotFoundError: if the data set is not there.
-    """
-    if run.data is None:
-        return None
-    if run.data == "imagenet2012":
-        return _streamed(run, data_dir)
-    drawn = methods.batches(
-        _loaded(run.data, data_dir),
-        run.seed,
-        each=run.each,
-        size=run.batch,
-        classes=run.classes,
-    )
-    shape = (*drawn["images"].shape[:2], *run.input_shape)
-    return drawn | {"images": jax.image.resize(drawn["images"], shape, "bilinear")}
-
-
-def _streamed(run: Run, data_dir: pathlib.Path | None) -> PyTree:
-    examples = source(run.data, "train", data_dir)
-    size = run.input_shape[0]
-    epoch = stream.training(examples, run.seed, epochs=1, batch=run.batch, size=size)
-    parts = run.each * (run.classes or run.num_classes) // run.batch
-    some, labels = zip(*itertools.islice(epoch, parts))
-    recipe = images.recipe(run.data)
-    scaled = jnp.stack([images.normalise(recipe, jnp.asarray(batch)) for batch in some])
-    return {"images": scaled, "labels": jnp.asarray(np.stack(labels))}
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded(name: str, data_dir: pathlib.Path | None) -> Data:
-    return load(name, data_dir)
 
 
 EXPERIMENT = command.Experiment(

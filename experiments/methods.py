@@ -9,8 +9,11 @@ difference is made of:
 - synflow_densities: as many random weights in each layer as SynFlow keeps there.
 """
 
+import functools
+import itertools
+import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,7 +23,8 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 import synflow_jax as sj
-from experiments.datasets.load import Data
+from experiments.datasets import stream
+from experiments.datasets.load import Data, load, source
 from experiments.training import images
 from synflow_jax import models
 
@@ -159,6 +163,71 @@ def batches(
         "images": scaled.reshape(parts, -1, *scaled.shape[1:]),
         "labels": jnp.asarray(data.train_labels[chosen]).reshape(parts, -1),
     }
+
+
+class Images(NamedTuple):
+    """The images with which a criterion of the loss scores weights.
+
+    Attributes:
+      data: the data set.
+      each: images of every class.
+      classes: of so many classes; None for all.
+      batch: at most so many images in a batch.
+    """
+
+    data: str
+    each: int
+    classes: int | None = None
+    batch: int = 250
+
+
+def scored_images(run: Any, data_dir: pathlib.Path | None = None) -> PyTree:
+    """The images with which the criterion of a run scores weights, as `batches` has them,
+    but resized to the network's input.
+
+    Those of imagenet2012 are the first of a shuffled and augmented epoch, as many as
+    ``each`` of every class would be; all others are as many of every class.
+
+    Args:
+      run: has the fields of `Images`, all None for criteria that need none, and ``seed``,
+        ``input_shape`` and ``num_classes``.
+      data_dir: where to look for the data set.
+
+    Returns:
+      Scaled images and labels with a leading axis of batches; None if ``run.data`` is.
+
+    Raises:
+      FileNotFoundError: if the data set is not there.
+    """
+    if run.data is None:
+        return None
+    if run.data == "imagenet2012":
+        return _streamed(run, data_dir)
+    drawn = batches(
+        _loaded(run.data, data_dir),
+        run.seed,
+        each=run.each,
+        size=run.batch,
+        classes=run.classes,
+    )
+    shape = (*drawn["images"].shape[:2], *run.input_shape)
+    return drawn | {"images": jax.image.resize(drawn["images"], shape, "bilinear")}
+
+
+def _streamed(run: Any, data_dir: pathlib.Path | None) -> PyTree:
+    examples = source(run.data, "train", data_dir)
+    size = run.input_shape[0]
+    epoch = stream.training(examples, run.seed, epochs=1, batch=run.batch, size=size)
+    parts = run.each * (run.classes or run.num_classes) // run.batch
+    some, labels = zip(*itertools.islice(epoch, parts))
+    recipe = images.recipe(run.data)
+    scaled = jnp.stack([images.normalise(recipe, jnp.asarray(batch)) for batch in some])
+    return {"images": scaled, "labels": jnp.asarray(np.stack(labels))}
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(name: str, data_dir: pathlib.Path | None) -> Data:
+    return load(name, data_dir)
 
 
 def score_fn(method: str, problem: Problem, key: Key[Array, ""]) -> Callable[..., PyTree]:

@@ -3,7 +3,7 @@
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,76 +15,21 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from experiments import methods, published
 from experiments.figures import agreement, style
+from experiments.figures.limits import (
+    critical,
+    is_published,
+    largest_possible,
+    of_method,
+    pruned,
+)
 from experiments.harness import command
-from experiments.harness.sweeps import Row, by_run
+from experiments.harness.sweeps import Row
 from experiments.harness.tables import Table, power
-
-
-class Critical(NamedTuple):
-    """Largest compressions of the grid, log10; None if there is none.
-
-    Attributes:
-      whole: at which every layer keeps a weight, in all seeds: the paper's.
-      connected: at which a path is left from input to output, in all seeds.
-    """
-
-    whole: float | None
-    connected: float | None
-
-
-def of_method(
-    rows: Sequence[Row], part: str, names: Sequence[str] = methods.PAPER
-) -> dict[str, list[list[Row]]]:
-    """The rows of a part of the experiment by criterion: for each seed its rows, in the
-    order of the compressions. Criteria are in the order of the paper's legends."""
-    of_runs = by_run(row for row in rows if row["kind"] == "layers")
-    configs = command.configs(rows)
-    found: dict[str, list[list[Row]]] = {}
-    for method in names:
-        for run, own in of_runs.items():
-            if (configs[run]["part"], configs[run]["method"]) == (part, method):
-                found.setdefault(method, []).append(own)
-    return found
-
-
-def _is_theirs(config: dict[str, Any]) -> bool:
-    """Whether the authors published densities of this network."""
-    theirs = published.load("layer_collapse")
-    return all(config[name] == theirs[name] for name in ("network", "num_classes"))
-
-
-def _pruned(
-    rows: Sequence[Row], found: dict[str, list[list[Row]]]
-) -> tuple[Sequence[Sequence[Any]], dict[str, Any]]:
-    """The layers of the network of a part, and the settings of its first run."""
-    first = next(iter(found.values()))[0][0]
-    return first["layers"], command.configs(rows)[first["run"]]
-
-
-def critical(seeds: Sequence[Sequence[Row]]) -> Critical:
-    """Up to where a criterion leaves a network whole, and connected.
-
-    Args:
-      seeds: for each seed its rows, as `of_method` has them.
-    """
-
-    def largest(what: str) -> float | None:
-        at: dict[float, list[bool]] = {}
-        for row in (row for own in seeds for row in own):
-            at.setdefault(row["compression"], []).append(row[what])
-        return max((c for c, flags in at.items() if all(flags)), default=None)
-
-    return Critical(largest("whole"), largest("connected"))
-
-
-def largest_possible(layers: Sequence[Sequence[Any]]) -> float:
-    """log10 of N/L, the compression that leaves a weight for each layer."""
-    return math.log10(sum(size for *_, size in layers) / len(layers))
 
 
 def comparison(rows: Sequence[Row]) -> list[Row]:
     """What was published of this network beside ours; see `agreement.comparison`."""
-    same = {run for run, config in command.configs(rows).items() if _is_theirs(config)}
+    same = {run for run, config in command.configs(rows).items() if is_published(config)}
     return agreement.comparison(
         of_method([row for row in rows if row["run"] in same], "cifar")
     )
@@ -101,8 +46,8 @@ def tables(rows: list[Row]) -> list[Table]:
 
 
 def _how_far_table(rows: list[Row], found: dict[str, list[list[Row]]]) -> Table:
-    layers, config = _pruned(rows, found)
-    theirs, same = published.load("layer_collapse"), _is_theirs(config)
+    layers, config = pruned(rows, found)
+    theirs, same = published.load("layer_collapse"), is_published(config)
     headings = ["criterion", "seeds", "every layer has weights", "a path is left"]
     body = []
     for method, seeds in found.items():
@@ -129,7 +74,7 @@ def sentences(rows: list[Row]) -> list[str]:
         found = of_method(rows, part)
         if not found:
             continue
-        layers, config = _pruned(rows, found)
+        layers, config = pruned(rows, found)
         limit, last = largest_possible(layers), max(config["compressions"])
         said.append(
             f"{_title(config)}: {sum(size for *_, size in layers):,} weights in "
@@ -158,7 +103,7 @@ def _how_far(method: str, seeds: Sequence[Sequence[Row]], config: dict[str, Any]
     else:
         text += f" but a path from input to output only up to {power(found.connected)}"
     text += _in_some_seeds(seeds, found.connected)
-    if _is_theirs(config):
+    if is_published(config):
         text += (
             f"; the authors' three runs: weights up to {power(theirs['critical'][method])}"
         )
@@ -299,9 +244,9 @@ def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
     found = of_method(rows, part)
     if not found:
         return
-    layers, config = _pruned(rows, found)
+    layers, config = pruned(rows, found)
     depth, limit = len(layers), largest_possible(layers)
-    theirs, same = published.load("layer_collapse"), _is_theirs(config)
+    theirs, same = published.load("layer_collapse"), is_published(config)
     colors = matplotlib.colormaps["viridis"](np.linspace(0.15, 0.95, depth))
     end = max(limit + 0.15, max(config["compressions"]))
     low = min(

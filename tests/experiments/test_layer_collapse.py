@@ -1,18 +1,16 @@
 """Layer collapse: the smoke run through its command, and what is made of the rows."""
 
 import dataclasses
-import io
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL.Image
 import pytest
 
 import synflow_jax as sj
 from experiments import layer_collapse, methods, published
-from experiments.figures import agreement
+from experiments.figures import agreement, limits
 from experiments.figures import layer_collapse as figures
 from experiments.harness import command
 
@@ -192,35 +190,6 @@ def test_the_runs_of_every_scale_are_those_of_the_paper():
         assert {run.rounds for run in first + last if run.method == "synflow"} == {100}
 
 
-def test_images_of_another_size_are_resized_and_classes_drawn():
-    run = next(r for r in layer_collapse.the_runs("smoke") if r.method == "snip")
-    as_they_are = layer_collapse.batches(run)
-    assert as_they_are["images"].shape == (1, 20, 8, 8, 1)
-    larger = dataclasses.replace(run, input_shape=(16, 16, 1), classes=3, batch=2)
-    resized = layer_collapse.batches(larger)
-    assert resized["images"].shape == (3, 2, 16, 16, 1)
-    counts = np.unique(np.ravel(resized["labels"]), return_counts=True)[1]
-    np.testing.assert_array_equal(counts, [2, 2, 2])
-    none = dataclasses.replace(run, data=None)
-    assert layer_collapse.batches(none) is None
-
-
-def test_images_of_imagenet_are_streamed(monkeypatch):
-    pytest.importorskip("grain")
-    examples = []
-    for label in range(9):
-        file = io.BytesIO()
-        PIL.Image.new("RGB", (40, 30), (124, 116, 104)).save(file, "PNG")
-        examples.append({"image": file.getvalue(), "label": label})
-    monkeypatch.setattr(layer_collapse, "source", lambda *args: examples)
-    run = next(r for r in layer_collapse.the_runs("paper") if r.data == "imagenet2012")
-    run = dataclasses.replace(run, input_shape=(8, 8, 3), each=2, classes=3, batch=2)
-    drawn = layer_collapse.batches(run)
-    assert drawn["images"].shape == (3, 2, 8, 8, 3)
-    assert np.unique(drawn["labels"]).size == 6
-    assert np.abs(drawn["images"]).max() < 0.02  # the mean colour
-
-
 # --- what is made of the rows -------------------------------------------------------------
 
 
@@ -255,10 +224,10 @@ def test_the_critical_compression_is_that_of_the_worst_seed():
     one = {0.0: ((9, 9), True), 1.0: ((2, 2), True), 2.0: ((1, 1), True)}
     two = {0.0: ((9, 9), True), 1.0: ((1, 2), False), 2.0: ((0, 2), False)}
     seeds = [rows_for("random", i, c, "net")[1:] for i, c in enumerate((one, two))]
-    assert figures.critical(seeds[:1]) == (2.0, 2.0)
-    assert figures.critical(seeds) == (1.0, 0.0)
+    assert limits.critical(seeds[:1]) == (2.0, 2.0)
+    assert limits.critical(seeds) == (1.0, 0.0)
     never = rows_for("random", 0, {0.0: ((0, 9), False)}, "net")[1:]
-    assert figures.critical([never]) == (None, None)
+    assert limits.critical([never]) == (None, None)
 
 
 def test_why_rounds_cut_a_network_is_said_and_what_certified_ones_keep():
@@ -288,7 +257,7 @@ def test_why_rounds_cut_a_network_is_said_and_what_certified_ones_keep():
 
 def test_n_over_l_is_the_largest_compression():
     layers = [["a", 1, 600], ["b", 1, 1400]]
-    assert figures.largest_possible(layers) == 3.0
+    assert limits.largest_possible(layers) == 3.0
 
 
 @pytest.mark.parametrize(

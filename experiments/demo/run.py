@@ -1,40 +1,22 @@
-"""The demonstration: which methods keep a network connected, and what that is worth.
-
-  python -m experiments.demo
-
-Prunes VGG-16 at initialisation with three methods, then trains a small network under their
-masks. Writes metrics, two figures and a report; under three minutes on two cores.
-
-To expect on cifar10_20k (seed 0, one run, jax 0.10.2 on a CPU): dense 55 %; at compression
-10^0.5 all methods about 51 %; at 10^1.5 SynFlow 45 %, random 32 %, magnitude 10 %, which is
-chance; at 10^2.5 SynFlow 27 %, the others chance.
-"""
+"""What the demonstration does: it prunes a deep network, then trains a small one."""
 
 import dataclasses
 import pathlib
-import shlex
-import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-import tyro
 from jaxtyping import Array, Key, PyTree
-from rich.markup import escape
-from rich.table import Table
 
 import synflow_jax as sj
-from experiments import demo_page, masking
 from experiments.datasets.load import Data, Name, load
-from experiments.figures import demo as figures
+from experiments.demo import figures, masking, page
 from experiments.harness import runs
-from experiments.harness.console import CONSOLE, progress, say
+from experiments.harness.console import progress, say
 from experiments.training import loop, steps
 from experiments.training.networks import SmallConvNet
 from experiments.training.settings import Settings
 from synflow_jax import models
-from synflow_jax.xla.program_cache import keep_programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +95,7 @@ def run(config: Config, command: str) -> pathlib.Path:
     """
     began = time.perf_counter()
     images = load(config.dataset, config.data_dir)
-    runs.start(config.out, "demo", config, command, [*FIGURES, demo_page.NAME])
+    runs.start(config.out, "demo", config, command, [*FIGURES, page.NAME])
     prune_at_initialisation(config)
     train_under_masks(config, images)
     _, rows = runs.read(config.out)
@@ -121,7 +103,7 @@ def run(config: Config, command: str) -> pathlib.Path:
         for name, figure in FIGURES.items():
             figure(rows, config.out / name)
     runs.log(config.out, {"kind": "done", "seconds": time.perf_counter() - began})
-    return demo_page.write(config.out)
+    return page.write(config.out)
 
 
 def prune_at_initialisation(config: Config) -> None:
@@ -233,56 +215,6 @@ def _train(
     say(f"  trained: {measured[-1].accuracy:.1%} right, {result['seconds']:.1f} s")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the demonstration from the command line and prints a summary."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    config = tyro.cli(Config, args=args, prog="python -m experiments.demo")
-    command = shlex.join(["python", "-m", "experiments.demo", *args])
-    keep_programs()
-    try:
-        path = run(smoke(config) if config.smoke else config, command)
-    except (FileNotFoundError, FileExistsError) as error:
-        raise SystemExit(f"error: {error}") from None
-    _, rows = runs.read(path.parent)
-    for table in (_masks_table(rows), _accuracy_table(rows)):
-        CONSOLE.print(table)
-    say(f"report: {escape(str(path))}")
-
-
-def _masks_table(rows: list[dict[str, Any]]) -> Table:
-    masks = [row for row in rows if row.get("part") == "initialisation"]
-    table = Table(title=f"{masks[0]['network']} at initialisation", title_justify="left")
-    for heading in ("compression", "kept", "method", "layers emptied", "log10 R"):
-        table.add_column(heading, justify="left" if heading == "method" else "right")
-    for row in masks:
-        flow = row["log10_flow"]
-        table.add_row(
-            row["label"],
-            f"{row['kept']:,}",
-            row["method"],
-            f"{len(row['collapsed'])} of {len(row['layers'])}",
-            "no path left" if flow is None else f"{flow:.1f}",
-            end_section=row["method"] == masking.METHODS[-1],
-        )
-    return table
-
-
-def _accuracy_table(rows: list[dict[str, Any]]) -> Table:
-    (about,) = (row for row in rows if row["kind"] == "data")
-    trained = [row for row in rows if row["kind"] == "trained"]
-    table = Table(title=f"Accuracy on {about['data']} after training", title_justify="left")
-    table.add_column("compression", justify="right")
-    for method in masking.METHODS:
-        table.add_column(method, justify="right")
-    cells = {(row["label"], row["method"]): f"{row['accuracy']:.1%}" for row in trained}
-    for label in dict.fromkeys(row["label"] for row in trained if row["compression"]):
-        table.add_row(label, *(cells[label, method] for method in masking.METHODS))
-    table.caption = (
-        f"dense: {cells['10^0', 'dense']}; chance: {1 / about['num_classes']:.0%}"
-    )
-    return table
-
-
 def _in_words(row: dict[str, Any]) -> str:
     flow, emptied = row["log10_flow"], len(row["collapsed"])
     left = "no path left" if flow is None else f"log10 R = {flow:.1f}"
@@ -294,7 +226,3 @@ def _in_words(row: dict[str, Any]) -> str:
 
 def _keys(seed: int, part: int) -> Key[Array, "2"]:
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), part))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""The demonstration: which methods keep a network connected, and what that is worth."""

@@ -1,0 +1,74 @@
+"""Up to which compression a criterion leaves a network whole, and connected.
+
+Reads the rows of `experiments.layer_collapse`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from experiments import methods, published
+from experiments.harness import command
+from experiments.harness.sweeps import Row, by_run
+
+
+class Critical(NamedTuple):
+    """Largest compressions of the grid, log10; None if there is none.
+
+    Attributes:
+      whole: at which every layer keeps a weight, in all seeds: the paper's.
+      connected: at which a path is left from input to output, in all seeds.
+    """
+
+    whole: float | None
+    connected: float | None
+
+
+def of_method(
+    rows: Sequence[Row], part: str, names: Sequence[str] = methods.PAPER
+) -> dict[str, list[list[Row]]]:
+    """The rows of a part of the experiment by criterion: for each seed its rows, in the
+    order of the compressions. Criteria are in the order of the paper's legends."""
+    of_runs = by_run(row for row in rows if row["kind"] == "layers")
+    configs = command.configs(rows)
+    found: dict[str, list[list[Row]]] = {}
+    for method in names:
+        for run, own in of_runs.items():
+            if (configs[run]["part"], configs[run]["method"]) == (part, method):
+                found.setdefault(method, []).append(own)
+    return found
+
+
+def is_published(config: dict[str, Any]) -> bool:
+    """Whether the authors published densities of this network."""
+    theirs = published.load("layer_collapse")
+    return all(config[name] == theirs[name] for name in ("network", "num_classes"))
+
+
+def pruned(
+    rows: Sequence[Row], found: dict[str, list[list[Row]]]
+) -> tuple[Sequence[Sequence[Any]], dict[str, Any]]:
+    """The layers of the network of a part, and the settings of its first run."""
+    first = next(iter(found.values()))[0][0]
+    return first["layers"], command.configs(rows)[first["run"]]
+
+
+def critical(seeds: Sequence[Sequence[Row]]) -> Critical:
+    """Up to where a criterion leaves a network whole, and connected.
+
+    Args:
+      seeds: for each seed its rows, as `of_method` has them.
+    """
+
+    def largest(what: str) -> float | None:
+        at: dict[float, list[bool]] = {}
+        for row in (row for own in seeds for row in own):
+            at.setdefault(row["compression"], []).append(row[what])
+        return max((c for c, flags in at.items() if all(flags)), default=None)
+
+    return Critical(largest("whole"), largest("connected"))
+
+
+def largest_possible(layers: Sequence[Sequence[Any]]) -> float:
+    """log10 of N/L, the compression that leaves a weight for each layer."""
+    return math.log10(sum(size for *_, size in layers) / len(layers))
