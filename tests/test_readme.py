@@ -1,4 +1,4 @@
-"""Every code block of the README runs."""
+"""The README and the guide: every block of code runs, every link leads somewhere."""
 
 import importlib
 import importlib.metadata
@@ -14,30 +14,45 @@ from experiments import report
 from synflow_jax import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/guide.md")}
+BLOCKS = {
+    name: re.findall(r"^```(\w+)\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    for name, page in PAGES.items()
+}
 SHELL = [
     line.split("#")[0].strip()
-    for language, text in BLOCKS
+    for blocks in BLOCKS.values()
+    for language, text in blocks
     if language == "sh"
     for line in text.splitlines()
 ]
+WITH_LINKS = [
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
+    *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")),
+]
 
 
-def test_there_are_only_blocks_that_a_test_runs():
-    assert {language for language, _ in BLOCKS} == {"python", "sh"}
-    assert README.count("```") == 2 * len(BLOCKS)
+@pytest.mark.parametrize("name", PAGES)
+def test_there_are_only_blocks_that_a_test_runs(name):
+    assert {language for language, _ in BLOCKS[name]} == {"python", "sh"}
+    assert PAGES[name].count("```") == 2 * len(BLOCKS[name])
     assert all(line.split()[0] in ("make", "pip", "synflow", "python") for line in SHELL)
 
 
-def test_python_blocks_run_in_order(capsys):
+def test_the_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) <= 130
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_python_blocks_run_in_order(name, capsys):
     namespace = {}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for language, text in BLOCKS:
+        for language, text in BLOCKS[name]:
             if language == "python":
-                exec(compile(text, "README.md", "exec"), namespace)
+                exec(compile(text, name, "exec"), namespace)
     printed = capsys.readouterr().out
     assert "params/layers_3/kernel" in printed and "of 10240" in printed
+    assert ("reach from input to output" in printed) == (name == "docs/guide.md")
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("make")])
@@ -47,9 +62,11 @@ def test_make_targets_exist(line):
 
 def test_synflow_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for line in SHELL:
-        if line.startswith("synflow"):
-            assert cli.main(line.split()[1:]) == 0
+    lines = {
+        line: None for line in SHELL if line.startswith("synflow")
+    }  # both pages', once
+    for line in lines:
+        assert cli.main(line.split()[1:]) == 0
     assert int(sj.count(sj.load_masks("masks.safetensors"))) > 2709
 
 
@@ -63,8 +80,8 @@ def test_experiments_take_their_options(line, capsys):
     assert "--smoke" in (shown := capsys.readouterr().out) or "smoke,cpu,paper" in shown
 
 
-def test_the_experiments_that_the_readme_names_are_all_of_them():
-    section = README.split("## The paper's experiments")[1].split("## ")[0]
+def test_the_experiments_that_the_guide_names_are_all_of_them():
+    section = PAGES["docs/guide.md"].split("## The paper's experiments")[1].split("## ")[0]
     assert all(name in section for name in report.NAMES)
 
 
@@ -79,15 +96,8 @@ def test_extras_that_pip_is_asked_for_exist():
             assert extra in extras, line
 
 
-def test_the_table_names_only_what_is_public():
-    section = README.split("## What is in it")[1].split("## ")[0]
-    first_column = re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
-    names = re.findall(r"`([\w.]+)`", " ".join(first_column))
-    assert len(names) > 15
-    for name in names:
-        assert name == "synflow_jax.models" or hasattr(sj, name), name
-
-
-def test_linked_files_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (ROOT / target).is_file(), target
+@pytest.mark.parametrize("name", WITH_LINKS)
+def test_linked_files_exist(name):
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text()):
+        where = (ROOT / name).parent / target
+        assert target.startswith("http") or where.is_file(), target
