@@ -5,8 +5,8 @@
 
 The paper repeats each of its experiments for a few seeds and many compressions. Here one
 compiled program initialises, prunes with SynFlow and trains all of these networks. This is
-possible since a density reaches compiled code as whole numbers of weights to keep after
-each round (`sj.counts_per_round`), which are an array as any other: `jax.vmap` maps over
+possible since a density reaches compiled code as numbers of weights to keep after each
+round (`sj.counts_per_round`), which are an array as any other: `jax.vmap` maps over
 them as over the seeds. Each network is the same as if it were alone, to rounding.
 """
 
@@ -128,7 +128,7 @@ def alone(
     """One network: initialised, pruned and trained, from nothing but arrays.
 
     Args:
-      plan: what is trained.
+      plan: the training.
       split: the training images.
       seed: of the weights and of the order of the images.
       counts: how many weights each round of SynFlow leaves.

@@ -48,7 +48,7 @@ class Run:
     training: Settings
     """How."""
     train_images: int | None = None
-    """Only the first so many of the shuffled training images; None for all."""
+    """Number of the shuffled training images that are used; None for all."""
     test_images: int | None = None
     """The same of the held-out images."""
     rounds: int = 100

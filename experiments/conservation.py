@@ -10,7 +10,7 @@ Here both sums are taken for the paper's five criteria. What departs from the la
 for a reason:
 
 - random and magnitude are no saliencies: their sums follow the number of weights.
-- SNIP is the size of one, and in a sum of sizes nothing cancels.
+- SNIP is the absolute value of one, and in a sum of absolute values nothing cancels.
 - GraSP is ``w * (H g)``. The law of the loss, differentiated along its gradient ``g``, says
   that the sums of ``w * (H g) + g**2`` are equal; so GraSP departs by the squared gradient.
 - SynFlow is a saliency, and positive: what is left is rounding.
@@ -31,7 +31,7 @@ from experiments.harness import command
 from experiments.harness.sweeps import Context, Row
 from synflow_jax import models
 
-# Of a layer at most so many units are kept in the rows and drawn, evenly spaced; the
+# The rows keep at most this number of a layer's units, evenly spaced, for the figure; the
 # measures of agreement are of all.
 DRAWN = 512
 
@@ -45,11 +45,11 @@ class Run:
       num_classes: its outputs.
       input_shape: of an image; those of the data are resized to it.
       method: a name of ``experiments.methods.PAPER``.
-      seed: draws the weights, random scores and the images.
+      seed: of the weights, of random scores and of the choice of images.
       data: where SNIP and GraSP get their images; None for criteria that need none.
       each: images of every class.
-      classes: of so many classes; None for all.
-      batch: at most so many images in a batch, which changes no more than rounding.
+      classes: number of classes that the images are of; None for all.
+      batch: the largest number of images in a batch, which changes no more than rounding.
     """
 
     network: str
@@ -96,7 +96,7 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     """Scores the network once; rows of the layers, and of how well their units agree.
 
     The row of a layer has the ``total`` of its weights' scores. If hidden units are behind
-    it, ``into`` and ``out`` are the sums of some of them, every so many as ``every`` says.
+    it, ``into`` and ``out`` are the sums of some of them, each ``every``-th.
     """
     layers = layers_of(_scores(run, context))
     flows = unit_flows(layers)
@@ -133,16 +133,16 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
 
 
 def _scores(run: Run, context: Context) -> PyTree:
-    weights, drawn = jax.random.split(jax.random.key(run.seed))
+    weights_key, score_key = jax.random.split(jax.random.key(run.seed))
     problem = methods.problem(
         models.NETWORKS[run.network].make(num_classes=run.num_classes),
-        weights,
+        weights_key,
         run.input_shape,
         methods.scored_images(run, context.data_dir),
     )
     # In evaluation mode, as in the paper's code: nothing is dropped.
     problem = problem._replace(logits_fn=problem.apply_fn)
-    score = methods.score_fn(run.method, problem, drawn)
+    score = methods.score_fn(run.method, problem, score_key)
     context.advance(0.1)
     return jax.jit(score)(problem.params, sj.all_kept(problem.params))
 

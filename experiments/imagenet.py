@@ -59,7 +59,7 @@ class Run:
       method: a name of ``experiments.methods.LABELS`` that needs no images.
       density: the fraction of the weights that is kept.
       rounds: of SynFlow; all others take one.
-      seed: draws the weights and random scores.
+      seed: of the weights and of random scores.
     """
 
     network: str
@@ -143,7 +143,7 @@ class _Network(NamedTuple):
 
     alive: Callable[..., tuple[PyTree, jax.Array]]
     problem: methods.Problem
-    drawn: Key[Array, ""]
+    score_key: Key[Array, ""]
 
 
 # Both are made once, as every function is compiled anew.
@@ -151,9 +151,9 @@ class _Network(NamedTuple):
 def _network(
     network: str, num_classes: int, input_shape: tuple[int, int, int], seed: int
 ) -> _Network:
-    weights, drawn = jax.random.split(jax.random.key(seed))
+    weights_key, score_key = jax.random.split(jax.random.key(seed))
     make = TinyResNet if network == "tiny_resnet" else models.NETWORKS[network].make
-    problem = methods.problem(make(num_classes=num_classes), weights, input_shape, None)
+    problem = methods.problem(make(num_classes=num_classes), weights_key, input_shape, None)
     apply_fn = problem.apply_fn
 
     @jax.jit
@@ -164,13 +164,13 @@ def _network(
             sj.log_flow(apply_fn, pruned, input_shape),
         )
 
-    return _Network(alive, problem, drawn)
+    return _Network(alive, problem, score_key)
 
 
 @functools.lru_cache(maxsize=1)
 def _score(method: str, *network: Any) -> ScoreFn:
-    _, problem, drawn = _network(*network)
-    return methods.score_fn(method, problem, drawn)
+    _, problem, score_key = _network(*network)
+    return methods.score_fn(method, problem, score_key)
 
 
 def _kept(params: PyTree, masks: PyTree) -> list[tuple[str, int, int]]:

@@ -45,13 +45,13 @@ class Run:
       input_shape: of an image; those of the data are resized to it.
       method: a name of ``experiments.methods.PAPER``, or "certified": SynFlow in rounds
         that cannot cut the network.
-      seed: draws the weights, random scores and the images.
+      seed: of the weights, of random scores and of the choice of images.
       compressions: log10 of one over the density.
       rounds: of SynFlow; all others take one.
       data: where SNIP and GraSP get their images; None for criteria that need none.
       each: images of every class.
-      classes: of so many classes; None for all.
-      batch: at most so many images in a batch.
+      classes: number of classes that the images are of; None for all.
+      batch: the largest number of images in a batch.
       ratio: the largest share of the flow that a certified round removes.
     """
 
@@ -187,7 +187,7 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
 
     An interrupted run goes on after the last compression that it finished.
     """
-    weights, drawn = jax.random.split(jax.random.key(run.seed))
+    weights_key, score_key = jax.random.split(jax.random.key(run.seed))
     part = context.folder / "part.json"
     rows = json.loads(part.read_text()) if part.exists() else []
     yield from rows
@@ -195,7 +195,7 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
         return
     problem = methods.problem(
         models.NETWORKS[run.network].make(num_classes=run.num_classes),
-        weights,
+        weights_key,
         run.input_shape,
         methods.scored_images(run, context.data_dir),
     )
@@ -204,7 +204,7 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
             problem.apply_fn, sj.apply_masks(params, masks), run.input_shape
         )
     )
-    prune = _pruner(run, problem, drawn)
+    prune = _pruner(run, problem, score_key)
     for compression in run.compressions[len(rows) :]:
         began = time.perf_counter()
         masks, about = prune(10.0**-compression)

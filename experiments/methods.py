@@ -1,4 +1,5 @@
-"""The pruning methods that the experiments compare, by the names that tables use.
+"""The pruning methods that the experiments compare, by the names that tables use, and the
+images that their criteria see.
 
 All start from the same initial weights and keep exactly the same number of them. As in the
 paper, SynFlow takes a hundred rounds and its baselines one. The controls ask what the
@@ -84,7 +85,7 @@ def problem(
 
     Args:
       module: called as ``module(images, train=...)``.
-      key: draws the weights.
+      key: of the weights.
       input_shape: of one image.
       batches: what `batches` returns; anything, if only data-free methods are used.
     """
@@ -136,10 +137,10 @@ def batches(
 
     Args:
       data: the images.
-      seed: draws them.
+      seed: of the choice of images.
       each: images of every class.
-      size: at most so many images in a batch.
-      classes: of so many classes, drawn too; None for all.
+      size: the largest number of images in a batch.
+      classes: number of classes that the images are of, chosen at random; None for all.
 
     Returns:
       Scaled images and labels with a leading axis of batches.
@@ -171,8 +172,8 @@ class Images(NamedTuple):
     Attributes:
       data: the data set.
       each: images of every class.
-      classes: of so many classes; None for all.
-      batch: at most so many images in a batch.
+      classes: number of classes that the images are of; None for all.
+      batch: the largest number of images in a batch.
     """
 
     data: str

@@ -42,7 +42,7 @@ class Run:
       schedule: "exponential", "linear" or "certified".
       rounds: their number; None for certified rounds, which find it.
       ratio: the largest share of the flow that a certified round removes; None for others.
-      seed: draws the weights.
+      seed: of the weights.
     """
 
     network: str

@@ -35,7 +35,7 @@ class Run:
     Attributes:
       network: a key of ``synflow_jax.models.NETWORKS``.
       rounds: of SynFlow, to N / L.
-      seed: draws the weights.
+      seed: of the weights.
     """
 
     network: str
@@ -92,7 +92,7 @@ def counts_of_pass(size: int, layers: int, least: int, rounds: int) -> list[int]
       rounds: from ``size`` to ``layers``.
 
     Returns:
-      Falling whole numbers, ``layers`` among them, the last one ``least``.
+      Decreasing integers, ``layers`` among them, the last one ``least``.
     """
     rate = (layers / size) ** (1 / rounds)
     last = math.ceil(math.log(least / size) / math.log(rate) - 1e-9)

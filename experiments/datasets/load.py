@@ -46,7 +46,7 @@ class Data(NamedTuple):
       name: what a result on them is reported as.
       num_classes: labels run from 0 to one less.
       train_images, test_images: height, width and channels, 0 to 255.
-      train_labels, test_labels: one whole number an image.
+      train_labels, test_labels: an integer for each image.
     """
 
     name: str

@@ -63,8 +63,8 @@ def sweep(
 
     Yields:
       A row to log and the masks. In the row, ``log10_flow`` is the decimal logarithm of R,
-      the sum over all paths from input to output of the product of the weights' sizes,
-      before and after; None where no path is left.
+      the sum over all paths from input to output of the product of the absolute values of
+      the weights, before and after; None where no path is left.
     """
     # Made once: another score function, though it be the same, is another compilation.
     criteria = {

@@ -100,8 +100,8 @@ def _initialisation(record: Row, masks: list[Row]) -> str:
     headings += ["log<sub>10</sub> R before", "after"]
     methods = [
         f"<b>SynFlow</b>, {plural(config['rounds'], 'round')}: feeds an image of ones "
-        "through the network with every weight replaced by its size, keeps the weights "
-        "that carry most of the flow, and measures the flow anew in every round.",
+        "through the network with every weight replaced by its absolute value, keeps the "
+        "weights that carry most of the flow, and measures the flow anew in every round.",
         "<b>Magnitude</b>, 1 round: keeps the largest weights.",
         "<b>Random</b>, 1 round: keeps a uniformly random set.",
     ]
@@ -113,8 +113,8 @@ def _initialisation(record: Row, masks: list[Row]) -> str:
         "number in the table; biases and batch normalisation are not pruned.</p>"
         f"{bullets(methods)}"
         "<p>R is the total flow: the sum, over all paths from an input to an output, of "
-        "the product of the sizes of the weights on the path. If no path is left, R is "
-        "zero and the network's output no longer depends on its input.</p>"
+        "the product of the absolute values of the weights on the path. If no path is "
+        "left, R is zero and the network's output no longer depends on its input.</p>"
         f"{table(headings, cells, left=(2, 3))}"
         '<p class="note">Compression is the number of weights over the number kept. N/L '
         "is the highest at which each of the L layers can keep one of the N weights.</p>"

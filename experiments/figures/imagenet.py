@@ -1,4 +1,4 @@
-"""What came out of `experiments.imagenet`: what is kept of each layer, and the figure."""
+"""What came out of `experiments.imagenet`: weights kept in each layer, and the figure."""
 
 import math
 import pathlib

@@ -44,7 +44,7 @@ _WHOLE = {
 }
 
 # The key of an epoch is split in two, its children 0 and 1, when it orders the images. This
-# child is another one, so that no image draws the numbers of the order.
+# child is another one, so that no image uses the random numbers of the order.
 _MOVES = 2
 
 

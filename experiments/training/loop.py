@@ -40,7 +40,7 @@ def train(
     """Trains a network under its masks.
 
     Args:
-      plan: what is trained.
+      plan: the training.
       state: from `steps.start`; it is used up.
       splits: the training and the held-out images, from `steps.on_device`.
       seed: decides the order of the images and how they are moved.
@@ -191,7 +191,7 @@ def _epochs(whole, state, one, measure, folder, every, on_epoch, advance):
             if checkpoints is not None and (number % every == 0 or number == whole):
                 checkpoints.save(state, history)
     finally:
-        # Also when interrupted: what is being saved is then whole.
+        # Also when interrupted: the checkpoint being saved is then complete.
         if checkpoints is not None:
             checkpoints.close()
     return state, history

@@ -78,7 +78,7 @@ class LeNet(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=_HE_NORMAL, name="linear2")(x)
 
 
-# What is trained besides the networks of synflow_jax.models.
+# The networks that are trained besides those of synflow_jax.models.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "lenet": LeNet,
     "resnet8_half": functools.partial(models.CifarResNet, 8, width=0.5),

@@ -69,7 +69,7 @@ def paper_settings(network: str, dataset: str) -> Settings:
 
 
 def learning_rates(settings: Settings, steps: int) -> optax.Schedule:
-    """The learning rate at every step of a training with so many steps in an epoch."""
+    """The learning rate at every step; ``steps`` is the number of steps in an epoch."""
     if settings.decay == "drops":
         falls = {epoch * steps: settings.factor for epoch in settings.drops}
         return optax.piecewise_constant_schedule(settings.learning_rate, falls)

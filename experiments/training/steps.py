@@ -74,7 +74,7 @@ def plan(module: nn.Module, settings: Settings, data: Data) -> Plan:
 
 
 def plan_for(module: nn.Module, settings: Settings, dataset: str, count: int) -> Plan:
-    """A training on so many images of a data set, over all devices.
+    """A training on ``count`` images of a data set, over all devices.
 
     Args:
       module: called as ``module(images, train=...)``.
@@ -121,7 +121,7 @@ def start(plan: Plan, variables: PyTree, masks: PyTree) -> State:
     """The state before the first step: the masked parameters.
 
     Args:
-      plan: what is trained.
+      plan: the training.
       variables: what ``module.init`` returned.
       masks: boolean leaves shaped like the parameters; True = kept.
     """
@@ -142,7 +142,7 @@ def step(
     """One step on scaled images.
 
     Args:
-      plan: what is trained.
+      plan: the training.
       state: before the step.
       x, labels: the batch.
       key: of dropout.
@@ -207,7 +207,7 @@ def epoch(
     """One pass over the training images, in one program.
 
     Args:
-      plan: what is trained.
+      plan: the training.
       state: before it; its memory is used for the state after it.
       split: the training images.
       seed: with ``number`` it decides the order of the images and how they are moved.

@@ -1,36 +1,24 @@
-"""The scripts for TPUs and SLURM: what they would run, what they run, and the launcher."""
+"""The scripts for TPUs and SLURM: what they would run, and what they run."""
 
 import os
 import pathlib
-import platform
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
-import time
 
-import jax
 import pytest
 
-from experiments.tpu import devices, launch
+from tests.experiments.tpu.places import BASH, CREATE, FOLDER
 
-host = pytest.importorskip("experiments.tpu.host", reason="its lock needs Unix")
-
-ROOT = pathlib.Path(__file__).parents[2]
-FOLDER = ROOT / "experiments" / "tpu"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.sh") if path.name != "common.sh")
-BASH = shutil.which("bash")
 
 pytestmark = pytest.mark.skipif(BASH is None, reason="needs bash")
 
 GCLOUD = ["gcloud", "compute", "tpus", "tpu-vm"]
 WHERE = ["--name", "my tpu", "--zone", "a zone"]
 COMMAND = ["prog", "it's", 'a "b"', "$HOME", "--out", "results/my run", ""]
-
-
-# --- what would run -----------------------------------------------------------------------
 
 
 def ssh(command, worker="all", project=()):
@@ -67,7 +55,6 @@ CHECK = (
 ON_HOST = "cd synflow_jax && .venv/bin/python -m experiments.tpu.host "
 LAUNCH = ["python", "-m", "experiments.tpu.launch"]
 MODULE = ["python", "-m", "experiments.accuracy", "--scale", "paper"]
-CREATE = ["--accelerator-type=v4-32", "--version=tpu-ubuntu2204-base"]
 PACK = "tar -czf synflow_jax-results.tgz -C {} . || [ $? -eq 1 ]"
 JOB_ID = "--output=logs/slurm-%j.log"
 
@@ -198,67 +185,6 @@ CASES = {
         ),
     ),
 }
-
-
-@pytest.fixture
-def checkout(tmp_path):
-    """The scripts in a repository of their own, at a path with a space."""
-    root = tmp_path / "a checkout"
-    shutil.copytree(FOLDER, root / "experiments" / "tpu")
-    (root / "experiments" / "__init__.py").touch()
-    (root / ".venv" / "bin").mkdir(parents=True)
-    (root / ".venv" / "bin" / "python").touch(mode=0o755)
-    return root
-
-
-@pytest.fixture
-def tools(tmp_path):
-    """A PATH of programs that only write down how they were called."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name in ("bash", "dirname"):
-        (folder / name).symlink_to(shutil.which(name))
-    for name in ("gcloud", "sbatch", "srun", "git", "tar", "rm", "mkdir"):
-        fake = folder / name
-        fake.write_text(
-            f"#!{BASH}\n"
-            f"printf '%s\\0' {name} \"$@\" >>{shlex.quote(str(tmp_path / 'calls'))}\n"
-            f"printf '\\n\\0' >>{shlex.quote(str(tmp_path / 'calls'))}\n"
-        )
-        fake.chmod(0o755)
-    return folder
-
-
-@pytest.fixture
-def called(tmp_path):
-    """The programs that were called, in order, each with its arguments."""
-
-    def read():
-        text = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
-        return [call.split("\0")[:-1] for call in text.split("\n\0")[:-1]]
-
-    return read
-
-
-@pytest.fixture
-def script(checkout, tools, tmp_path):
-    """Calls a script from a folder elsewhere."""
-    here = tmp_path / "here and there"
-    here.mkdir()
-
-    def call(name, *options, path=tools, **kwargs):
-        return subprocess.run(
-            [BASH, checkout / "experiments" / "tpu" / name, *options],
-            env={"PATH": str(path), "HOME": str(tmp_path)},
-            cwd=here,
-            capture_output=True,
-            text=True,
-            stdin=None if "input" in kwargs else subprocess.DEVNULL,
-            **kwargs,
-        )
-
-    call.here = here
-    return call
 
 
 def commands(case, here):
@@ -410,271 +336,3 @@ def test_the_commands_of_the_readme_are_accepted(script):
     for path, *options in lines:
         done = script(path.split("/")[-1], "--dry-run", *options)
         assert done.returncode == 0, done.stderr
-
-
-# --- the whole sequence, on hosts that are folders ----------------------------------------
-
-# gcloud that copies to folders, and runs in them, in place of two hosts.
-GCLOUD_OF_FOLDERS = """\
-#!{bash}
-set -eu
-verb=$4
-shift 4
-worker=0 command= words=()
-for word; do
-  case $word in
-    --worker=*) worker=${{word#*=}} ;;
-    --command=*) command=${{word#*=}} ;;
-    --*) ;;
-    *) words+=("$word") ;;
-  esac
-done
-[[ $worker != all ]] || worker='0 1'
-waiting=()
-for index in $worker; do
-  home={hosts}/$index
-  case $verb in
-    create) mkdir -p {hosts}/0 {hosts}/1 ;;
-    ssh) (cd "$home" && HOME=$home bash -c "$command") & waiting+=($!) ;;
-    scp) cp -r "${{words[0]/#*:/$home/}}" "${{words[1]/#*:/$home/}}" ;;
-    describe) echo READY HEALTHY ;;
-    delete) rm -r {hosts} ;;
-  esac
-done
-for job in "${{waiting[@]}}"; do wait "$job"; done
-"""
-
-# python3 whose uv makes a .venv of the Python of these tests.
-PYTHON3_OF_HOSTS = """\
-#!{bash}
-[[ $2 != uv || $3 != venv ]] || {{
-  mkdir -p .venv/bin
-  printf '%s\\n' '#!{bash}' \\
-    '[[ $* != *devices* ]] || exec touch checked' \\
-    'exec {python} "$@"' >.venv/bin/python
-  chmod +x .venv/bin/python
-}}
-"""
-
-
-@pytest.fixture
-def hosts(tmp_path, checkout):
-    """What the scripts need in PATH for two hosts that are folders."""
-    if missing := [name for name in ("git", "tar", "gzip") if shutil.which(name) is None]:
-        pytest.skip(f"needs {missing[0]}")
-    folder, there = tmp_path / "real bin", tmp_path / "hosts"
-    folder.mkdir()
-    names = {"bash": BASH, "hosts": shlex.quote(str(there)), "python": sys.executable}
-    for name, text in (("gcloud", GCLOUD_OF_FOLDERS), ("python3", PYTHON3_OF_HOSTS)):
-        (folder / name).write_text(text.format(**names))
-        (folder / name).chmod(0o755)
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(checkout)]
-    for words in (["init", "-q"], ["add", "experiments"], ["commit", "-qm", "all of it"]):
-        subprocess.run([*git, *words], check=True)
-    return f"{folder}{os.pathsep}{os.environ['PATH']}", there
-
-
-def wait_for(condition, seconds=20):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it does not happen"
-        time.sleep(0.05)
-
-
-def test_the_whole_sequence_on_two_hosts(hosts, script):
-    path, there = hosts
-
-    def call(name, *options, status=0):
-        done = script(name, "--name=my-tpu", "--zone=z", *options, path=path)
-        assert done.returncode == status, done.stdout + done.stderr
-        return done.stdout
-
-    call("create.sh", *CREATE)
-    (script.here / "data" / "cifar10").mkdir(parents=True)
-    call("setup.sh", "--data", "data")
-    for home in (there / "0", there / "1"):
-        assert (home / "synflow_jax" / "checked").exists()
-        assert (home / "tensorflow_datasets" / "cifar10").is_dir()
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=home / "synflow_jax",
-            capture_output=True,
-            text=True,
-        ).stdout
-        assert re.fullmatch("[0-9a-f]+\n", described)  # a commit, and not changed
-
-    # A program that writes its words and then waits to be let go, though not for ever.
-    text = (
-        'mkdir -p "$1"; printf "%s\\n" "$@" "$SYNFLOW_DISTRIBUTED" >>"$1/words"; '
-        "for i in $(seq 300); do [ ! -e go ] || break; sleep 0.1; done; echo gone; exit 3"
-    )
-    program = ["--", "sh", "-c", text, "sh", "results/my run", "it's", "$HOME"]
-    assert call("run.sh", *program).count("started: sh -c") == 2
-    assert call("run.sh", *program).count("runs already: sh -c") == 2
-    assert "stop it first" in call("run.sh", "--", "true", status=1)
-    assert "READY HEALTHY" in (said := call("status.sh")) and said.count("runs: sh") == 2
-
-    call("collect.sh", "--to", "my results")
-    words = script.here / "my results" / "my run" / "words"
-    assert words.read_text() == "results/my run\nit's\n$HOME\n1\n"  # started once
-
-    # Host 0 ends by itself, host 1 is stopped.
-    (there / "0" / "synflow_jax" / "go").touch()
-    log = there / "0" / "synflow_jax" / "logs" / "run.log"
-    wait_for(lambda: call("status.sh").count("nothing runs") == 1)
-    assert "\ngone\n" in log.read_text() and "ended with status 3" in log.read_text()
-    said = call("stop.sh")
-    assert said.count("nothing runs") == said.count("stopped") == 1
-    ended = (there / "1" / "synflow_jax" / "logs" / "run.log").read_text()
-    assert "ended with status -15" in ended and "\ngone\n" not in ended
-
-    # The same command starts it again; this one fails at once, which is said.
-    (there / "1" / "synflow_jax" / "go").touch()
-    assert call("run.sh", *program, status=1).count("ended at once") == 2
-    call("setup.sh", "--results", "my results")
-    assert (there / "1" / "synflow_jax" / "results" / "my run" / "words").exists()
-    call("delete.sh", "--yes")
-    assert not there.exists()
-
-
-def test_what_ignores_being_asked_is_killed(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert host.main(["status"]) == 0 and host.main(["start"]) == 2
-    deaf = "trap '' TERM; touch started; for i in $(seq 300); do sleep 0.1; done"
-    start = (
-        "import sys; from experiments.tpu import host; host.GRACE = 0; sys.exit(host.main("
-    )
-    subprocess.run(
-        [sys.executable, "-c", f"{start}sys.argv[1:]))", "start", "sh", "-c", deaf],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        check=True,
-    )
-    wait_for((tmp_path / "started").exists)
-    monkeypatch.setattr(host, "PATIENCE", 1.0)
-    assert host.main(["stop"]) == 0
-    assert capsys.readouterr().out.endswith("stopped\n")
-    assert host.main(["status"]) == 0
-    assert "nothing runs" in capsys.readouterr().out
-    assert host.main(["dance"]) == 2
-
-
-# --- the launcher -------------------------------------------------------------------------
-
-PROBE = """\
-import sys
-assert __name__ == "__main__"
-print(sys.argv[1:], "jax" in sys.modules)
-print("to stderr", file=sys.stderr)
-sys.exit(3 if sys.argv[1:] == ["3"] else None)
-"""
-
-PROBE_OF_TWO = """\
-import sys, jax
-print(jax.process_index(), jax.process_count(), jax.device_count(), len(jax.devices()))
-sys.stderr.write(f"process {jax.process_index()} of {jax.process_count()}\\n")
-"""
-
-
-def launched(folder, *words, **environ):
-    kept = {name: value for name, value in os.environ.items() if "SLURM" not in name}
-    return subprocess.Popen(
-        [sys.executable, "-m", "experiments.tpu.launch", *words],
-        cwd=folder,
-        env=kept | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_one_process_runs_the_module_as_python_does(tmp_path):
-    (tmp_path / "probe.py").write_text(PROBE)
-    process = launched(tmp_path, "probe", "a b", "--c")
-    assert process.communicate() == ("['a b', '--c'] False\n", "to stderr\n")
-    assert process.returncode == 0
-    process = launched(tmp_path, "probe", "3")
-    process.communicate()
-    assert process.returncode == 3
-
-
-@pytest.mark.parametrize("module", ["nowhere", "nowhere.at.all", "experiments.nowhere"])
-def test_a_module_that_is_not_there_is_said_before_joining(module, monkeypatch, capsys):
-    monkeypatch.setattr(launch, "joins", lambda environ: pytest.fail("joined"))
-    with pytest.raises(SystemExit, match="2"):
-        launch.main([module])
-    assert f"there is no module '{module}'" in capsys.readouterr().err
-
-
-STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "a", "SLURM_PROCID": "0"}
-
-
-@pytest.mark.parametrize(
-    "environ, joined",
-    [
-        ({}, False),
-        (STEP | {"SLURM_NTASKS": "2"}, True),
-        (STEP | {"SLURM_NTASKS": "1"}, False),
-        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, False),  # not started by srun
-        ({"SYNFLOW_DISTRIBUTED": "1"}, True),
-        (STEP | {"SLURM_NTASKS": "2", "SYNFLOW_DISTRIBUTED": "0"}, False),
-    ],
-)
-def test_processes_join_where_there_are_several(environ, joined):
-    assert launch.joins(environ) is joined
-
-
-def free_job():
-    """A number of a job whose port, which JAX takes from it, is free; and the port."""
-    for job in range(os.getpid(), os.getpid() + 4096):
-        port = job % 4096 + 65536 - 4096
-        with socket.socket() as tried:
-            try:
-                tried.bind(("localhost", port))
-            except OSError:
-                continue
-            return str(job), port
-
-
-def two_of_a_step(folder, module):
-    job, port = free_job()
-    step = {"SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
-    step["JAX_COORDINATOR_BIND_ADDRESS"] = f"localhost:{port}"  # of this machine alone
-    return [
-        launched(folder, module, **step, SLURM_PROCID=index, SLURM_LOCALID=index)
-        for index in "01"
-    ]
-
-
-def test_two_processes_of_a_step_join_and_the_first_one_prints(tmp_path):
-    (tmp_path / "probe.py").write_text(PROBE_OF_TWO)
-    processes = two_of_a_step(tmp_path, "probe")
-    (out, err), (other_out, other_err) = [p.communicate(timeout=60) for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], err + other_err
-    assert out == "0 2 2 2\n" and other_out == ""
-    assert "process 0 of 2" in err and "process 1 of 2" in other_err
-
-
-def test_a_process_that_fails_does_not_wait_for_the_others(tmp_path):
-    # Process 0, whose end the other notices at once.
-    (tmp_path / "probe.py").write_text(
-        "import jax, time\n"
-        "if jax.process_index() == 0: raise SystemExit('it fails')\n"
-        "time.sleep(60)\n"
-    )
-    began = time.monotonic()
-    processes = two_of_a_step(tmp_path, "probe")
-    (_, err), _ = [p.communicate(timeout=60) for p in processes]
-    assert processes[0].returncode == 1 and err.endswith("it fails\n")
-    assert processes[1].returncode != 0 and time.monotonic() - began < 40
-
-
-def test_devices_are_counted_and_checked(capsys):
-    count = str(jax.device_count())
-    devices.main(["--platform", "cpu", "--count", count])
-    assert f"process 0 of 1 on {platform.node()}: {count} devices" in (
-        capsys.readouterr().out
-    )
-    with pytest.raises(SystemExit, match="which is not tpu"):
-        devices.main(["--platform", "tpu"])
-    with pytest.raises(SystemExit, match="there should be 77"):
-        devices.main(["--count", "77"])
