@@ -1,7 +1,7 @@
-"""From the modules of JAX libraries to the plain pair (apply_fn, params), and back.
+"""Converts modules of JAX libraries to the plain pair (apply_fn, params), and back.
 
 Everything else in this package is written for functions of a pytree of arrays, so a library
-whose models are such functions needs no adapter. Haiku's, for one:
+whose models are such functions needs no adapter. Haiku is one of them:
 
 Example:
   >>> import jax, jax.numpy as jnp

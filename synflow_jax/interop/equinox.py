@@ -12,35 +12,38 @@ from synflow_jax.trees import Params, check_like
 def from_equinox(
     module: Any, *, state: Any = None, **kwargs: Any
 ) -> tuple[Callable[..., PyTree], Params]:
-    """An Equinox module as ``(apply_fn, params)``, in inference mode.
+    """Converts an Equinox module to ``(apply_fn, params)``, in inference mode.
 
-    Equinox modules take one example; ``apply_fn`` takes a batch, by `jax.vmap`. The pair is
-    made from ``eqx.nn.inference_mode(module)``, so dropout is off (and needs no key) and
-    batch normalisation uses its running averages.
+    Equinox modules take one example; ``apply_fn`` takes a batch, through `jax.vmap`. The
+    pair is made from ``eqx.nn.inference_mode(module)``, so dropout is off (and needs no
+    key) and batch normalisation uses its running averages.
 
     Args:
-      module: an ``eqx.Module`` that can be called on one example. It is left as it is.
-      state: for a module with state, such as batch normalisation, its ``eqx.nn.State``
+      module: an ``eqx.Module`` that can be called on one example. It is not changed.
+      state: the ``eqx.nn.State`` of a module that has state, such as batch normalisation
         (``eqx.nn.make_with_state`` returns both). The module is then called as
-        ``module(*args, state, **kwargs)`` and returns ``(y, state)``. Held fixed.
+        ``module(*args, state, **kwargs)`` and returns ``(y, state)``. Every call starts
+        from this state, and its updates are dropped.
       kwargs: passed to every call of the module, the same for all examples.
 
     Returns:
       ``apply_fn(params, *args) -> y``, pure, each of ``args`` with a leading batch axis;
       and the parameters: the module with everything but its floating arrays replaced by
-      None, as of ``eqx.filter(module, eqx.is_inexact_array)``. So masks and scores are
-      modules as well, and fit the gradients of ``eqx.filter_grad``. Leaves that
-      ``eqx.nn.Shared`` ties are one leaf.
+      None, as ``eqx.filter(module, eqx.is_inexact_array)`` returns it. Masks and scores are
+      then modules too, with the structure of the gradients that ``eqx.filter_grad``
+      returns. Leaves that ``eqx.nn.Shared`` ties together are one leaf.
 
-      The default of ``prunable``, `is_kernel`, takes every array named ``weight`` of two or
-      more dimensions: also that of ``eqx.nn.Embedding``, and of ``eqx.nn.LayerNorm`` over
-      several axes. It does not take ``weight_ih`` and ``weight_hh`` of recurrent cells. Say
-      otherwise by name: ``prunable=lambda path, leaf: is_kernel(path, leaf) and not
+      The default of ``prunable``, `is_kernel`, selects every array named ``weight`` of two
+      or more dimensions, including that of ``eqx.nn.Embedding``, and of
+      ``eqx.nn.LayerNorm`` over several axes. It does not select ``weight_ih`` and
+      ``weight_hh`` of recurrent cells. To select other leaves, test their names:
+      ``prunable=lambda path, leaf: is_kernel(path, leaf) and not
       path.startswith("embedding")``.
 
     Raises:
       ImportError: if Equinox is not installed.
-      ValueError: if ``module`` is not an ``eqx.Module``, or has state and none is given.
+      ValueError: if ``module`` is not an ``eqx.Module``, or if it has state and ``state``
+        is not given.
 
     Example:
       >>> import equinox as eqx, jax, jax.numpy as jnp
@@ -65,7 +68,7 @@ def from_equinox(
         def on_one(*args):
             if state is None:
                 return model(*args, **kwargs)
-            # A copy: setting a value in a state makes the state itself unusable.
+            # Pass a copy: setting a value in a state makes that state unusable.
             return model(*args, jax.tree.map(lambda leaf: leaf, state), **kwargs)[0]
 
         return jax.vmap(on_one)(*args)
@@ -74,10 +77,10 @@ def from_equinox(
 
 
 def to_equinox(module: Any, params: Params) -> Any:
-    """The way back from `from_equinox`: the module with other parameters.
+    """The inverse of `from_equinox`: returns the module with other parameters.
 
     Args:
-      module: an ``eqx.Module``; left as it is.
+      module: an ``eqx.Module``; not changed.
       params: leaves shaped like the parameters that `from_equinox` returned.
 
     Returns:
@@ -85,8 +88,8 @@ def to_equinox(module: Any, params: Params) -> Any:
 
     Raises:
       ImportError: if Equinox is not installed.
-      ValueError: if ``module`` is not an ``eqx.Module``, or ``params`` is not shaped like
-        its parameters.
+      ValueError: if ``module`` is not an ``eqx.Module``, or if ``params`` differs from
+        its parameters in structure or shapes.
 
     Example:
       >>> import equinox as eqx, jax, jax.numpy as jnp
@@ -120,6 +123,6 @@ def _equinox() -> Any:
         import equinox
     except ImportError as error:
         raise ImportError(
-            "Equinox is not installed. It is optional here: pip install equinox."
+            "Equinox is an optional dependency and is not installed: pip install equinox."
         ) from error
     return equinox

@@ -11,14 +11,14 @@ from synflow_jax.trees import Params, check_like
 def from_linen(
     module: Any, variables: Mapping[str, Any], **kwargs: Any
 ) -> tuple[Callable[..., PyTree], Params]:
-    """A Flax linen module and its variables as ``(apply_fn, params)``.
+    """Converts a Flax linen module and its variables to ``(apply_fn, params)``.
 
-    Everything but the parameters (batch statistics, ...) is held fixed, so make the pair
-    again when it has changed.
+    All other variables, such as batch statistics, are held fixed. Make a new pair when they
+    have changed.
 
     Args:
-      module: the module.
-      variables: what ``module.init`` returned; ``variables["params"]`` becomes ``params``.
+      module: a ``flax.linen.Module``.
+      variables: the result of ``module.init``; ``variables["params"]`` becomes ``params``.
       kwargs: passed to every call of the module, such as ``train=False``.
 
     Returns:
@@ -45,18 +45,18 @@ def from_linen(
 
 
 def to_linen(variables: Mapping[str, Any], params: Params) -> dict[str, Any]:
-    """The way back from `from_linen`: the variables with other parameters.
+    """The inverse of `from_linen`: returns the variables with other parameters.
 
     Args:
-      variables: what ``module.init`` returned; left as they are.
+      variables: the result of ``module.init``; not changed.
       params: parameters shaped like ``variables["params"]``, such as pruned ones.
 
     Returns:
-      A dict for ``module.apply``.
+      A dict to pass to ``module.apply``.
 
     Raises:
-      ValueError: if ``variables`` has no ``"params"``, or ``params`` is not shaped like
-        them.
+      ValueError: if ``variables`` has no ``"params"``, or if ``params`` differs from them
+        in structure or shapes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -72,6 +72,6 @@ def to_linen(variables: Mapping[str, Any], params: Params) -> dict[str, Any]:
 def _check_variables(variables: Mapping[str, Any]) -> None:
     if "params" not in variables:
         raise ValueError(
-            "`variables` must be what module.init returned, with the key 'params'; its "
+            "`variables` must be the result of module.init, which has a key 'params'; its "
             f"keys are {sorted(variables)}."
         )

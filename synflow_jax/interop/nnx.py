@@ -10,12 +10,12 @@ from synflow_jax.trees import Params, check_like
 
 
 def from_nnx(module: Any, **kwargs: Any) -> tuple[Callable[..., PyTree], Params]:
-    """A Flax NNX module as ``(apply_fn, params)``, in evaluation mode.
+    """Converts a Flax NNX module to ``(apply_fn, params)``, in evaluation mode.
 
     The pair is made from a copy on which ``module.eval()`` was called, so dropout is off
-    and batch normalisation uses its running averages; the module itself is left as it is.
-    Everything but the parameters (batch statistics, random state, ...) is held fixed at its
-    present value, so make the pair again when it has changed.
+    and batch normalisation uses its running averages; the module itself is not changed.
+    All other variables, such as batch statistics and random state, are held fixed at their
+    present values. Make a new pair when they have changed.
 
     Args:
       module: an ``nnx.Module`` that takes a batch.
@@ -23,8 +23,8 @@ def from_nnx(module: Any, **kwargs: Any) -> tuple[Callable[..., PyTree], Params]
 
     Returns:
       ``apply_fn(params, *args) -> y``, pure, and the values of all ``nnx.Param`` as nested
-      dicts, named by attribute. A parameter that several layers share is one leaf, under
-      the first of its names: what it loses it loses in all of them.
+      dicts whose keys are the attributes' names. A parameter that several layers share is
+      one leaf, under the first of its names, so pruning it prunes all of these layers.
 
     Raises:
       ValueError: if ``module`` is not an ``nnx.Module``.
@@ -45,7 +45,7 @@ def from_nnx(module: Any, **kwargs: Any) -> tuple[Callable[..., PyTree], Params]
     graphdef, params, rest = _split_nnx(copy)
 
     def apply_fn(values: Params, *args: Any) -> PyTree:
-        # Without the copy a module that writes to its variables would write to ours.
+        # Without the copy, a module that writes to its variables would change `rest`.
         model = nnx.merge(graphdef, _with_values(params, values), rest, copy=True)
         return model(*args, **kwargs)
 
@@ -53,21 +53,21 @@ def from_nnx(module: Any, **kwargs: Any) -> tuple[Callable[..., PyTree], Params]
 
 
 def to_nnx(module: Any, params: Params) -> Any:
-    """The way back from `from_nnx`: a copy of the module with other parameters.
+    """The inverse of `from_nnx`: returns a copy of the module with other parameters.
 
-    ``nnx.Optimizer`` takes masks in the form of the module's own state:
+    ``nnx.Optimizer`` needs masks with the structure of the module's state:
     ``freeze_pruned(nnx.state(to_nnx(module, masks), nnx.Param))``.
 
     Args:
-      module: an ``nnx.Module``; left as it is.
+      module: an ``nnx.Module``; not changed.
       params: leaves shaped like the parameters that `from_nnx` returned.
 
     Returns:
       A new module, in the mode (training, evaluation) of the given one.
 
     Raises:
-      ValueError: if ``module`` is not an ``nnx.Module``, or ``params`` is not shaped like
-        its parameters.
+      ValueError: if ``module`` is not an ``nnx.Module``, or if ``params`` differs from its
+        parameters in structure or shapes.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -92,13 +92,13 @@ def _split_nnx(module: Any) -> tuple[Any, Any, Any]:
 
 
 def _with_values(state: Any, values: Params) -> Any:
-    """A copy of an NNX state with the values of a pure dict."""
+    """A copy of an NNX state whose values are those of a dict of plain arrays."""
     state = jax.tree.map(lambda leaf: leaf, state)
     _nnx().replace_by_pure_dict(state, values)
     return state
 
 
 def _nnx() -> Any:
-    from flax import nnx  # half a second, and linen does without
+    from flax import nnx  # takes half a second to import, and linen does not need it
 
     return nnx

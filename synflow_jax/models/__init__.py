@@ -1,4 +1,4 @@
-"""Flax networks of the paper, by themselves and under the names of the command line."""
+"""The paper's networks in Flax: as modules, and by the names of the command line."""
 
 from synflow_jax.models.mlp import MLP as MLP
 from synflow_jax.models.mlp import ConvNet as ConvNet

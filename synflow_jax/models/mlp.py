@@ -1,4 +1,4 @@
-"""The two small networks of the paper's code: a deep MLP and a convolutional net."""
+"""The two small networks of the authors' code: a deep MLP and a convolutional network."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from synflow_jax.models.layers import dense_as_torch, scaled_width, torch_bias, 
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU between; 784-100-100-100-100-100-10 by default.
+    """Dense layers with ReLU between them; 784-100-100-100-100-100-10 by default.
 
     Attributes:
-      num_classes: outputs.
-      hidden: units of each hidden layer.
-      width: factor on ``hidden``.
+      num_classes: number of outputs.
+      hidden: number of units of each hidden layer.
+      width: multiplies the numbers in ``hidden``.
     """
 
     num_classes: int = 10
@@ -37,8 +37,8 @@ class ConvNet(nn.Module):
     """Two 3x3 convolutions of 32 channels and a dense layer; no pooling, no batch norm.
 
     Attributes:
-      num_classes: outputs.
-      width: factor on the channels.
+      num_classes: number of outputs.
+      width: multiplies the number of channels.
     """
 
     num_classes: int = 10

@@ -1,7 +1,7 @@
-"""Flax networks of the paper, NHWC, under the names that the command line knows.
+"""The paper's networks in Flax (NHWC), by the names that the command line accepts.
 
-A name is the architecture, then the form it has for a data set where there are several:
-``vgg16_cifar``, ``vgg16_tiny``, ``vgg16_imagenet``.
+A name is that of the architecture, followed by that of the data set: ``vgg16_cifar``,
+``vgg16_tiny``, ``vgg16_imagenet``. Residual networks without a data set are for CIFAR.
 """
 
 from collections.abc import Callable
@@ -20,12 +20,12 @@ from synflow_jax.trees import Params
 
 
 class Network(NamedTuple):
-    """An entry of the table.
+    """An entry of ``NETWORKS``.
 
     Attributes:
       make: ``make(num_classes=..., width=...) -> module``.
       input_shape: height, width and channels of one image.
-      num_classes: classes of the data set it is for.
+      num_classes: number of classes of the data set that the network is for.
     """
 
     make: Callable[..., nn.Module]
@@ -69,8 +69,9 @@ for _depth in (18, 34, 50, 101, 152):
             _partial(ResNet, depth=_depth, stem="imagenet"), _IMAGENET, 1000
         ),
     }
-    # The released code ignores the width of basic blocks, so its "WideResNet-18" is
-    # ResNet-18. Here it is wide: all channels doubled; bottlenecks as in torchvision.
+    # The authors' code ignores the width of basic blocks, so its "WideResNet-18" is
+    # ResNet-18. Here basic blocks have twice the channels. Bottlenecks have twice the inner
+    # channels, as in torchvision.
     _wide = {"width": 2.0} if _depth < 50 else {"inner_width": 2.0}
     NETWORKS |= {
         f"wide_resnet{_depth}": Network(
@@ -88,12 +89,13 @@ for _depth in (18, 34, 50, 101, 152):
 def build(
     name: str, key: Key[Array, ""], *, num_classes: int | None = None
 ) -> tuple[Callable[..., PyTree], Params, tuple[int, int, int]]:
-    """A network of the table at initialisation, ready to prune.
+    """Initialises a network of ``NETWORKS``, ready to prune.
 
     Args:
       name: a key of ``NETWORKS``.
-      key: draws the parameters.
-      num_classes: outputs; default, the classes of the data set in the network's name.
+      key: a `jax.random.key` for the initial parameters.
+      num_classes: number of outputs; by default, that of the network's entry in
+        ``NETWORKS``.
 
     Returns:
       ``(apply_fn, params, input_shape)``, in evaluation mode.
@@ -117,19 +119,20 @@ def build(
 
 
 def init(module: nn.Module, key: Key[Array, ""], input_shape: tuple[int, ...]) -> PyTree:
-    """The variables of a module at initialisation, drawn without a forward pass.
+    """Initialises the variables of a module without a forward pass.
 
-    Leaf by leaf: as one program under `jax.jit` the draws of ResNet-1202 compile for
-    minutes, here they take seconds. The values are the same, to the bit for the networks
-    here; for initialisers that are not compiled by themselves but for rounding.
+    Each leaf is initialised by a program of its own. That takes seconds for ResNet-1202; as
+    one program under `jax.jit`, its initialisation compiles for minutes. The values are
+    those of the one program: bit for bit for the networks here, and up to rounding for
+    modules whose initialisers are not compiled by themselves.
 
     Args:
-      module: called as ``module(images)``, with float32 images.
-      key: draws the parameters.
-      input_shape: of one image.
+      module: is called as ``module(images)``, with float32 images.
+      key: a `jax.random.key` for the initial parameters.
+      input_shape: the shape of one image, without the batch axis.
 
     Returns:
-      What ``module.init`` returns.
+      Variables as ``module.init`` returns them.
 
     Example:
       >>> variables = init(MLP(num_classes=10), jax.random.key(0), (28, 28, 1))

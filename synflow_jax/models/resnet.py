@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -18,7 +18,8 @@ from synflow_jax.models.layers import (
 _Initializer = nn.initializers.Initializer
 _Images = Float[Array, "batch _height _width _channels"]
 
-# Blocks in each of the four groups, and whether they are bottlenecks.
+# For each depth: the number of blocks in each of the four groups, and whether the blocks
+# are bottlenecks.
 _IMAGENET_BLOCKS = {
     18: ((2, 2, 2, 2), False),
     34: ((3, 4, 6, 3), False),
@@ -29,11 +30,11 @@ _IMAGENET_BLOCKS = {
 
 
 class _Block(nn.Module):
-    """Convolutions with batch norm, added to a shortcut.
+    """Adds a branch of convolutions with batch norm to a shortcut.
 
-    A basic block has two 3x3 convolutions; a bottleneck a 1x1, a 3x3 that carries the
-    stride, and a 1x1 to four times the channels. Where the shape changes the shortcut is a
-    1x1 convolution with batch norm, elsewhere the identity.
+    A basic block has two 3x3 convolutions. A bottleneck has a 1x1 convolution, a 3x3
+    convolution with the stride, and a 1x1 convolution to four times as many channels. The
+    shortcut is the identity, or a 1x1 convolution with batch norm if the shape changes.
     """
 
     channels: int
@@ -85,12 +86,12 @@ def _groups(
 
 
 class CifarResNet(nn.Module):
-    """ResNet-20, 32, 44, 56, 110, 1202: three groups of basic blocks on a 3x3 stem.
+    """ResNet-20, 32, 44, 56, 110 and 1202: a 3x3 stem and three groups of basic blocks.
 
     Attributes:
       depth: 6 n + 2 for n blocks in each group.
-      num_classes: outputs.
-      width: factor on the channels 16, 32, 64; 2 is the wide form.
+      num_classes: number of outputs.
+      width: multiplies the numbers of channels, 16, 32 and 64; 2 makes the wide form.
     """
 
     depth: int
@@ -100,7 +101,7 @@ class CifarResNet(nn.Module):
     @nn.compact
     def __call__(self, x: _Images, train: bool = False) -> Float[Array, "batch classes"]:
         if self.depth < 8 or self.depth % 6 != 2:
-            raise ValueError(f"`depth` is 6 n + 2 with n of at least 1; got {self.depth}.")
+            raise ValueError(f"`depth` is 6 n + 2, with n at least 1; got {self.depth}.")
         channels = [scaled_width(c, self.width) for c in (16, 32, 64)]
         x = nn.Conv(
             channels[0],
@@ -118,15 +119,15 @@ class CifarResNet(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-18, 34, 50, 101, 152.
+    """ResNet-18, 34, 50, 101 and 152.
 
     Attributes:
       depth: 18, 34, 50, 101 or 152.
-      num_classes: outputs.
-      stem: ``"small"``: a 3x3 convolution, for CIFAR and Tiny ImageNet; ``"imagenet"``: a
-        7x7 convolution of stride 2 and max pooling.
-      width: factor on all channels. 2 with depth 18 is WideResNet-18.
-      inner_width: a further factor on the inner channels of bottlenecks; 2 makes
+      num_classes: number of outputs.
+      stem: ``"small"`` is a 3x3 convolution, for CIFAR and Tiny ImageNet; ``"imagenet"`` is
+        a 7x7 convolution of stride 2 followed by max pooling.
+      width: multiplies all numbers of channels. 2 with depth 18 is WideResNet-18.
+      inner_width: also multiplies the inner channels of bottlenecks; 2 with depth 50 is
         torchvision's wide_resnet50_2.
     """
 
@@ -152,7 +153,9 @@ class ResNet(nn.Module):
         )(x)
         x = nn.relu(batch_norm(x, train, name="bn"))
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            # `max_pool` accepts pairs, as its documentation says, but is annotated with str.
+            padding: Any = ((1, 1), (1, 1))
+            x = nn.max_pool(x, (3, 3), (2, 2), padding)
         inner, outer = channels, channels
         if bottleneck:
             inner = [scaled_width(c, self.inner_width) for c in channels]

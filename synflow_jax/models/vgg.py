@@ -13,7 +13,8 @@ from synflow_jax.models.layers import (
     small_normal,
 )
 
-# Convolutions in each of the five groups; a 2x2 max-pooling follows each group.
+# For each depth: the number of convolutions in each of the five groups. A 2x2 max pooling
+# follows each group.
 _DEPTHS = {
     11: (1, 1, 2, 2, 2),
     13: (2, 2, 2, 2, 2),
@@ -27,21 +28,23 @@ _HIDDEN = {"cifar": (), "tiny_imagenet": (1024, 1024), "imagenet": (4096, 4096)}
 class VGG(nn.Module):
     """VGG-11, 13, 16 or 19.
 
-    3x3 convolutions with a bias, batch normalisation, ReLU; then by form:
+    3x3 convolutions with a bias, each followed by batch normalisation (unless ``norm`` is
+    False) and ReLU. The form says how the network ends and how it is initialised:
 
-    - ``cifar``: after the last group a 2x2 average pooling in the place of max pooling, and
-      one dense layer; He initialisation by fan-in. For 32x32 inputs.
-    - ``tiny_imagenet``: two hidden dense layers of 1024 units with dropout; He by fan-out,
-      dense weights N(0, 0.01). For 64x64 inputs.
-    - ``imagenet``: the same with 4096 units (torchvision's shape, whose adaptive pooling
-      is the identity at 224x224).
+    - ``cifar``, for 32x32 inputs: the last group ends with 2x2 average pooling instead of
+      max pooling, and one dense layer follows. He initialisation by fan-in.
+    - ``tiny_imagenet``, for 64x64 inputs: two hidden dense layers of 1024 units with
+      dropout, and a dense layer for the outputs. He initialisation by fan-out for
+      convolutions; dense weights are normal with standard deviation 0.01.
+    - ``imagenet``: the same with 4096 units. This is torchvision's network, whose adaptive
+      pooling is the identity at 224x224.
 
     Attributes:
       depth: 11, 13, 16 or 19.
-      num_classes: outputs.
+      num_classes: number of outputs.
       form: ``"cifar"``, ``"tiny_imagenet"`` or ``"imagenet"``.
-      norm: with batch normalisation.
-      width: factor on all channels and hidden units.
+      norm: whether there is batch normalisation.
+      width: multiplies all numbers of channels and of hidden units.
     """
 
     depth: int
