@@ -58,7 +58,7 @@ def is_kernel(path: str, leaf: Leaf) -> bool:
 
 
 class Matching(NamedTuple):
-    """Leaves chosen by their names; `matching` makes it.
+    """Leaves selected by their names; `matching` makes it.
 
     Attributes:
       patterns: a leaf matches one of them, or with none is a kernel (`is_kernel`).
@@ -70,10 +70,10 @@ class Matching(NamedTuple):
 
     def __call__(self, path: str, leaf: Leaf) -> bool:
         if self.patterns:
-            chosen = any(fnmatch.fnmatchcase(path, p) for p in self.patterns)
+            matches = any(fnmatch.fnmatchcase(path, p) for p in self.patterns)
         else:
-            chosen = is_kernel(path, leaf)
-        return chosen and not any(fnmatch.fnmatchcase(path, p) for p in self.without)
+            matches = is_kernel(path, leaf)
+        return matches and not any(fnmatch.fnmatchcase(path, p) for p in self.without)
 
 
 def matching(*patterns: str, without: str | Sequence[str] = ()) -> Matching:
@@ -126,21 +126,21 @@ def prunable_leaves(params: PyTree, prunable: Prunable) -> list[bool]:
                     f"the pattern {pattern!r} of `prunable` matches no leaf; they are "
                     f"{', '.join(names) or '(none)'}."
                 )
-    chosen = [bool(prunable(name, leaf)) for name, leaf in zip(names, leaves)]
-    for name, leaf, yes in zip(names, leaves, chosen):
+    is_prunable = [bool(prunable(name, leaf)) for name, leaf in zip(names, leaves)]
+    for name, leaf, yes in zip(names, leaves, is_prunable):
         if yes and not is_floating(leaf):
             raise ValueError(
                 f"`prunable` chose `{name}`, which has dtype {leaf.dtype}; only floating "
                 "parameters can be pruned."
             )
-    if not any(chosen):
+    if not any(is_prunable):
         raise ValueError(
             "`prunable` chose no leaf of the parameters, so there is nothing to prune. "
             "The default takes leaves named `kernel` or `weight` of two or more "
             f"dimensions; the leaves are {', '.join(names) or '(none)'}. To take all "
             "matrices: prunable=lambda path, leaf: leaf.ndim >= 2."
         )
-    return chosen
+    return is_prunable
 
 
 def check_like(tree: PyTree, params: PyTree, *, name: str) -> None:

@@ -24,6 +24,8 @@ from synflow_jax.pruning.rounds import Scope
 from synflow_jax.pruning.schedules import Schedule, exponential
 from synflow_jax.transform import scaled
 from synflow_jax.transform.network_flow import ones, total_flow
+from synflow_jax.transform.rules import flow_rules
+from synflow_jax.transform.values import Rules, checked_rules
 from synflow_jax.trees import Masks, Params, Prunable, ScoreFn, is_kernel, prunable_leaves
 
 
@@ -63,6 +65,7 @@ def connectivity(
     input_shape: PyTree,
     *,
     prunable: Prunable = is_kernel,
+    rules: Rules = flow_rules,
 ) -> Connectivity:
     """Whether masks leave a network connected, and what they cut off.
 
@@ -77,6 +80,7 @@ def connectivity(
       masks: boolean leaves shaped like ``params``.
       input_shape: as in `synflow`.
       prunable: as in `prune`.
+      rules: as in `flow`.
 
     Returns:
       A `Connectivity`, whose ``str`` is a line of text.
@@ -86,6 +90,7 @@ def connectivity(
         network has no flow (`flow`).
 
     Example:
+      >>> import numpy as np
       >>> params = {"body/kernel": np.ones((1, 3)), "shortcut/kernel": np.ones((1, 3))}
       >>> def apply_fn(params, x):
       ...     return x @ params["body/kernel"] + x @ params["shortcut/kernel"]
@@ -94,15 +99,18 @@ def connectivity(
       >>> print(connectivity(apply_fn, params, masks, (1,)))
       connected: 2 weights kept, 2 of them on a path; starved: shortcut/kernel
     """
-    chosen = prunable_leaves(params, prunable)
+    is_prunable = prunable_leaves(params, prunable)
     masked = apply_masks(jax.tree.map(jnp.asarray, params), masks)
-    flow = _log_flow(apply_fn, masked, ones(input_shape))
-    live = effective_masks(apply_fn, params, masks, input_shape, prunable=prunable)
+    rules = checked_rules(rules)
+    flow = _log_flow(apply_fn, rules, masked, ones(input_shape))
+    live = effective_masks(
+        apply_fn, params, masks, input_shape, prunable=prunable, rules=rules
+    )
     kept, effective = (
-        [row for row, yes in zip(summarize(params, m), chosen) if yes]
+        [row for row, yes in zip(summarize(params, m), is_prunable) if yes]
         for m in (masks, live)
     )
-    connected = is_connected(apply_fn, masked, input_shape)
+    connected = is_connected(apply_fn, masked, input_shape, rules)
     return Connectivity(
         connected=connected,
         log_flow=float(flow),
@@ -119,6 +127,7 @@ def largest_compression(
     input_shape: PyTree,
     *,
     prunable: Prunable = is_kernel,
+    rules: Rules = flow_rules,
 ) -> float:
     """The compression beyond which no pruning leaves a network connected.
 
@@ -126,7 +135,8 @@ def largest_compression(
     of L layers that is the paper's N / L; shortcuts allow more.
 
     Args:
-      apply_fn, params, input_shape, prunable: as in `fewest_weights`, whose limits hold.
+      apply_fn, params, input_shape, prunable, rules: as in `fewest_weights`, whose limits
+        hold.
 
     Returns:
       A compression: log10 of one over the density. Infinite if a path meets no prunable
@@ -136,6 +146,7 @@ def largest_compression(
       ValueError: as `fewest_weights` does.
 
     Example:
+      >>> import numpy as np
       >>> params = {"a": {"kernel": np.ones((4, 5))}, "b": {"kernel": np.ones((5, 36))}}
       >>> def chain(params, x):
       ...     return x @ params["a"]["kernel"] @ params["b"]["kernel"]
@@ -145,7 +156,7 @@ def largest_compression(
     References:
       Tanaka et al. 2020 (arXiv 2006.05467), section 3, the maximal compression.
     """
-    fewest = fewest_weights(apply_fn, params, input_shape, prunable=prunable)
+    fewest = fewest_weights(apply_fn, params, input_shape, prunable=prunable, rules=rules)
     return _compression(params, prunable_leaves(params, prunable), fewest)
 
 
@@ -160,6 +171,7 @@ def critical_compression(
     scope: Scope = "global",
     prunable: Prunable = is_kernel,
     regrow: bool = False,
+    rules: Rules = flow_rules,
 ) -> float:
     """The largest compression at which a criterion leaves a network connected.
 
@@ -176,6 +188,7 @@ def critical_compression(
       params: a pytree of arrays.
       input_shape: as in `synflow`.
       rounds, schedule, scope, prunable, regrow: as in `prune`.
+      rules: as in `flow`; `score_fn` has its own.
 
     Returns:
       A compression: log10 of one over the density. The paper's axiom of maximal critical
@@ -187,6 +200,7 @@ def critical_compression(
       FloatingPointError: if a score is NaN or infinite.
 
     Example:
+      >>> import numpy as np
       >>> from synflow_jax.criteria import magnitude
       >>> params = [{"kernel": np.full((1, 4), 9.0)}, {"kernel": np.ones((4, 24))}]
       >>> def chain(params, x):
@@ -198,13 +212,13 @@ def critical_compression(
     References:
       Tanaka et al. 2020 (arXiv 2006.05467), section 3, critical compression.
     """
-    chosen = prunable_leaves(params, prunable)
+    is_prunable = prunable_leaves(params, prunable)
     params = jax.tree.map(jnp.asarray, params)
-    if not is_connected(apply_fn, params, input_shape):
+    if not is_connected(apply_fn, params, input_shape, rules):
         raise ValueError(NO_PATH)
-    if is_connected(apply_fn, _without(params, chosen), input_shape):
+    if is_connected(apply_fn, _without(params, is_prunable), input_shape, rules):
         return math.inf
-    size = _size(params, chosen)
+    size = _size(params, is_prunable)
     low, high, kept = 0, size, size
     while high - low > 1:
         # Half-way in compression: what is sought may be a handful out of millions.
@@ -219,30 +233,30 @@ def critical_compression(
             prunable=prunable,
             regrow=regrow,
         )
-        if is_connected(apply_fn, apply_masks(params, masks), input_shape):
+        if is_connected(apply_fn, apply_masks(params, masks), input_shape, rules):
             high, kept = k, int(info.kept[-1])
         else:
             low = k
-    return _compression(params, chosen, kept)
+    return _compression(params, is_prunable, kept)
 
 
-def _compression(params: Params, chosen: Sequence[bool], kept: int) -> float:
-    size = _size(params, chosen)
+def _compression(params: Params, is_prunable: Sequence[bool], kept: int) -> float:
+    size = _size(params, is_prunable)
     return math.log10(size / kept) if kept else math.inf
 
 
-def _size(params: Params, chosen: Sequence[bool]) -> int:
-    return sum(leaf.size for leaf, yes in zip(jax.tree.leaves(params), chosen) if yes)
+def _size(params: Params, is_prunable: Sequence[bool]) -> int:
+    return sum(leaf.size for leaf, yes in zip(jax.tree.leaves(params), is_prunable) if yes)
 
 
-def _without(params: Params, chosen: Sequence[bool]) -> Params:
+def _without(params: Params, is_prunable: Sequence[bool]) -> Params:
     leaves, treedef = jax.tree.flatten(params)
-    leaves = [jnp.zeros_like(x) if yes else x for x, yes in zip(leaves, chosen)]
+    leaves = [jnp.zeros_like(x) if yes else x for x, yes in zip(leaves, is_prunable)]
     return jax.tree.unflatten(treedef, leaves)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _log_flow(
-    apply_fn: Callable[..., PyTree], params: Params, inputs: PyTree
+    apply_fn: Callable[..., PyTree], rules: Rules, params: Params, inputs: PyTree
 ) -> Float[Array, ""]:
-    return scaled.log(total_flow(apply_fn, params, inputs))
+    return scaled.log(total_flow(apply_fn, params, inputs, rules=rules))

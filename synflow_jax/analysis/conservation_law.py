@@ -12,6 +12,8 @@ from synflow_jax.precision import cast_floating, scoring_dtype, widened
 from synflow_jax.topology.units import Layer, Units, units_of
 from synflow_jax.topology.wires import compact
 from synflow_jax.transform.network_flow import ones
+from synflow_jax.transform.rules import flow_rules
+from synflow_jax.transform.values import Rules, checked_rules
 from synflow_jax.trees import Masks, Params, Scores, check_like, check_masks, leaf_names
 
 
@@ -83,6 +85,7 @@ def conservation(
     input_shape: PyTree,
     *,
     scores: Scores | None = None,
+    rules: Rules = flow_rules,
 ) -> Conservation:
     """Holds scores against the law of conservation.
 
@@ -114,7 +117,8 @@ def conservation(
       masks: boolean leaves shaped like ``params``; a pruned weight counts 0.
       input_shape: as in `synflow`.
       scores: shaped like ``params``; default, those of `synflow`. Sums keep the signs of
-        scores that have any, as the law does; the paper's figures draw their sizes.
+        signed scores, as the law does; the paper's figures show absolute values.
+      rules: as in `flow`.
 
     Returns:
       A `Conservation`. With synflow's scores its ``gap`` is rounding: at most 1e-5 on the
@@ -141,12 +145,12 @@ def conservation(
     """
     check_masks(masks, params)
     if scores is None:
-        scores = jax.jit(synflow(apply_fn, input_shape))(params, masks)
+        scores = jax.jit(synflow(apply_fn, input_shape, rules=rules))(params, masks)
     check_like(scores, params, name="scores")
     shapes = jax.eval_shape(widened, params)
     dtype = scoring_dtype(*jax.tree.leaves(shapes))
     inputs = cast_floating(ones(input_shape), dtype)
-    structure = units_of(apply_fn, shapes, inputs)
+    structure = units_of(apply_fn, shapes, inputs, checked_rules(rules))
 
     names, kept = leaf_names(params), [np.asarray(m) for m in jax.tree.leaves(masks)]
     leaves = [np.asarray(s) for s in jax.tree.leaves(scores)]

@@ -10,6 +10,8 @@ from jaxtyping import PyTree
 from synflow_jax.criteria.synaptic_flow import synflow
 from synflow_jax.masks import all_kept, apply_masks
 from synflow_jax.paths.reached import on_paths
+from synflow_jax.transform.rules import flow_rules
+from synflow_jax.transform.values import Rules
 from synflow_jax.trees import (
     Masks,
     Params,
@@ -26,18 +28,20 @@ def unreached(
     input_shape: PyTree,
     *,
     prunable: Prunable = is_kernel,
+    rules: Rules = flow_rules,
 ) -> list[str]:
     """Names of the prunable leaves through which no flow passes before anything is pruned.
 
-    All their SynFlow scores are 0, so they are the first to be pruned, whole. Either the
-    output does not depend on them (a second head whose output is not returned), or a
-    parameter that is zero stands in the way: a kernel or a scale that starts at zero.
+    All their SynFlow scores are 0, so `prune` removes them first, and completely. Either
+    the output does not depend on them (a second head whose output is not returned), or a
+    parameter that is zero blocks every path: a kernel or a scale that starts at zero.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> y``.
       params: a pytree of arrays.
       input_shape: as in `synflow`.
       prunable: as in `prune`. Biases score 0 in every network.
+      rules: as in `flow`.
 
     Returns:
       Leaf names, in `jax.tree.leaves` order; leaves without entries are not among them.
@@ -50,12 +54,14 @@ def unreached(
       >>> unreached(lambda params, x: x @ params["used"]["kernel"], params, (2,))
       ['not/kernel']
     """
-    chosen = prunable_leaves(params, prunable)
+    is_prunable = prunable_leaves(params, prunable)
     params = jax.tree.map(jnp.asarray, params)
-    scores = jax.jit(synflow(apply_fn, input_shape))(params, all_kept(params))
+    scores = jax.jit(synflow(apply_fn, input_shape, rules=rules))(params, all_kept(params))
     return [
         name
-        for name, score, yes in zip(leaf_names(params), jax.tree.leaves(scores), chosen)
+        for name, score, yes in zip(
+            leaf_names(params), jax.tree.leaves(scores), is_prunable
+        )
         if yes and score.size and not np.any(score)
     ]
 
@@ -67,22 +73,24 @@ def effective_masks(
     input_shape: PyTree,
     *,
     prunable: Prunable = is_kernel,
+    rules: Rules = flow_rules,
 ) -> Masks:
     """The kept weights that still matter: those on a path of kept weights.
 
-    A weight whose every path from input to output meets a pruned weight has no influence
-    on the output, kept or not. Paths are followed from one weight to the next, in any
-    dtype and at any depth; how large the weights are does not count, but a parameter that
-    is 0 lets nothing through, a norm's scale included. Of max pooling, and of the larger of
-    two values, every entry counts. The flow of the network is the same under both masks.
+    If every path through a weight from input to output meets a pruned weight, the weight
+    has no influence on the output, kept or not. The answer does not depend on how large the
+    weights are, on their dtype or on the depth of the network, but a parameter that is 0
+    blocks every path through it, a normalisation's scale included. In max pooling, and in
+    the maximum of two values, every entry counts. The flow is the same under both masks.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> y``, in evaluation mode.
-      params: a pytree of arrays. To ask about the masks whatever the weights, replace
-        kernels that are zero by ones.
+      params: a pytree of arrays. To ask about the masks independently of the weights,
+        replace kernels that are zero by ones.
       masks: boolean leaves shaped like ``params``.
       input_shape: as in `synflow`.
-      prunable: as in `prune`; the masks of the leaves it refuses are returned as they are.
+      prunable: as in `prune`; masks of leaves that it refuses are returned unchanged.
+      rules: as in `flow`.
 
     Returns:
       Masks that keep what ``masks`` keeps or less.
@@ -104,11 +112,11 @@ def effective_masks(
       Vysogorets and Kempe, "Connectivity Matters: Neural Network Pruning Through the Lens
       of Effective Sparsity", JMLR 2023.
     """
-    chosen = prunable_leaves(params, prunable)
-    alive = on_paths(apply_fn, apply_masks(params, masks), input_shape)
+    is_prunable = prunable_leaves(params, prunable)
+    alive = on_paths(apply_fn, apply_masks(params, masks), input_shape, rules=rules)
     leaves, treedef = jax.tree.flatten(masks)
     leaves = [
         reached if yes else mask
-        for mask, reached, yes in zip(leaves, jax.tree.leaves(alive), chosen)
+        for mask, reached, yes in zip(leaves, jax.tree.leaves(alive), is_prunable)
     ]
     return jax.tree.unflatten(treedef, leaves)

@@ -76,5 +76,5 @@ def collapsed(params: Params, masks: Masks, *, prunable: Prunable = is_kernel) -
       ['kernel']
     """
     rows = summarize(params, masks)
-    chosen = prunable_leaves(params, prunable)
-    return [r.name for r, yes in zip(rows, chosen) if yes and r.size and not r.kept]
+    is_prunable = prunable_leaves(params, prunable)
+    return [r.name for r, yes in zip(rows, is_prunable) if yes and r.size and not r.kept]

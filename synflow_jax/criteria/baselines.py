@@ -7,6 +7,7 @@ from jaxtyping import Array, Key
 
 from synflow_jax.masks import apply_masks
 from synflow_jax.precision import no_score, widened
+from synflow_jax.pruning.criterion import DataCriterion, Formula
 from synflow_jax.trees import (
     Masks,
     Params,
@@ -19,7 +20,7 @@ from synflow_jax.trees import (
 
 
 def magnitude() -> ScoreFn:
-    """The size of each weight.
+    """The absolute value of each weight.
 
     Returns:
       ``score(params, masks) -> scores``: ``|w|``, float32 or better; 0 where pruned.
@@ -33,17 +34,17 @@ def magnitude() -> ScoreFn:
       Han et al., "Learning both Weights and Connections for Efficient Neural Networks",
       NeurIPS 2015; at initialisation it is a baseline of Tanaka et al. 2020.
     """
-    return _sizes
+    return _absolute_values
 
 
-def _sizes(params: Params, masks: Masks) -> Scores:
-    return jax.tree.map(_size, apply_masks(widened(params), masks))
+def _absolute_values(params: Params, masks: Masks) -> Scores:
+    return jax.tree.map(_absolute_value, apply_masks(widened(params), masks))
 
 
 def random(key: Key[Array, ""]) -> ScoreFn:
-    """A uniform draw for each weight, the same in every round.
+    """A uniform random number for each weight, the same in every round.
 
-    Because the draw does not change, pruning in many rounds removes the same weights as
+    Since the numbers do not change, pruning in many rounds removes the same weights as
     pruning at once, and the result is a uniformly random set.
 
     Args:
@@ -61,19 +62,19 @@ def random(key: Key[Array, ""]) -> ScoreFn:
       (3,)
     """
     check_key(key)
-
-    def score(params: Params, masks: Masks) -> Scores:
-        check_masks(masks, params)
-        leaves, treedef = jax.tree.flatten(params)
-        # One draw for the whole tree: a generator for each leaf takes long to compile.
-        ends = np.cumsum([leaf.size for leaf in leaves])
-        draw = jax.random.uniform(key, (int(ends[-1]) if leaves else 0,))
-        parts = jnp.split(draw, ends[:-1])
-        draws = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves)]
-        return apply_masks(jax.tree.unflatten(treedef, draws), masks)
-
-    return score
+    return DataCriterion(Formula(_uniform), key)
 
 
-def _size(leaf: Array) -> Array:
+def _uniform(function: None, key: Key[Array, ""], params: Params, masks: Masks) -> Scores:
+    check_masks(masks, params)
+    leaves, treedef = jax.tree.flatten(params)
+    # One call for the whole tree: a generator for each leaf takes long to compile.
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    numbers = jax.random.uniform(key, (int(ends[-1]) if leaves else 0,))
+    parts = jnp.split(numbers, ends[:-1])
+    scores = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves)]
+    return apply_masks(jax.tree.unflatten(treedef, scores), masks)
+
+
+def _absolute_value(leaf: Array) -> Array:
     return jnp.abs(leaf) if is_floating(leaf) else no_score(leaf)

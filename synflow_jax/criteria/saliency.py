@@ -1,8 +1,9 @@
-"""Criteria that need data or a loss: synaptic saliency of the training loss and its kin.
+"""Criteria that need a loss and data, or the network's derivative: snip, grasp and others.
 
-Each is a weight times a derivative at the pruned network (Tanaka et al. 2020, section 4:
-synaptic saliency). What is pruned gets a score too, the derivative there times the weight
-that it had: `prune` looks at it only if weights may return (``regrow=True``).
+Each is a function of a weight and of a derivative at the pruned network (Tanaka et al.
+2020, section 4: synaptic saliency). A pruned weight has a score too, of the value that it
+had and the derivative at zero: `prune` uses it only if weights may return
+(``regrow=True``).
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from synflow_jax.masks import apply_masks
 from synflow_jax.precision import no_score, split_floating, widened
+from synflow_jax.pruning.criterion import DataCriterion, Formula
 from synflow_jax.trees import (
     Masks,
     Params,
@@ -36,14 +38,15 @@ def snip(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
     """How much the loss changes, to first order, if a weight is removed.
 
     ``|w * g|`` with ``g`` the gradient of the loss in the masked weights, summed over the
-    batches; it is the size of the loss's derivative in the mask.
+    batches; it is the absolute value of the loss's derivative in the mask.
 
     Args:
       loss_fn: ``loss_fn(params, batch) -> scalar``, such as a batch's mean cross-entropy,
         of the network in evaluation mode (or in training mode, where batch norm should see
         the batch).
-      batches: a pytree with a leading axis of batches. They are gone through one by one,
-        so memory does not grow with their number.
+      batches: a pytree with a leading axis of batches. They are evaluated one by one, so
+        memory does not grow with their number. Another criterion with other batches of
+        equal shapes compiles nothing new.
 
     Returns:
       ``score(params, masks) -> scores``: leaves shaped like ``params``, float32 (float64
@@ -68,12 +71,15 @@ def snip(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
       Tanaka et al. 2020.
     """
 
-    def score(params: Params, masks: Masks) -> Scores:
-        weights, gradient = _at(loss_fn, params, masks)
-        total = _sum_over(batches, weights, gradient)
-        return _scores(lambda w, g: jnp.abs(w * g), params, total)
+    return DataCriterion(Formula(_of_gradients, loss_fn, (_identity, _snip)), batches)
 
-    return score
+
+def _identity(g: Array) -> Array:
+    return g
+
+
+def _snip(w: Array, g: Array) -> Array:
+    return jnp.abs(w * g)
 
 
 def grasp(loss_fn: LossFn, batches: PyTree, *, prunable: Prunable = is_kernel) -> ScoreFn:
@@ -111,18 +117,21 @@ def grasp(loss_fn: LossFn, batches: PyTree, *, prunable: Prunable = is_kernel) -
       Tanaka et al. 2020.
     """
 
-    def score(params: Params, masks: Masks) -> Scores:
-        weights, gradient = _at(loss_fn, params, masks)
-        total = _sum_over(batches, weights, gradient)
-        direction = _direction(total, params, masks, prunable)
+    return DataCriterion(Formula(_grasp, loss_fn, (prunable,)), batches)
 
-        def product(weights, batch):
-            along = (weights,), (direction,)
-            return jax.jvp(lambda weights: gradient(weights, batch), *along)[1]
 
-        return _scores(jnp.multiply, params, _sum_over(batches, weights, product))
+def _grasp(
+    loss_fn: LossFn, prunable: Prunable, batches: PyTree, params: Params, masks: Masks
+) -> Scores:
+    weights, gradient = _at(loss_fn, params, masks)
+    total = _sum_over(batches, weights, gradient)
+    direction = _direction(total, params, masks, prunable)
 
-    return score
+    def product(weights, batch):
+        along = (weights,), (direction,)
+        return jax.jvp(lambda weights: gradient(weights, batch), *along)[1]
+
+    return _scores(jnp.multiply, params, _sum_over(batches, weights, product))
 
 
 def fisher(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
@@ -156,20 +165,15 @@ def fisher(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
       (Taylor-FO).
     """
 
-    def score(params: Params, masks: Masks) -> Scores:
-        weights, gradient = _at(loss_fn, params, masks)
+    return DataCriterion(Formula(_of_gradients, loss_fn, (jnp.square, _fisher)), batches)
 
-        def squares(weights, batch):
-            return [g * g for g in gradient(weights, batch)]
 
-        total = _sum_over(batches, weights, squares)
-        return _scores(lambda w, g: w * w * g, params, total)
-
-    return score
+def _fisher(w: Array, squared_gradient: Array) -> Array:
+    return w * w * squared_gradient
 
 
 def gradient_norm(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
-    """The size of the loss's gradient in each weight, whatever the weight.
+    """The absolute value of the loss's gradient in each weight, whatever the weight.
 
     Args:
       loss_fn: as in `snip`.
@@ -193,12 +197,12 @@ def gradient_norm(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
       A baseline of Evci et al., "Rigging the Lottery", ICML 2020, for growing weights.
     """
 
-    def score(params: Params, masks: Masks) -> Scores:
-        weights, gradient = _at(loss_fn, params, masks)
-        total = _sum_over(batches, weights, gradient)
-        return _scores(lambda w, g: jnp.abs(g), params, total)
+    formula = Formula(_of_gradients, loss_fn, (_identity, _gradient_norm))
+    return DataCriterion(formula, batches)
 
-    return score
+
+def _gradient_norm(w: Array, g: Array) -> Array:
+    return jnp.abs(g)
 
 
 def ntk_sap(
@@ -208,7 +212,7 @@ def ntk_sap(
 
     ``|d/dm |J (m * v)|**2|`` at the masks ``m``, with ``J`` the derivative of the outputs
     in the masked weights and ``v`` normal: on average over ``v``, ``|J v|**2`` is the trace
-    of the kernel ``J J^T``, its nuclear norm. One direction is drawn for each batch.
+    of the kernel ``J J^T``, its nuclear norm. Each batch has a random direction of its own.
 
     No labels, and inputs that may be noise. Cost: for each batch a derivative along ``v``,
     and a gradient with its own derivative along ``v``.
@@ -240,41 +244,65 @@ def ntk_sap(
     """
     check_key(key)
 
-    def score(params: Params, masks: Masks) -> Scores:
-        check_masks(masks, params)
-        weights, merged = split_floating(widened(params))
-        pairs = zip(jax.tree.leaves(params), jax.tree.leaves(masks))
-        kept = [mask for leaf, mask in pairs if is_floating(leaf)]
-        strengths = [mask.astype(w.dtype) for w, mask in zip(weights, kept)]
+    return DataCriterion(Formula(_ntk_sap, apply_fn), (inputs, key))
 
-        def derivative(strengths: _Floating, batch: tuple[PyTree, Array]) -> _Floating:
-            x, number = batch
-            keys = jax.random.split(jax.random.fold_in(key, number), len(weights))
-            draws = [jax.random.normal(k, w.shape, w.dtype) for k, w in zip(keys, weights)]
-            outputs = fit_for_loops(lambda weights: apply_fn(merged(weights), x))
 
-            def masked(weights, strengths):
-                return outputs([m * w for m, w in zip(strengths, weights)])
+def _ntk_sap(
+    apply_fn: Callable[[Params, PyTree], PyTree],
+    data: tuple[PyTree, Key[Array, ""]],
+    params: Params,
+    masks: Masks,
+) -> Scores:
+    inputs, key = data
+    check_masks(masks, params)
+    weights, merged = split_floating(widened(params))
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(masks))
+    kept = [mask for leaf, mask in pairs if is_floating(leaf)]
+    strengths = [mask.astype(w.dtype) for w, mask in zip(weights, kept)]
 
-            # u = J (m * v); then d/dm <u, u> = 2 d/dt d/dm <u, f(m * (w + t v))>.
-            _, changes = jax.jvp(lambda ws: masked(ws, strengths), (weights,), (draws,))
+    def derivative(strengths: _Floating, batch: tuple[PyTree, Array]) -> _Floating:
+        x, number = batch
+        keys = jax.random.split(jax.random.fold_in(key, number), len(weights))
+        normal = [jax.random.normal(k, w.shape, w.dtype) for k, w in zip(keys, weights)]
+        outputs = fit_for_loops(lambda weights: apply_fn(merged(weights), x))
 
-            def gradient(weights):
-                _, back = jax.vjp(lambda ms: masked(weights, ms), strengths)
-                return back(changes)[0]
+        def masked(weights, strengths):
+            return outputs([m * w for m, w in zip(strengths, weights)])
 
-            _, halves = jax.jvp(gradient, (weights,), (draws,))
-            return [2 * half for half in halves]
+        # u = J (m * v); then d/dm <u, u> = 2 d/dt d/dm <u, f(m * (w + t v))>.
+        _, changes = jax.jvp(lambda ws: masked(ws, strengths), (weights,), (normal,))
 
-        numbered = (inputs, jnp.arange(_length(inputs, "inputs")))
-        total = _sum_over(numbered, strengths, derivative)
-        return merged([jnp.abs(t) for t in total], no_score)
+        def gradient(weights):
+            _, back = jax.vjp(lambda ms: masked(weights, ms), strengths)
+            return back(changes)[0]
 
-    return score
+        _, halves = jax.jvp(gradient, (weights,), (normal,))
+        return [2 * half for half in halves]
+
+    numbered = (inputs, jnp.arange(_length(inputs, "inputs")))
+    total = _sum_over(numbered, strengths, derivative)
+    return merged([jnp.abs(t) for t in total], no_score)
 
 
 # The floating leaves of a tree of parameters, in order: what is differentiated.
 _Floating = list[Array]
+
+
+def _of_gradients(
+    loss_fn: LossFn,
+    of_batch: Callable[[Array], Array],
+    of_weight: Callable[[Array, Array], Array],
+    batches: PyTree,
+    params: Params,
+    masks: Masks,
+) -> Scores:
+    """``of_weight(w, sum of of_batch(g))`` with ``g`` the gradient of each batch's loss."""
+    weights, gradient = _at(loss_fn, params, masks)
+
+    def summed(weights, batch):
+        return [of_batch(g) for g in gradient(weights, batch)]
+
+    return _scores(of_weight, params, _sum_over(batches, weights, summed))
 
 
 def _at(loss_fn: LossFn, params: Params, masks: Masks) -> tuple[_Floating, Callable]:
@@ -325,9 +353,9 @@ def _length(batches: PyTree, name: str) -> int:
 def _direction(
     gradient: _Floating, params: Params, masks: Masks, prunable: Prunable
 ) -> _Floating:
-    """The gradient in the prunable weights that are left; zero elsewhere."""
-    chosen = prunable_leaves(params, prunable)
-    trees = zip(jax.tree.leaves(params), jax.tree.leaves(masks), chosen)
+    """The gradient in the prunable weights that are kept; zero elsewhere."""
+    is_prunable = prunable_leaves(params, prunable)
+    trees = zip(jax.tree.leaves(params), jax.tree.leaves(masks), is_prunable)
     counted = [mask & yes for leaf, mask, yes in trees if is_floating(leaf)]
     return [jnp.where(c, g, jnp.zeros_like(g)) for g, c in zip(gradient, counted)]
 

@@ -1,9 +1,9 @@
-"""Whether what is pruned removes at most its scores of the flow.
+"""Whether pruning weights removes at most the sum of their scores from the flow.
 
-Theorem T5: if the flow is a sum over paths, of products of the weights on each, then
-removing weights removes no path that is not counted in their scores, so of a flow of 1 at
-least 1 minus the total of their scores is left. So a round that removes less than 1 leaves
-a path from the input to the output. (Of several outputs, to one of them.)
+Theorem T5 (docs/theory.md has the proof): if the flow is a sum over paths, each the product
+of the weights along it, or a maximum of such sums, then removing weights whose scores sum
+to ``s`` leaves at least ``1 - s`` of the flow. So a round whose removed scores sum to less
+than 1 leaves a path from the input to an output.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,44 +14,48 @@ from jaxtyping import PyTree
 
 from synflow_jax.precision import cast_floating, scoring_dtype, widened
 from synflow_jax.topology.units import units_of
-from synflow_jax.transform.elementwise import multiply, select_n
 from synflow_jax.transform.interpreter import Settings, interpret
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.values import (
     Equation,
-    Inverse,
+    Rule,
+    Rules,
     Value,
     carries_flow,
-    origin_of,
-    sees_kinds,
+    checked_rules,
 )
 from synflow_jax.trees import Params, leaf_names
 from synflow_jax.xla.jaxprs import FlowError
 
 
-def why_unbounded(
-    apply_fn: Callable[..., PyTree], params: Params, chosen: Sequence[bool], inputs: PyTree
+def why_not_certifiable(
+    apply_fn: Callable[..., PyTree],
+    params: Params,
+    is_prunable: Sequence[bool],
+    inputs: PyTree,
+    rules: Rules = flow_rules,
 ) -> str | None:
-    """Why removing weights may remove more of the flow than their scores; None if not.
+    """The reason why Theorem T5 does not hold for a network; None if it does.
 
-    The flow is a sum over paths unless two flows are multiplied (attention, gates) or one
-    lets the other pass (a minimum, a choice), and the weights on them are the parameters
-    unless these are computed with before they are used (a standardised kernel), divide or
-    choose.
+    It needs two things. Every rule that the network uses must keep paths
+    (`Rule.keeps_paths`): a product of two flows (attention, gates) does not. And no
+    prunable leaf may be computed with before it is used (a standardised kernel), divide or
+    choose, since its entries are then no weights on paths.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> y``.
       params: the parameters, of which only shapes and dtypes are read.
-      chosen: for each leaf, whether it may lose weights.
+      is_prunable: for each leaf, whether it may lose weights.
       inputs: what ``apply_fn`` takes as ``x``.
+      rules: as in `flow`.
 
     Returns:
       A sentence that names the line or the leaf, or None.
     """
     shapes = jax.eval_shape(widened, params)
     dtype = jnp.dtype(scoring_dtype(*jax.tree.leaves(shapes)))
-    inputs = cast_floating(inputs, dtype)
-    settings = Settings(dtype, rules={**flow_rules, **_REFUSING})
+    inputs, rules = cast_floating(inputs, dtype), checked_rules(rules)
+    settings = Settings(dtype, rules=rules, before_rule=_must_keep_paths)
 
     def outputs(params):
         flows = interpret(apply_fn, params, (inputs,), settings)
@@ -63,55 +67,25 @@ def why_unbounded(
         return str(error)
     try:
         with jax.ensure_compile_time_eval():  # constants, also while a loop is traced
-            computed = units_of(apply_fn, shapes, inputs).computed
+            computed = units_of(apply_fn, shapes, inputs, rules).computed
     except jax.errors.JAXTypeError as error:
         return f"its structure depends on traced values: {str(error).splitlines()[0]}"
-    for number, (name, yes) in enumerate(zip(leaf_names(params), chosen)):
+    for number, (name, yes) in enumerate(zip(leaf_names(params), is_prunable)):
         if yes and number in computed:
             return f"`{name}` is computed with before it is used, divides or chooses."
     return None
 
 
-def _refuse() -> None:
-    raise ValueError("of two flows that meet here, without the one the other is lost too.")
-
-
-@sees_kinds
-def _multiply(equation: Equation, left: Value, right: Value):
-    both = carries_flow(left) and carries_flow(right)
-    if both and not isinstance(left, Inverse) and not isinstance(right, Inverse):
-        if origin_of(left) is not origin_of(right):
-            _refuse()
-    return multiply(equation, left, right)
-
-
-@sees_kinds
-def _select_n(equation: Equation, which: Value, *cases: Value):
-    others = (c for c in cases if carries_flow(c) and carries_flow(which))
-    if any(origin_of(case) is not origin_of(which) for case in others):
-        _refuse()
-    return select_n(equation, which, *cases)
-
-
-def _reduce_min(equation: Equation, flow: Value):
-    _refuse()
-
-
-def _refusing(name: str) -> Callable[..., Sequence[Value]]:
-    rule = flow_rules[name]
-
-    def refusing(equation: Equation, left: Value, right: Value, *rest: Value):
-        if carries_flow(left) and carries_flow(right):
-            _refuse()
-        return rule(equation, left, right, *rest)
-
-    return sees_kinds(refusing) if getattr(rule, "sees_kinds", False) else refusing
-
-
-_PAIRS = "dot_general ragged_dot_general conv_general_dilated min"
-_REFUSING = {
-    "mul": _multiply,
-    "select_n": _select_n,
-    "reduce_min": _reduce_min,
-    **{name: _refusing(name) for name in _PAIRS.split()},
-}
+def _must_keep_paths(rule: Rule, equation: Equation, *operands: Value) -> None:
+    keeps = rule.keeps_paths
+    if keeps(equation, *operands) if callable(keeps) else keeps:
+        return
+    if sum(map(carries_flow, operands)) > 1:
+        raise ValueError(
+            "two flows meet here, and without the one the other is lost too: the flow is "
+            "no sum over paths."
+        )
+    raise ValueError(
+        "its rule keeps no paths, as far as is known (`Rule(apply, keeps_paths=True)` says "
+        "that it does)."
+    )

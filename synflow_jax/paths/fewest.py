@@ -17,8 +17,15 @@ from jaxtyping import Array, Bool, PyTree
 from synflow_jax.precision import cast_floating, scoring_dtype, widened
 from synflow_jax.transform.interpreter import Settings, interpret
 from synflow_jax.transform.network_flow import ones
+from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.scaled import Scaled
-from synflow_jax.transform.values import Flowing, Plain, plain_or_flow
+from synflow_jax.transform.values import (
+    Flowing,
+    Plain,
+    Rules,
+    checked_rules,
+    plain_or_flow,
+)
 from synflow_jax.trees import Params, Prunable, is_kernel, prunable_leaves
 
 
@@ -28,19 +35,21 @@ def fewest_weights(
     input_shape: PyTree,
     *,
     prunable: Prunable = is_kernel,
+    rules: Rules = flow_rules,
 ) -> int:
     """The smallest number of prunable weights that keeps a network connected.
 
     It is the number of weights on the shortest path from input to output: the number of
-    layers for a chain, and less with shortcuts. Paths follow the weights that are not zero,
-    so masked parameters may be asked about too; of other parameters a zero lets nothing
-    through, a norm's scale included.
+    layers for a chain, and less with shortcuts. Paths use only weights that are not zero,
+    so the function also answers for masked parameters. Any other parameter that is zero,
+    such as the scale of a normalisation, blocks a path too.
 
-    Exact where a path is a chain of different weights, used as they are. Where two flows
-    are multiplied (gates, attention) both must be alive, but only the larger of their
-    numbers counts: more weights may be needed. A weight that a path meets several times
-    (recurrence, tied layers) counts each time: fewer may do. What is computed from weights
-    before it is used, such as a standardised kernel, counts as a weight.
+    The number is exact if every path is a chain of different weights, used as they are.
+    Where two flows are multiplied (gates, attention) both must be alive, but only the
+    larger of their two numbers counts, so more weights may be needed. A weight that a path
+    meets several times (recurrence, tied layers) counts each time, so fewer may suffice. A
+    value computed from weights before it is used, such as a standardised kernel, counts as
+    a weight.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> y``, in evaluation mode.
@@ -48,9 +57,10 @@ def fewest_weights(
         replace kernels that are zero by ones.
       input_shape: as in `synflow`.
       prunable: as in `prune`; parameters that it refuses are not counted.
+      rules: as in `flow`.
 
     Returns:
-      A whole number; 0 if a path meets no prunable weight.
+      An integer; 0 if a path meets no prunable weight.
 
     Raises:
       ValueError: if no path leads from input to output, no leaf is prunable, or the network
@@ -67,11 +77,17 @@ def fewest_weights(
       >>> fewest_weights(residual, params, (2,))
       0
     """
-    chosen = tuple(prunable_leaves(params, prunable))
-    drawn, inputs = _drawn(params, chosen), ones(input_shape)
+    is_prunable = tuple(prunable_leaves(params, prunable))
+    samples, inputs, rules = (
+        _sampled(params, is_prunable),
+        ones(input_shape),
+        checked_rules(rules),
+    )
     levels = 16  # enough for most networks with shortcuts, and chains of fewer layers
     while True:
-        reached = np.asarray(_reached(apply_fn, levels, chosen, drawn, inputs))
+        reached = np.asarray(
+            _reached(apply_fn, rules, levels, is_prunable, samples, inputs)
+        )
         if not reached.any():
             raise ValueError(NO_PATH)
         fewest = int(np.argmax(reached))
@@ -81,88 +97,97 @@ def fewest_weights(
 
 
 NO_PATH = (
-    "no path leads from the input to the output, before anything is pruned: parameters "
-    "that are zero let nothing through. `unreached` names what lies behind them."
+    "no path leads from the input to the output before anything is pruned: parameters that "
+    "are zero block every path. `unreached` names the leaves behind them."
 )
 
 
 def is_connected(
-    apply_fn: Callable[..., PyTree], params: Params, input_shape: PyTree
+    apply_fn: Callable[..., PyTree],
+    params: Params,
+    input_shape: PyTree,
+    rules: Rules = flow_rules,
 ) -> bool:
+    """Whether any path of parameters that are not zero leads from input to output."""
     none = (False,) * len(jax.tree.leaves(params))
-    return bool(_reached(apply_fn, 0, none, params, ones(input_shape))[0])
+    reached = _reached(apply_fn, checked_rules(rules), 0, none, params, ones(input_shape))
+    return bool(reached[0])
 
 
-# --- what is reached through how many weights ---------------------------------------------
+# --- how many weights a path needs --------------------------------------------------------
 
-# What a weight passes on, beside 1 for other parameters. One sum then tells what arrives
-# through weights from what arrives without: however many arrive, their sizes are far apart.
-# Between them lies the error of convolutions by transforms, where there should be 0.
+# A weight passes on this value, any other parameter 1. One sum then separates what arrives
+# through weights from what arrives without: however many paths arrive, the two stay far
+# apart. Rounding errors of convolutions by Fourier transforms, where the sum should be 0,
+# lie between them.
 _THROUGH_A_WEIGHT = 2.0**-60
 
-# In two draws, one of millions of kernel entries that are computed (standardised, say) may
-# be the same by chance. In three it is not.
-_DRAWS = 3
+# Samples of each prunable leaf. In two of them one of millions of computed entries
+# (standardised kernels, say) can be equal by chance; in three of them none is.
+_SAMPLES = 3
 
 
-def _drawn(params: Params, chosen: Sequence[bool]) -> PyTree:
-    """The parameters with other values beside those of the chosen leaves, along a leading
-    axis of these: of the other sign, and zero where they are."""
+def _sampled(params: Params, is_prunable: Sequence[bool]) -> PyTree:
+    """The parameters, with other random values of the prunable leaves along a new leading
+    axis: of the opposite sign, and zero where the parameter is zero."""
     rng = np.random.default_rng(0)
 
-    def draws(leaf):
-        factors = -1 - rng.random((_DRAWS - 1, *leaf.shape), np.float32)
+    def sampled(leaf):
+        factors = -1 - rng.random((_SAMPLES - 1, *leaf.shape), np.float32)
         return jnp.concatenate([leaf[None], leaf[None] * jnp.asarray(factors, leaf.dtype)])
 
     leaves, treedef = jax.tree.flatten(widened(params))
-    leaves = [draws(leaf) if yes else leaf for leaf, yes in zip(leaves, chosen)]
+    leaves = [sampled(leaf) if yes else leaf for leaf, yes in zip(leaves, is_prunable)]
     return jax.tree.unflatten(treedef, leaves)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _reached(
     apply_fn: Callable[..., PyTree],
+    rules: Rules,
     levels: int,
-    drawn: Sequence[bool],
+    is_sampled: Sequence[bool],
     params: PyTree,
     inputs: PyTree,
 ) -> Bool[Array, " numbers"]:
-    """Whether the output is reached through so many weights or fewer.
+    """Whether a path through at most 0, 1, 2, ... weights reaches the output.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> y``.
-      levels: the numbers of weights that are told apart.
-      drawn: which leaves have draws along a leading axis. What differs between the draws is
-        a weight, or is made of weights.
-      params: the parameters, with the draws of those leaves.
+      rules: a table of rules.
+      levels: the largest number of weights that is told apart from more.
+      is_sampled: which leaves have samples along a leading axis. A value that differs
+        between the samples is a weight, or is computed from weights.
+      params: the parameters, with the samples of those leaves.
       inputs: what ``apply_fn`` takes as ``x``.
 
     Returns:
-      A truth value for no weight, for one or fewer, and so on up to ``levels - 1``; the
-      last, at ``levels``, is for any number.
+      A boolean for at most 0 weights, at most 1, and so on up to ``levels - 1``; the last,
+      at ``levels``, is for any number of weights.
     """
     leaves, treedef = jax.tree.flatten(widened(params))
     dtype = jnp.dtype(scoring_dtype(*leaves))
     inputs = cast_floating(inputs, dtype)
 
-    def size(parameter: Plain) -> Array:
-        draws = lax.all_gather(jnp.asarray(parameter), "draws")
-        differ = jnp.any(draws != draws[:1], axis=0)
-        passed_on = jnp.where(differ, _THROUGH_A_WEIGHT, 1.0)
-        return jnp.where(jnp.abs(draws[0]) > 0, passed_on, 0.0).astype(dtype)
+    def passed_on(parameter: Plain) -> Array:
+        samples = lax.all_gather(jnp.asarray(parameter), "samples")
+        differ = jnp.any(samples != samples[:1], axis=0)
+        value = jnp.where(differ, _THROUGH_A_WEIGHT, 1.0)
+        return jnp.where(jnp.abs(samples[0]) > 0, value, 0.0).astype(dtype)
 
-    def finished(value: Flowing) -> Flowing:
+    def as_boolean(value: Flowing) -> Flowing:
         mantissa, exponent = plain_or_flow(value)
         amount = jnp.abs(mantissa * jnp.exp2(exponent.astype(dtype)))
         through = (amount > _THROUGH_A_WEIGHT / 2) & (amount < _THROUGH_A_WEIGHT**0.5)
-        # Each number hands on to the next, and the last to itself: it is any number.
+        # Arriving through a weight with at most n weights means at most n - 1 before it.
+        # The last number stands for any, so it follows itself.
         number = lax.axis_index("numbers")
         before = jnp.where(number < levels, number - 1, number)
         through = lax.all_gather(through, "numbers")[before] & (before >= 0)
         flow = Scaled((through | (amount > 0.25)).astype(dtype), jnp.zeros_like(exponent))
         return flow if isinstance(value, Scaled) else value._replace(flow=flow)
 
-    settings = Settings(dtype, size=size, finished=finished)
+    settings = Settings(dtype, rules=rules, absolute=passed_on, after_rule=as_boolean)
 
     def output_reached(*leaves):
         params = jax.tree.unflatten(treedef, leaves)
@@ -175,6 +200,6 @@ def _reached(
     output_reached = jax.vmap(
         output_reached, each, axis_name="numbers", axis_size=levels + 1
     )
-    each = [0 if yes else None for yes in drawn]
-    output_reached = jax.vmap(output_reached, each, axis_name="draws", axis_size=_DRAWS)
+    each = [0 if yes else None for yes in is_sampled]
+    output_reached = jax.vmap(output_reached, each, axis_name="samples", axis_size=_SAMPLES)
     return output_reached(*leaves)[0]

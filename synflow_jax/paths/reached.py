@@ -1,9 +1,10 @@
-"""Which parameters lie on a path from input to output: the flow with every number 0 or 1.
+"""Which parameters lie on a path from input to output: the flow with 0 and 1 as its
+numbers.
 
-A float cannot hold one thin path beside the 2**200 paths of the wide layers around it. So
-here the size of every parameter, every value and every gradient counts as 1, after each
-equation of the network: a value is 1 where any flow arrives, its gradient is 1 where any
-flow goes on from it, and nothing can get lost.
+A float cannot hold one thin path next to the 2**200 paths of the wide layers around it. So
+here every nonzero parameter, value and gradient is set to 1 after each equation of the
+network: a value is 1 where any flow arrives, its gradient is 1 where any flow continues,
+and nothing can get lost.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,24 +23,33 @@ from synflow_jax.transform.structural import pooled_entries
 from synflow_jax.transform.values import (
     Equation,
     Flowing,
+    Rule,
+    Rules,
     Value,
     carries_flow,
+    checked_rules,
     plain_or_flow,
-    sees_kinds,
 )
 from synflow_jax.trees import Masks, Params
 
 
-def on_paths(apply_fn: Callable[..., PyTree], params: Params, input_shape: PyTree) -> Masks:
+def on_paths(
+    apply_fn: Callable[..., PyTree],
+    params: Params,
+    input_shape: PyTree,
+    *,
+    rules: Rules = flow_rules,
+) -> Masks:
     """Whether each parameter lies on a path from input to output.
 
-    In exact arithmetic these are the parameters whose synflow score is not 0, but for max
-    pooling: there every entry of a window passes, not the largest alone.
+    In exact arithmetic these are the parameters whose synflow score is not 0, except for
+    max pooling: here every entry of a window passes, not only the largest.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> y``.
       params: a pytree of arrays.
       input_shape: as in `synflow_jax.synflow`.
+      rules: as in `flow`.
 
     Returns:
       Boolean leaves shaped like ``params``; False for those that hold no floating numbers,
@@ -55,17 +65,24 @@ def on_paths(apply_fn: Callable[..., PyTree], params: Params, input_shape: PyTre
              [False]], dtype=bool)
     """
     # Raises what flow raises, with the line of the model.
-    jax.eval_shape(lambda params: log_flow(apply_fn, params, input_shape), params)
+    rules = checked_rules(rules)
+    jax.eval_shape(lambda p: log_flow(apply_fn, p, input_shape, rules=rules), params)
     wide = widened(params)
     weights, merged = split_floating(wide)
     dtype = scoring_dtype(*jax.tree.leaves(wide))
     inputs = cast_floating(ones(input_shape), dtype)
 
-    def size(parameter):
+    def connects(parameter):
         return _connects(jnp.asarray(parameter).astype(dtype))
 
-    rules = {**flow_rules, **_UNIONS}
-    settings = Settings(jnp.dtype(dtype), rules=rules, size=size, finished=_rounded)
+    # A rule of the user's own stays in its place.
+    unions = {n: rule for n, rule in _UNIONS.items() if rules.get(n) == flow_rules[n]}
+    settings = Settings(
+        jnp.dtype(dtype),
+        rules={**rules, **unions},
+        absolute=connects,
+        after_rule=_rounded,
+    )
 
     @jax.jit
     def gradients(weights):
@@ -85,14 +102,14 @@ def on_paths(apply_fn: Callable[..., PyTree], params: Params, input_shape: PyTre
 
 
 def _ones_where_reached(count: Array) -> Array:
-    # A sum of ones, or of halves where two flows are multiplied; negative for a divisor.
-    # Convolutions by transforms miss zero a little.
+    # A count is a sum of ones, or of halves where two flows are multiplied, and negative
+    # for a divisor. Convolutions by Fourier transforms miss zero a little.
     return (jnp.abs(count) > 0.25).astype(count.dtype)
 
 
 @jax.custom_vjp
 def _reached(count: Array) -> Array:
-    """1 where any flow arrives; its gradient is 1 where any flow goes on."""
+    """1 where any flow arrives; its gradient is 1 where any flow continues."""
     return _ones_where_reached(count)
 
 
@@ -104,7 +121,8 @@ _reached.defvjp(
 
 @jax.custom_vjp
 def _connects(parameter: Array) -> Array:
-    """1 for any size but 0; its gradient is 1 where flow goes on, with the size's sign."""
+    """1 unless the parameter is 0; its gradient is 1 where flow continues, with the
+    parameter's sign."""
     return (parameter != 0).astype(parameter.dtype)
 
 
@@ -121,7 +139,7 @@ def _rounded(value: Flowing) -> Flowing:
     return flow if isinstance(value, Scaled) else value._replace(flow=flow)
 
 
-# --- choices: every entry may be the one that is chosen -----------------------------------
+# --- maxima: any entry may be the largest -------------------------------------------------
 
 
 def _reduce_window_max(equation: Equation, flow: Scaled) -> list[Scaled]:
@@ -133,16 +151,15 @@ def _reduce_max(equation: Equation, flow: Scaled) -> list[Scaled]:
     return [Scaled(jnp.sum(flow.mantissa, axis=equation.params["axes"]), flow.exponent)]
 
 
-@sees_kinds
 def _maximum(equation: Equation, left: Value, right: Value) -> Sequence[Value]:
     both = carries_flow(left) and carries_flow(right)
     return (add if both else maximum)(equation, left, right)
 
 
 _UNIONS = {
-    "max": _maximum,
-    "min": _maximum,
-    "reduce_max": _reduce_max,
-    "reduce_min": _reduce_max,
-    "reduce_window_max": _reduce_window_max,
+    "max": Rule(_maximum, sees_kinds=True),
+    "min": Rule(_maximum, sees_kinds=True),
+    "reduce_max": Rule(_reduce_max),
+    "reduce_min": Rule(_reduce_max),
+    "reduce_window_max": Rule(_reduce_window_max),
 }

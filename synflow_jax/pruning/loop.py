@@ -1,19 +1,31 @@
 """The loop: score, select, again, in one compilation for all rounds."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Integer, PyTree
 
 from synflow_jax.masks import all_kept
 from synflow_jax.pruning.allocations import Allocation, whole_counts
-from synflow_jax.pruning.certified_rounds import Certified, certified, certified_rounds
-from synflow_jax.pruning.rounds import PruneInfo, Scope, check_finite, one_round
+from synflow_jax.pruning.certified_rounds import (
+    CERTIFIED,
+    MAX_ROUNDS,
+    Certified,
+    certified,
+    certified_targets,
+)
+from synflow_jax.pruning.rounds import (
+    Choice,
+    Plan,
+    PruneInfo,
+    Scope,
+    method_of,
+    one_round,
+    run_rounds,
+)
 from synflow_jax.pruning.schedules import Schedule, check_rounds, exponential, num_kept
 from synflow_jax.trees import (
     Masks,
@@ -82,9 +94,19 @@ def iterative(
         return PruneState(all_kept(params))
 
     def step(state: PruneState, params: Params, k: PyTree):
-        chosen = prunable_leaves(params, prunable)
-        one = functools.partial(one_round, score_fn, scope, chosen, regrow)
-        masks, info = one_by_one(one)(params, state.masks, k)
+        method, constants = method_of(
+            score_fn,
+            params,
+            state.masks,
+            is_prunable=prunable_leaves(params, prunable),
+            scope=scope,
+            regrow=regrow,
+        )
+
+        def leave(k, constants, params, masks):
+            return one_round(method, lambda scored: Choice(k), constants, params, masks)
+
+        masks, info = one_by_one(leave)(k, constants, params, state.masks)
         return PruneState(masks), info
 
     return Pruner(init, step)
@@ -125,8 +147,9 @@ def prune(
       prunable: ``prunable(path, leaf) -> bool``, the path being the leaf's name such as
         ``"Dense_0/kernel"``; leaves it refuses stay whole and do not count.
       regrow: let pruned weights return in later rounds, if their score is among the
-        highest: rounds in the manner of FORCE. Only `snip` and its kin say what a pruned
-        weight is worth; the other criteria score it 0.
+        highest: rounds in the manner of FORCE. Use it with `snip`, `grasp`, `fisher`,
+        `gradient_norm` or `ntk_sap`, which also score pruned weights; the other criteria
+        score them 0, so nothing would return.
       on_round: called on the host after each round with that round's `PruneInfo`, to show
         progress. The rounds are then dispatched one at a time. Not under jit or vmap.
 
@@ -162,7 +185,7 @@ def prune(
       initialization", ICLR 2021 (FORCE).
     """
     params = jax.tree.map(jnp.asarray, params)
-    chosen = tuple(prunable_leaves(params, prunable))
+    is_prunable = tuple(prunable_leaves(params, prunable))
     if schedule is certified:
         raise ValueError("`schedule` is certified(), with or without a ratio.")
     if isinstance(schedule, Certified):
@@ -171,30 +194,39 @@ def prune(
                 "a `certified` schedule ranks all weights together and lets none return: "
                 '`scope` is "global", `allocation` None and `regrow` False.'
             )
-        ratio = schedule.max_ratio
-        return certified_rounds(score_fn, chosen, params, density, ratio, on_round)
-    counts = counts_per_round(
+        sizes = [x.size for x, yes in zip(jax.tree.leaves(params), is_prunable) if yes]
+        targets = certified_targets(sum(sizes), density, schedule.max_ratio)
+        plan, limit = CERTIFIED, MAX_ROUNDS
+    else:
+        targets = counts_per_round(
+            params,
+            density,
+            rounds,
+            schedule=schedule,
+            scope=scope,
+            allocation=allocation,
+            prunable=prunable,
+        )
+        plan, limit = COUNTS, len(targets)
+        scope = "global" if targets.ndim == 1 else "layer"
+    method, constants = method_of(
+        score_fn,
         params,
-        density,
-        rounds,
-        schedule=schedule,
+        jax.eval_shape(all_kept, params),
+        is_prunable=is_prunable,
         scope=scope,
-        allocation=allocation,
-        prunable=prunable,
+        regrow=regrow,
     )
-    scope = "global" if counts.ndim == 1 else "layer"
-    if on_round is None:
-        masks, info = _all_rounds(score_fn, scope, chosen, regrow, params, counts)
-        check_finite(info, params, first=1)
-        return masks, info
-    masks, infos = all_kept(params), []
-    for i in range(len(counts)):
-        one = counts[i : i + 1]
-        masks, info = _rounds(score_fn, scope, chosen, regrow, params, masks, one)
-        check_finite(info, params, first=i + 1)
-        infos.append(info)
-        on_round(jax.tree.map(lambda x: x[0], info))
-    return masks, jax.tree.map(lambda *xs: jnp.concatenate(xs), *infos)
+    return run_rounds(
+        method, plan, constants, params, targets, limit=limit, on_round=on_round
+    )
+
+
+# Rounds that leave given counts: ``targets`` are the counts.
+COUNTS = Plan(
+    choose=lambda counts, number, scored: Choice(jnp.asarray(counts)[number]),
+    goes_on=lambda counts, number, info: number < len(counts),
+)
 
 
 def counts_per_round(
@@ -207,7 +239,7 @@ def counts_per_round(
     allocation: Allocation | None = None,
     prunable: Prunable = is_kernel,
 ) -> Integer[np.ndarray, "rounds *leaves"]:
-    """Whole numbers of weights to keep after each round, computed on the host.
+    """Integer counts of weights to keep after each round, computed on the host.
 
     Args:
       params: a pytree of arrays, of which only names, shapes and dtypes are read.
@@ -228,8 +260,8 @@ def counts_per_round(
     _check_scope(scope)
     check_rounds(rounds)
     rounds = int(rounds)
-    chosen = prunable_leaves(params, prunable)
-    named = zip(leaf_names(params), jax.tree.leaves(params), chosen)
+    is_prunable = prunable_leaves(params, prunable)
+    named = zip(leaf_names(params), jax.tree.leaves(params), is_prunable)
     leaves = [(name, leaf) for name, leaf, yes in named if yes]
     sizes = [leaf.size for _, leaf in leaves]
     if isinstance(schedule, Certified):
@@ -255,23 +287,6 @@ def counts_per_round(
     else:
         counts = [[num_kept(size, d) for size in sizes] for d in densities]
     return np.asarray(counts, np.uint32)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _all_rounds(score_fn, scope, chosen, regrow, params, counts):
-    def rounds(params, counts):
-        masks = all_kept(params)
-        return _rounds(score_fn, scope, chosen, regrow, params, masks, counts)
-
-    return one_by_one(rounds)(params, counts)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=5)
-def _rounds(score_fn, scope, chosen, regrow, params, masks, counts):
-    def one(masks, k):
-        return one_round(score_fn, scope, chosen, regrow, params, masks, k)
-
-    return lax.scan(one, masks, counts)
 
 
 def _check_scope(scope: str) -> None:

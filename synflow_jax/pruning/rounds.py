@@ -1,20 +1,25 @@
-"""One round, scores to masks, and what it reports."""
+"""One round, scores to masks; rounds one after another; and what a round reports."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Integer, PyTree
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float, Integer, PyTree
 
-from synflow_jax.masks import count
+from synflow_jax.masks import all_kept, count
+from synflow_jax.pruning.criterion import why_not_certified, without_constants
 from synflow_jax.selection.top_k import Selection, select, select_per_layer
 from synflow_jax.trees import Masks, Params, ScoreFn, check_like, is_floating, leaf_names
+from synflow_jax.xla.batching import one_by_one
+from synflow_jax.xla.constants import Hoisted
 
 Scope = Literal["global", "layer"]
 
-# Scores are sums in float32: what carries more than this may carry everything.
+# Scores are sums in float32: scores that sum to more than this may sum to 1.
 WHOLE = 1 - 2.0**-10
 
 
@@ -24,16 +29,16 @@ class PruneInfo(NamedTuple):
     Attributes:
       kept: prunable weights kept after the round.
       density: the same as a fraction of all prunable weights.
-      removed: total score of what is not kept but might have been. With `synflow` it is
+      removed: sum of the scores of eligible weights that are not kept. With `synflow` it is
         the share of the flow that the round removed, the paper's prune-size ratio.
-      certified: whether the round cannot have cut the last path of the flow: it removed
-        less than all of it, and the flow is a sum over paths. (Of several outputs, the
-        paths to one may all be cut.) Never of other criteria than `synflow` and its kin,
-        whose scores say nothing about it.
-      stopped: whether a `certified` schedule ended here, above its target, because any
-        weight more would have cut the last path.
-      nonfinite: weights alive before the round whose score was NaN or infinite; with
-        ``regrow`` of all prunable weights.
+      certified: True if this round provably left an input-output path: the removed scores
+        sum to less than 1 and the flow is a sum over paths. (Of several outputs, the paths
+        to one may all be cut.) Always False for criteria other than `synflow` and
+        `synflow_l2`.
+      stopped: whether a `certified` schedule ended here, above its target, because removing
+        one weight more would have cut the last path.
+      nonfinite: weights kept before the round whose score was NaN or infinite; with
+        ``regrow``, of all prunable weights.
     """
 
     kept: Integer[Array, "*rounds"]
@@ -45,80 +50,230 @@ class PruneInfo(NamedTuple):
 
     @property
     def certificate(self) -> Bool[Array, ""]:
-        """Whether no round can have cut the last path."""
+        """Whether every round provably left an input-output path."""
         return jnp.all(self.certified)
 
 
-def one_round(
+class Method(NamedTuple):
+    """How a round prunes: everything about it that is static.
+
+    Attributes:
+      score_fn: the criterion, without the arrays that it closes over (`without_constants`).
+      scope: ``"global"`` or ``"layer"``.
+      is_prunable: for each leaf, whether it is pruned.
+      regrow: whether pruned weights may return.
+    """
+
+    score_fn: Hoisted
+    scope: Scope
+    is_prunable: tuple[bool, ...]
+    regrow: bool
+
+
+def method_of(
     score_fn: ScoreFn,
-    scope: Scope,
-    chosen: Sequence[bool],
-    regrow: bool,
     params: Params,
     masks: Masks,
-    k: PyTree,
+    *,
+    is_prunable: Sequence[bool],
+    scope: Scope = "global",
+    regrow: bool = False,
+) -> tuple[Method, tuple[PyTree, ...]]:
+    """The method that prunes by a criterion, and the arrays that the criterion needs."""
+    score, constants = without_constants(score_fn, params, masks)
+    return Method(score, scope, tuple(is_prunable), regrow), constants
+
+
+class Scored(NamedTuple):
+    """A masked network after scoring.
+
+    Attributes:
+      every: the scores of all leaves.
+      scores: those of the prunable leaves.
+      alive: the masks of the prunable leaves.
+      why_not_certified: why removed scores do not bound the removed flow; None if they do.
+    """
+
+    every: PyTree
+    scores: list[Array]
+    alive: list[Array]
+    why_not_certified: str | None
+
+
+class Choice(NamedTuple):
+    """How many weights a round leaves: one count, or for scope "layer" one for each
+    leaf."""
+
+    k: PyTree
+    stopped: ArrayLike = False  # whether pruning ends here, above its target
+
+
+class Plan(NamedTuple):
+    """How many weights rounds leave, and when they end. Its functions are static.
+
+    Attributes:
+      choose: ``choose(targets, number, scored) -> choice`` for the round of that number,
+        from 0.
+      goes_on: ``goes_on(targets, number, info) -> bool``: whether another round follows
+        after ``number`` of them, the last of which reported ``info``.
+    """
+
+    choose: Callable[[PyTree, ArrayLike, Scored], Choice]
+    goes_on: Callable[[PyTree, ArrayLike, PruneInfo], ArrayLike]
+
+
+def one_round(
+    method: Method,
+    choose: Callable[[Scored], Choice],
+    constants: tuple[PyTree, ...],
+    params: Params,
+    masks: Masks,
 ) -> tuple[Masks, PruneInfo]:
-    """Scores what is kept and keeps the ``k`` best of it.
+    """Scores the weights that are kept and keeps the best of them.
 
     Args:
-      score_fn, scope, regrow, params: as for `synflow_jax.prune`.
-      chosen: for each leaf, whether it is pruned.
-      masks: what is kept so far.
-      k: the count to leave, or for scope "layer" one for each chosen leaf.
+      method: how to prune.
+      choose: says how many weights to leave.
+      constants: the arrays that the criterion needs.
+      params: the parameters.
+      masks: the weights kept so far.
 
     Raises:
-      ValueError: if ``k`` does not fit the scope, or the scores not the parameters.
+      ValueError: if the count does not fit the scope, or the scores do not mirror the
+        parameters.
     """
-    scores, alive = prunable_scores(score_fn(params, masks), chosen, params, masks)
-    eligible = None if regrow else alive
-    if scope == "global":
-        selection = select(scores, k, eligible)
-    elif jnp.shape(k) != (len(scores),):
+    every = method.score_fn(*constants, params, masks)
+    check_like(every, params, name="scores")
+    scores, alive = (
+        [x for x, yes in zip(jax.tree.leaves(tree), method.is_prunable) if yes]
+        for tree in (every, masks)
+    )
+    why_not = why_not_certified(method.score_fn.function, params, method.is_prunable)
+    choice = choose(Scored(every, scores, alive, why_not))
+    eligible = None if method.regrow else alive
+    if method.scope == "global":
+        selection = select(scores, choice.k, eligible)
+    elif jnp.shape(choice.k) != (len(scores),):
         raise ValueError(
-            f'`k` has shape {jnp.shape(k)}, but for scope "layer" it needs one count for '
-            f"each of the {len(scores)} prunable leaves."
+            f'`k` has shape {jnp.shape(choice.k)}, but for scope "layer" it needs one '
+            f"count for each of the {len(scores)} prunable leaves."
         )
     else:
-        selection = select_per_layer(scores, list(k), eligible)
-    certifies = not regrow and why_unbounded(score_fn, params, chosen) is None
-    return outcome(selection, chosen, masks, certifies)
+        selection = select_per_layer(scores, list(choice.k), eligible)
+    info = _report(selection, choice, certifies=why_not is None and not method.regrow)
+    remaining = iter(selection.masks)
+    leaves, treedef = jax.tree.flatten(masks)
+    leaves = [next(remaining) if yes else m for m, yes in zip(leaves, method.is_prunable)]
+    return jax.tree.unflatten(treedef, leaves), info
 
 
-def prunable_scores(
-    scores: PyTree, chosen: Sequence[bool], params: Params, masks: Masks
-) -> tuple[list[Array], list[Array]]:
-    """The scores of the prunable leaves, and what of them is alive."""
-    check_like(scores, params, name="scores")
-    scores = [s for s, yes in zip(jax.tree.leaves(scores), chosen) if yes]
-    return scores, [m for m, yes in zip(jax.tree.leaves(masks), chosen) if yes]
-
-
-def outcome(
-    selection: Selection, chosen: Sequence[bool], masks: Masks, certifies: bool
-) -> tuple[Masks, PruneInfo]:
-    """The masks after a selection among the chosen leaves, and what the round reports."""
+def _report(selection: Selection, choice: Choice, *, certifies: bool) -> PruneInfo:
     kept, size = count(selection.masks), sum(mask.size for mask in selection.masks)
-    info = PruneInfo(
+    return PruneInfo(
         kept=kept,
         density=kept.astype(jnp.float32) / float(size),
         removed=selection.removed,
-        # A network without flow was disconnected before.
+        # If no score is positive, the network was disconnected before.
         certified=certifies & selection.positive & (selection.removed < WHOLE),
-        stopped=jnp.bool_(False),
+        stopped=jnp.asarray(choice.stopped),
         nonfinite=selection.nonfinite,
     )
-    remaining = iter(selection.masks)
-    leaves, treedef = jax.tree.flatten(masks)
-    masks = [next(remaining) if yes else mask for mask, yes in zip(leaves, chosen)]
-    return jax.tree.unflatten(treedef, masks), info
 
 
-def why_unbounded(score_fn: ScoreFn, params: Params, chosen: Sequence[bool]) -> str | None:
-    """Why removing weights may remove more of the flow than their scores; None if not."""
-    ask = getattr(score_fn, "why_unbounded", None)
-    if ask is None:
-        return "the criterion's scores are not shares of the flow, as those of synflow are."
-    return ask(params, chosen)
+# --- rounds one after another -------------------------------------------------------------
+
+
+def run_rounds(
+    method: Method,
+    plan: Plan,
+    constants: tuple[PyTree, ...],
+    params: Params,
+    targets: PyTree,
+    *,
+    limit: int,
+    on_round: Callable[[PruneInfo], None] | None = None,
+) -> tuple[Masks, PruneInfo]:
+    """Prunes in rounds: all of them in one compiled loop, or one at a time.
+
+    Args:
+      method: how to prune.
+      plan: how many weights rounds leave, and when they end.
+      constants: the arrays that the criterion needs.
+      params: the parameters.
+      targets: the arrays that the plan needs, such as counts.
+      limit: the largest number of rounds.
+      on_round: called on the host after each round; None for the compiled loop.
+
+    Returns:
+      The masks, and what the rounds report. Under jit and vmap it has ``limit`` rounds, the
+      last of them without effect if the plan ends before.
+
+    Raises:
+      FloatingPointError: if a score was NaN or infinite (not under jit or vmap).
+    """
+    if on_round is None:
+        masks, infos, done = _all_rounds(method, plan, limit, constants, params, targets)
+        if not isinstance(done, jax.core.Tracer) and int(done) < limit:
+            infos = jax.tree.map(lambda x: x[: int(done)], infos)
+        check_finite(infos, params, first=1)
+        return masks, infos
+    masks, infos = all_kept(params), []
+    while not infos or plan.goes_on(targets, len(infos), infos[-1]):
+        number = np.int32(len(infos))
+        masks, info = single_round(method, plan, constants, params, masks, targets, number)
+        check_finite(jax.tree.map(lambda x: x[None], info), params, first=len(infos) + 1)
+        infos.append(info)
+        on_round(info)
+    return masks, jax.tree.map(lambda *xs: jnp.stack(xs), *infos)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def single_round(method, plan, constants, params, masks, targets, number):
+    """The round of that number, from 0; compiled once for all of them."""
+    choose = functools.partial(plan.choose, targets, number)
+    return one_round(method, choose, constants, params, masks)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _all_rounds(method, plan, limit, constants, params, targets):
+    """The masks, the reports of ``limit`` rounds, and how many rounds there were."""
+
+    def all_rounds(constants, params, targets):
+        def unfinished(state):
+            _, info, _, done = state
+            return (done == 0) | plan.goes_on(targets, done, info)
+
+        def another(state):
+            masks, _, infos, done = state
+            masks, info = single_round(
+                method, plan, constants, params, masks, targets, done
+            )
+            infos = jax.tree.map(lambda xs, x: xs.at[done].set(x), infos, info)
+            return masks, info, infos, done + 1
+
+        masks, start = all_kept(params), jnp.int32(0)
+        _, shapes = jax.eval_shape(
+            functools.partial(single_round, method, plan),
+            constants,
+            params,
+            masks,
+            targets,
+            start,
+        )
+        info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        infos = jax.tree.map(lambda x: jnp.zeros((limit, *x.shape), x.dtype), shapes)
+        state = lax.while_loop(unfinished, another, (masks, info, infos, start))
+        masks, last, infos, done = state
+        # Rounds that did not take place report the last state, and that they removed
+        # nothing.
+        last = last._replace(removed=jnp.zeros_like(last.removed))
+        took_place = jnp.arange(limit, dtype=done.dtype) < done
+        infos = jax.tree.map(lambda xs, x: jnp.where(took_place, xs, x), infos, last)
+        return masks, infos, done
+
+    # Masks have no gradient, and a loop whose length is not static has no reverse mode.
+    operands = lax.stop_gradient((constants, params, targets))
+    return one_by_one(all_rounds)(*operands)
 
 
 def check_finite(info: PruneInfo, params: Params, first: int) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
@@ -19,14 +20,13 @@ from synflow_jax.topology.values import (
     plain,
 )
 from synflow_jax.topology.wires import MOVES, joined
-from synflow_jax.transform.rules import flow_rules
 from synflow_jax.xla.jaxprs import called, evaluate, opened, parameters
 
 
 def interpret(
     network: Network, jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Value]
 ) -> list[Value]:
-    """Reads a jaxpr, its arguments being values as above."""
+    """The results of a jaxpr, of which the arguments are values (`topology.values`)."""
 
     def step(eqn, operands):
         return _outcome(network, eqn, [*map(_value, operands)])
@@ -53,7 +53,7 @@ def _outcome(
         return [Plain(data=True)] * len(floating)
     flows = any(isinstance(x, Flow) for x in operands)
     if name in _STARTS and not flows and data and leaves_of(*operands):
-        # Weights chosen by whole numbers, the tokens: the flow starts at them.
+        # Weights chosen by integers of the input (tokens): the flow starts at them.
         if name == "gather":
             return embedding(network, eqn, *operands)
         operands = [
@@ -78,12 +78,12 @@ _STARTS = ("gather", "dot_general", "conv_general_dilated")
 
 
 def call(network: Network, eqn: core.JaxprEqn, *operands: Value):
-    """Goes inside, unless the function is one that `flow` takes for a nonlinearity."""
+    """Goes inside, unless `flow` treats the function as a nonlinearity by its name."""
     inner = called(parameters(eqn))
     flows = [x for x in operands if isinstance(x, Flow)]
     shapes = [v.aval.shape for v in eqn.outvars]
     if (
-        f"jit:{parameters(eqn).get('name')}" in flow_rules
+        f"jit:{parameters(eqn).get('name')}" in network.rules
         and [x.ids.shape for x in flows] == shapes
         and not leaves_of(*operands)
         and not inner.consts
@@ -93,7 +93,7 @@ def call(network: Network, eqn: core.JaxprEqn, *operands: Value):
 
 
 def cond(network: Network, eqn: core.JaxprEqn, index: Value, *operands: Value):
-    """Goes inside every branch; what one or another returns is one wire."""
+    """Goes inside every branch; the results of all branches become one wire."""
     network.computed |= leaves_of(index)
     branches = [_inside(network, b, operands) for b in parameters(eqn)["branches"]]
     return [_either(network, outs) for outs in zip(*branches, strict=True)]
@@ -108,7 +108,7 @@ def _either(network: Network, outs: Sequence[Value]) -> Value:
 
 
 def scan(network: Network, eqn: core.JaxprEqn, *operands: Value):
-    """Step by step, so that weights stacked for the steps are layers one after another."""
+    """Goes through the steps, so that weights stacked for them are consecutive layers."""
     params = parameters(eqn)
     length = params["length"]
     start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
@@ -143,7 +143,7 @@ def _stacked(network: Network, rows: Sequence[Value]) -> Value:
 
 
 def barrier(network: Network, eqn: core.JaxprEqn, *operands: Value):
-    """Returns what it gets."""
+    """Returns its operands."""
     return operands
 
 

@@ -1,7 +1,7 @@
 """What each primitive does to the wires of a network: one function a rule, one table.
 
-Where a rule does not know better, everything that goes in becomes one wire with everything
-that comes out: coarser, and still true.
+Where nothing better is known, all operands and all results become one wire. That is
+coarser, and still true.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,8 @@ from synflow_jax.xla.jaxprs import parameters
 
 
 def dot_general(network: Network, eqn: core.JaxprEqn, left: Value, right: Value):
-    """A layer, if weights of one leaf meet the flow. Two flows share what they make."""
+    """A layer, if weights of one leaf meet the flow. Two flows and their product are one
+    wire for each batch entry."""
     (cl, cr), (bl, br) = parameters(eqn)["dimension_numbers"]
     shape, shapes = eqn.outvars[0].aval.shape, [atom.aval.shape for atom in eqn.invars]
     free = [
@@ -54,14 +55,14 @@ def dot_general(network: Network, eqn: core.JaxprEqn, left: Value, right: Value)
             placed(fresh, axes, kernel),
         )
         return [network.flow(placed(fresh, [*batch, *places[1 - first]], shape))]
-    if isinstance(other, Flow):  # all of one batch is connected with all of it
+    if isinstance(other, Flow):
         wires = []
         for value, c, b, f in ((left, cl, bl, free[0]), (right, cr, br, free[1])):
             wire = network.wires.along(value.ids, [*c, *f]).transpose([*b, *c, *f])
             wires.append(wire.reshape(wire.shape[: len(b)]))
         ids = placed(network.wires.unite(*wires), batch, shape)
         return [network.flow(ids, left, right)]
-    network.spoil(other)
+    network.not_as_weights(other)
     kept = network.wires.along(flow.ids, contracted)
     kept = kept.transpose([*batched, *free[first], *contracted])
     kept = kept.reshape(kept.shape[: len(batched) + len(free[first])])
@@ -69,8 +70,8 @@ def dot_general(network: Network, eqn: core.JaxprEqn, left: Value, right: Value)
 
 
 def conv_general_dilated(network: Network, eqn: core.JaxprEqn, image: Value, kernel: Value):
-    """A layer from channels to channels: everything that one input channel holds meets the
-    same weights."""
+    """A layer from channels to channels: all positions of a channel meet the same
+    weights."""
     if not isinstance(image, Flow) or isinstance(kernel, Flow):
         return mixing(network, eqn, image, kernel)
     params, wires = parameters(eqn), network.wires
@@ -79,7 +80,7 @@ def conv_general_dilated(network: Network, eqn: core.JaxprEqn, image: Value, ker
     ids = image.ids.transpose(numbers.lhs_spec)
     ids = wires.along(ids, range(2, ids.ndim))
     batch, channels = ids.shape[:2]
-    # Whichever of them is split: groups, images, channels in a group.
+    # Axes: groups of images, images, groups of channels, channels in a group.
     split, groups = params["batch_group_count"], params["feature_group_count"]
     ids = ids.reshape(split, batch // split, groups, channels // groups)
     ids = wires.along(ids, [1])[:, 0].reshape(split * groups, -1)
@@ -95,17 +96,17 @@ def conv_general_dilated(network: Network, eqn: core.JaxprEqn, image: Value, ker
         network.layer(image, kernel, sources, placed(channel, [out], shape))
     else:
         channel, parents = np.repeat(wires.along(ids, [1])[:, 0], each), [image]
-        network.spoil(kernel)
+        network.not_as_weights(kernel)
     ids = placed(channel, [numbers.out_spec[1]], eqn.outvars[0].aval.shape)
     return [network.flow(ids, *parents)]
 
 
 def embedding(network: Network, eqn: core.JaxprEqn, table: Value, index: Value):
-    """A table read at whole numbers: a layer from the input to the entries of a row."""
+    """A table read at integers: a layer from the input to the entries of a row."""
     shape, rows = eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape
     numbers, sizes = parameters(eqn)["dimension_numbers"], parameters(eqn)["slice_sizes"]
     if not isinstance(table, Weights) or isinstance(index, Weights):
-        network.spoil(table, index)
+        network.not_as_weights(table, index)
         return [network.source(shape)]
     start = network.source(())
     chosen = numbers.collapsed_slice_dims
@@ -125,7 +126,7 @@ def embedding(network: Network, eqn: core.JaxprEqn, table: Value, index: Value):
 
 
 def entrywise(network: Network, eqn: core.JaxprEqn, *operands: Value):
-    """Sums, nonlinearities: what stands in the same place becomes one wire."""
+    """Sums and nonlinearities: entries at the same position become one wire."""
     flows = [x for x in operands if isinstance(x, Flow)]
     shape = eqn.outvars[0].aval.shape
     ids = network.wires.unite(np.broadcast_to(-1, shape), *(x.ids for x in flows))
@@ -140,34 +141,35 @@ def first_operand(network: Network, eqn: core.JaxprEqn, left: Value, right: Valu
 
 
 def divide(network: Network, eqn: core.JaxprEqn, left: Value, right: Value):
-    """As `first_operand`; something plain over the flow is a factor that carries none."""
+    """As `first_operand`. A plain value divided by flow is a factor that carries no
+    flow."""
     if not isinstance(left, Flow):
         return gone(network, eqn, left, right)
-    network.spoil(right)
+    network.not_as_weights(right)
     network.computed |= leaves_of(right)
     return first_operand(network, eqn, left, right)
 
 
 def multiply(network: Network, eqn: core.JaxprEqn, left: Value, right: Value):
-    """Scaling keeps the wires. Each of two flows gives its share to the product."""
-    network.spoil(left, right)
+    """Scaling keeps the wires. Of two flows each contributes to the product."""
+    network.not_as_weights(left, right)
     return entrywise(network, eqn, left, right)
 
 
 def power(network: Network, eqn: core.JaxprEqn, flow: Value, *exponent: Value):
-    """A nonlinearity, or with a negative exponent a normaliser."""
+    """A nonlinearity; a negative exponent makes it a normalisation."""
     if parameters(eqn).get("y", 1) < 0:
         return gone(network, eqn, flow)
     return entrywise(network, eqn, flow)
 
 
 def gone(network: Network, eqn: core.JaxprEqn, *operands: Value):
-    """One over the size of the flow is a factor that carries none."""
+    """One divided by a flow is a factor that carries no flow."""
     return [Plain(leaves_of(*operands), data=True) for _ in eqn.outvars]
 
 
 def select_n(network: Network, eqn: core.JaxprEqn, which: Value, *cases: Value):
-    """Entries of one case or another are one wire; the condition carries no flow."""
+    """Entries of all cases become one wire; the condition carries no flow."""
     network.computed |= leaves_of(which)
     if not any(isinstance(case, Flow) for case in cases):
         return gone(network, eqn, *cases)
@@ -178,7 +180,7 @@ def select_n(network: Network, eqn: core.JaxprEqn, which: Value, *cases: Value):
 
 
 def moving(network: Network, eqn: core.JaxprEqn, flow: Value, *places: Value):
-    """The wires move as the entries do; where to must be known."""
+    """The wires move with the entries, if the positions are known."""
     run = mover(eqn, places)
     if run is None or not isinstance(flow, Flow):
         return mixing(network, eqn, flow, *places)
@@ -199,20 +201,20 @@ def unstack(network: Network, eqn: core.JaxprEqn, flow: Flow):
 
 
 def concatenate(network: Network, eqn: core.JaxprEqn, *operands: Value):
-    """Arrays side by side, some of them without flow."""
-    flows, arrays = _beside(eqn, operands)
+    """Concatenation; some of the arrays may carry no flow."""
+    flows, arrays = _ids_of(eqn, operands)
     return [network.flow(joined(arrays, parameters(eqn)["dimension"]), *flows)]
 
 
 def stack(network: Network, eqn: core.JaxprEqn, *operands: Value):
-    """Arrays side by side along a new axis."""
-    flows, arrays = _beside(eqn, operands)
+    """Concatenation along a new axis."""
+    flows, arrays = _ids_of(eqn, operands)
     axis = parameters(eqn)["axis"]
     arrays = [np.expand_dims(ids, axis) for ids in arrays]
     return [network.flow(joined(arrays, axis), *flows)]
 
 
-def _beside(eqn: core.JaxprEqn, operands: Sequence[Value]):
+def _ids_of(eqn: core.JaxprEqn, operands: Sequence[Value]):
     flows = [x for x in operands if isinstance(x, Flow)]
     return flows, [
         x.ids if isinstance(x, Flow) else np.broadcast_to(-1, atom.aval.shape)
@@ -227,13 +229,13 @@ def reducing(network: Network, eqn: core.JaxprEqn, flow: Flow):
 
 
 def cumulating(network: Network, eqn: core.JaxprEqn, flow: Flow):
-    """Running sums: everything along the axis."""
+    """Running sums: all entries along the axis become one wire."""
     one = network.wires.along(flow.ids, [parameters(eqn)["axis"]])
     return [network.flow(np.broadcast_to(one, flow.ids.shape), flow)]
 
 
 def pooling(network: Network, eqn: core.JaxprEqn, flow: Value, *init: Value):
-    """What a window combines, whichever of it is the largest."""
+    """Entries of a window become one wire, whichever of them is the largest."""
     if not isinstance(flow, Flow) or set(parameters(eqn)["base_dilation"]) != {1}:
         return mixing(network, eqn, flow, *init)
     seen = windows(flow.ids, parameters(eqn))
@@ -241,9 +243,9 @@ def pooling(network: Network, eqn: core.JaxprEqn, flow: Value, *init: Value):
 
 
 def mixing(network: Network, eqn: core.JaxprEqn, *operands: Value):
-    """Not understood: all that goes in is one wire with all that comes out."""
+    """An unknown primitive: all operands and all results become one wire."""
     flows = [x for x in operands if isinstance(x, Flow)]
-    network.spoil(*operands)
+    network.not_as_weights(*operands)
     network.computed |= leaves_of(*operands)
     one = network.flow(network.everything(flows), *flows)
     return [Flow(np.broadcast_to(one.ids, v.aval.shape), one.note) for v in eqn.outvars]

@@ -1,12 +1,11 @@
 """The units of a network, read from its jaxpr: which weights lead into and out of each.
 
-A unit is the smallest part of the network for which the law of conservation can be stated
-in scores of weights alone: a neuron, a channel, with shortcuts a channel of the residual
-stream.
+A unit is a neuron or a channel; with shortcuts, a channel of the residual stream. It is the
+smallest part of the network for which the conservation law involves scores of weights only.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jaxtyping import PyTree
 from synflow_jax.topology.interpreter import interpret
 from synflow_jax.topology.values import Flow, Network, Note, Plain, Use, Value, Weights
 from synflow_jax.topology.wires import classes, compact
+from synflow_jax.transform.rules import flow_rules
 
 
 class Layer(NamedTuple):
@@ -42,8 +42,8 @@ class Units(NamedTuple):
         several; consecutive from 0.
       starts: for each unit, whether flow enters it other than through weights.
       ends: for each unit, whether flow leaves it other than through weights.
-      computed: leaves that act on the flow otherwise than as weights or factors: what is
-        computed from them meets it, they divide or choose.
+      computed: leaves that act on the flow in another way than as weights or factors: they
+        are computed with before they meet it, divide it, or choose among flows.
     """
 
     layers: list[Layer]
@@ -53,10 +53,15 @@ class Units(NamedTuple):
     computed: frozenset[int]
 
 
-def units_of(apply_fn: Callable[..., PyTree], params: PyTree, inputs: PyTree) -> Units:
-    """Reads a network's structure; arrays or `jax.ShapeDtypeStruct` will do."""
+def units_of(
+    apply_fn: Callable[..., PyTree],
+    params: PyTree,
+    inputs: PyTree,
+    rules: Mapping[str, Any] = flow_rules,
+) -> Units:
+    """Reads a network's structure from shapes: arrays or `jax.ShapeDtypeStruct`."""
     traced = jax.make_jaxpr(apply_fn)(params, inputs)
-    network = Network()
+    network = Network(rules)
     args: list[Value] = [Weights(i) for i in range(len(jax.tree.leaves(params)))]
     for x in jax.tree.leaves(inputs):
         if jnp.issubdtype(x.dtype, jnp.floating):
@@ -75,7 +80,7 @@ def _resolved(network: Network, shapes: Sequence[tuple[int, ...]]) -> Units:
     """From wires to units."""
     wires, layers = network.wires, []
     for leaf, uses in network.uses.items():
-        if leaf in network.spoiled:  # its scores are not those of these weights alone
+        if leaf in network.not_layers:  # its scores do not belong to these weights alone
             for use in uses:
                 every = [Flow(use.sources, Note()), Flow(use.targets, Note())]
                 network.everything(every)
@@ -113,15 +118,15 @@ def _resolved(network: Network, shapes: Sequence[tuple[int, ...]]) -> Units:
 
 def _renumbered(ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     (small,) = compact(ids)
-    # The last entry serves those that have none.
+    # The number -1, of no unit, reads the last entry.
     return np.broadcast_to(np.append(numbers, -1)[small], ids.shape)
 
 
 def _layer(
     network: Network, leaf: int, uses: Sequence[Use], shape: tuple[int, ...]
 ) -> Layer:
-    """One layer of all uses of a leaf. What a weight leads from in one use and in another
-    is one unit, since its score is the sum over its uses."""
+    """One layer of all uses of a leaf. The units that a weight leads from in its different
+    uses are one unit, since its score is the sum over the uses."""
     unite = network.wires.unite
     arrangements: list[Use] = []
     for use in uses:

@@ -1,10 +1,10 @@
-"""What is learnt about a network while its jaxpr is read: its values and their wires.
+"""The values of a network and the wires of their entries, collected from its jaxpr.
 
-Only shapes are read, and values that no parameter has a part in.
+Only shapes are read, and constants that depend on no parameter.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax.extend import core
 from synflow_jax.topology.wires import MOVES, Wires
 from synflow_jax.xla.jaxprs import bind, parameters
 
-# --- what a value of the network may be ---------------------------------------------------
+# --- the types of values ------------------------------------------------------------------
 
 
 class Flow(NamedTuple):
@@ -22,7 +22,7 @@ class Flow(NamedTuple):
 
     Attributes:
       ids: the wire of each entry.
-      note: what holds if this value matters to the output.
+      note: the wires that are one if this value matters to the output.
     """
 
     ids: np.ndarray
@@ -30,10 +30,10 @@ class Flow(NamedTuple):
 
 
 class Note:
-    """Wires that are one if the flow goes on from here.
+    """Wires that are one if the flow continues from here.
 
-    Much is computed and dropped, such as the mean that a normalisation subtracts; it must
-    unite nothing.
+    Some values are computed and then dropped, such as the mean that a normalisation
+    subtracts; they must not unite wires.
     """
 
     def __init__(self, pairs=(), parents: Sequence[Flow] = ()):
@@ -41,15 +41,15 @@ class Note:
 
 
 class Weights(NamedTuple):
-    """A value made of the entries of one leaf, moved about, and perhaps scaled.
+    """A value made of the entries of one leaf, moved and perhaps scaled.
 
     Attributes:
       leaf: the leaf's number.
-      steps: what moved its entries, in order.
+      steps: the moves of its entries, in order.
       once: whether no entry of the leaf can appear twice.
       factors: other leaves that it was multiplied by.
-      computed: leaves that act on it otherwise: divisors, conditions, what a factor is
-        computed from.
+      computed: leaves that act on it in another way: divisors, conditions, and leaves that
+        a factor is computed from.
     """
 
     leaf: int
@@ -59,14 +59,14 @@ class Weights(NamedTuple):
     computed: frozenset[int] = frozenset()
 
     def arranged(self, leaf: np.ndarray, fill: int) -> np.ndarray:
-        """An array shaped like the leaf, in the arrangement of this value."""
+        """Arranges an array shaped like the leaf as this value is arranged."""
         for step in self.steps:
             leaf = step.run(leaf, fill)
         return leaf
 
 
 class Step(NamedTuple):
-    """A move of entries. Moves with equal keys are equal; None equals nothing."""
+    """A move of entries. Moves with equal keys are equal; a key of None equals no other."""
 
     key: tuple[str, dict] | None
     run: Callable[[np.ndarray, int], np.ndarray]
@@ -100,7 +100,7 @@ def leaves_of(*values: Value) -> frozenset[int]:
     return frozenset().union(*sets)
 
 
-# --- what is collected --------------------------------------------------------------------
+# --- the collection -----------------------------------------------------------------------
 
 
 class Use(NamedTuple):
@@ -112,35 +112,36 @@ class Use(NamedTuple):
 
 
 class Network:
-    """Everything learnt about a network while its jaxpr is read."""
+    """All that is known about a network while its jaxpr is read, and the table of rules."""
 
-    def __init__(self):
+    def __init__(self, rules: Mapping[str, Any]):
+        self.rules = rules  # of `flow`: names of activations are read from it
         self.wires = Wires()
         self.uses: dict[int, list[Use]] = {}  # of each leaf, in the order of the network
         self.inputs: list[np.ndarray] = []  # where flow starts
         self.ends: list[np.ndarray] = []  # where flow leaves other than through weights
         self.pairs: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
-        self.spoiled: set[int] = set()  # leaves that act elsewhere than as layers
-        self.computed: set[int] = set()  # leaves that act on the flow as no weights do
+        self.not_layers: set[int] = set()  # leaves used also in other ways than as weights
+        self.computed: set[int] = set()  # leaves that divide, choose or are computed with
 
     def flow(self, ids: np.ndarray, *parents: Flow) -> Flow:
-        """A value computed from others, with what was united to make it."""
+        """A value computed from others, with the wires that were united to make it."""
         return Flow(ids, Note(self.wires.take_notes(), parents))
 
     def source(self, shape: Sequence[int]) -> Flow:
-        """A value where flow starts, all of it on one wire."""
+        """A value where flow starts, all entries on one wire."""
         self.inputs.append(self.wires.new(()))
         return self.flow(np.broadcast_to(self.inputs[-1], shape))
 
-    def spoil(self, *values: "Value") -> None:
-        """These act on the flow otherwise than as weights between units."""
-        self.spoiled |= leaves_of(*values)
+    def not_as_weights(self, *values: "Value") -> None:
+        """Notes that the leaves of these values act in another way than as weights."""
+        self.not_layers |= leaves_of(*values)
         self.computed |= leaves_of(*_plain(values))
         for weights in _of_weights(values):
             self.computed |= weights.computed
 
     def passes(self, *flows: Flow) -> None:
-        """The flow goes on from these values: what was noted on the way to them holds."""
+        """The flow continues from these values, so the notes on the way to them hold."""
         self.pairs += self.wires.take_notes()
         waiting = list(flows)
         while waiting:
@@ -153,14 +154,14 @@ class Network:
     def layer(
         self, flow: Flow, weights: Weights, sources: np.ndarray, targets: np.ndarray
     ) -> None:
-        """Weights that lead from one wire each to one wire each."""
+        """Adds weights, each of which leads from one wire to one wire."""
         self.passes(flow)
-        self.spoiled |= weights.factors
+        self.not_layers |= weights.factors
         self.computed |= weights.computed
         self.uses.setdefault(weights.leaf, []).append(Use(weights, sources, targets))
 
     def everything(self, flows: Sequence[Flow]) -> np.ndarray:
-        """One wire of all the values."""
+        """Unites all entries of the values to one wire."""
         ends = [self.wires.along(f.ids, range(f.ids.ndim)).reshape(()) for f in flows]
         return self.wires.unite(*ends)
 
@@ -180,7 +181,7 @@ def plain(eqn: core.JaxprEqn, operands: Sequence[Value]) -> list[Value]:
 
 
 def _evaluated(eqn: core.JaxprEqn, operands: Sequence[Plain]) -> list[Value]:
-    """A constant, computed when it is asked for."""
+    """A constant, computed when it is first needed."""
 
     @functools.cache
     def run():
@@ -188,7 +189,7 @@ def _evaluated(eqn: core.JaxprEqn, operands: Sequence[Plain]) -> list[Value]:
         return bind(eqn, values)
 
     if all(v.aval.size == 1 for v in eqn.outvars):
-        run()  # counters of long loops would wait for each other in a long chain
+        run()  # otherwise the counters of a long loop form a chain as long as the loop
     return [Plain(value=functools.partial(_item, run, i)) for i in range(len(eqn.outvars))]
 
 
@@ -197,13 +198,14 @@ def _item(run: Callable[[], Sequence[Any]], i: int) -> Any:
 
 
 def _weights(eqn: core.JaxprEqn, operands: Sequence[Value]) -> Weights | None:
-    """The result if it is still weights of one leaf: moved, masked or scaled."""
+    """The result, if it still consists of weights of one leaf: moved, masked or scaled."""
     name = eqn.primitive.name
     at = [i for i, x in enumerate(operands) if isinstance(x, Weights)]
     result = eqn.outvars[0].aval
     if not at or not jnp.issubdtype(result.dtype, jnp.floating):
         return None
-    # Of two kinds of weights those that are not repeated: a kernel and not its scale.
+    # Of two operands made of weights, the one that is not repeated: the kernel, not its
+    # scale.
     shapes = [atom.aval.shape for atom in eqn.invars]
     at.sort(key=lambda i: not (operands[i].once and shapes[i] == result.shape))
     weights = operands[at[0]]
@@ -254,7 +256,8 @@ def _is_zero(value: Value) -> bool:
 
 
 def mover(eqn: core.JaxprEqn, places: Sequence[Value]):
-    """``run(array, fill)``, which does to an array what a move does; None if unknown."""
+    """``run(array, fill)``, which moves the entries of an array; None if the move is
+    unknown."""
     name, params = eqn.primitive.name, parameters(eqn)
     if name in MOVES:
         return lambda x, fill: MOVES[name](x, params, fill)

@@ -1,8 +1,8 @@
-"""Numbers for the wires of a network: arrays that say which wire each entry of a value is.
+"""Wires of a network as integers: an array holds the wire of each entry of a value.
 
-Two operations only: numbering wires, and declaring wires to be one. An array of numbers
-has the shape of the value it describes, with -1 where there is nothing (padding). Along an
-axis of stride 0 it is constant, so a whole image costs one number a channel.
+There are two operations: numbering new wires, and declaring wires to be one. An array of
+wires has the shape of the value that it describes, with -1 for padding. Along an axis of
+stride 0 it is constant, so a whole image costs one integer per channel.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Wires:
-    """Numbers wires, and notes which of them are one."""
+    """Numbers wires, and notes which of them are the same wire."""
 
     def __init__(self):
         self.size = 0
@@ -19,14 +19,14 @@ class Wires:
         self._pairs: list[np.ndarray] = []
 
     def new(self, shape: Sequence[int]) -> np.ndarray:
-        """A wire of its own for each entry; together they are a group."""
+        """A new wire for each entry; together they form a group."""
         ids = self.size + np.arange(int(np.prod(shape)), dtype=np.int64)
         self.starts.append(self.size)
         self.size += ids.size
         return ids.reshape(shape)
 
     def unite(self, *arrays: np.ndarray) -> np.ndarray:
-        """Makes one wire of what stands in the same place in each of the arrays."""
+        """Unites entries at the same position of all the arrays to one wire."""
         shape = np.broadcast_shapes(*(x.shape for x in arrays))
         first, *others = (np.broadcast_to(x, shape) for x in arrays)
         for other in others:
@@ -38,7 +38,7 @@ class Wires:
         return first
 
     def along(self, ids: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-        """Makes one wire of what lies along the axes, which keep one entry each."""
+        """Unites all entries along the axes to one wire; each axis keeps one entry."""
         (small,) = compact(ids)
         one = small.max(axis=tuple(axes), keepdims=True, initial=-1)
         self.unite(one, small)
@@ -47,13 +47,13 @@ class Wires:
         )
 
     def take_notes(self) -> list[np.ndarray]:
-        """The pairs noted since the last call, for the caller to keep or to forget."""
+        """The pairs noted since the last call, which the caller keeps or drops."""
         pairs, self._pairs = self._pairs, []
         return [p for p in pairs if len(p)]
 
 
 def classes(size: int, pairs: np.ndarray) -> np.ndarray:
-    """Numbers the classes of whole numbers below ``size`` that the pairs make one."""
+    """The class of each integer below ``size``, where the pairs unite integers."""
     from scipy import sparse  # half a second that `import synflow_jax` does without
     from scipy.sparse import csgraph
 
@@ -72,7 +72,7 @@ def constant_axes(*arrays: np.ndarray) -> tuple[bool, ...]:
 
 
 def compact(*arrays: np.ndarray) -> list[np.ndarray]:
-    """Equally shaped arrays, cut to one entry along the axes where all are constant."""
+    """Equally shaped arrays, reduced to one entry along axes where all are constant."""
     constant = constant_axes(*arrays)
     where = tuple(slice(0, 1) if c else slice(None) for c in constant)
     return [x[(*where, ...)] for x in arrays]
@@ -99,7 +99,7 @@ def joined(arrays: Sequence[np.ndarray], axis: int) -> np.ndarray:
 
 
 def windows(ids: np.ndarray, params: dict) -> list[np.ndarray]:
-    """For each place in a window of `reduce_window`, what stands there in every window."""
+    """For each offset in a window of `reduce_window`, the entries there of every window."""
     settings = (params[f"window_{name}"] for name in ("dimensions", "strides", "dilation"))
     sizes, strides, dilation = (list(setting) for setting in settings)
     padding = params["padding"]
@@ -109,7 +109,7 @@ def windows(ids: np.ndarray, params: dict) -> list[np.ndarray]:
             ids.shape, padding, sizes, strides, dilation
         )
     ]
-    # Along a constant axis every window shows the same.
+    # Along a constant axis all windows hold the same entries.
     constant = constant_axes(ids)
     (ids,) = compact(ids)
     for k in np.flatnonzero(constant):

@@ -1,6 +1,5 @@
 """Rounds of training, pruning and rewinding: how lottery tickets are found."""
 
-import functools
 import itertools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,8 +12,8 @@ from jaxtyping import Integer, PyTree
 from synflow_jax.criteria.baselines import magnitude
 from synflow_jax.masks import all_kept, apply_masks, count
 from synflow_jax.pruning.allocations import Allocation
-from synflow_jax.pruning.loop import counts_per_round, iterative
-from synflow_jax.pruning.rounds import PruneInfo, Scope
+from synflow_jax.pruning.loop import COUNTS, counts_per_round
+from synflow_jax.pruning.rounds import PruneInfo, Scope, method_of, single_round
 from synflow_jax.pruning.schedules import Schedule, exponential
 from synflow_jax.trees import (
     Masks,
@@ -39,7 +38,7 @@ Rewind = Callable[[Params, Params], Params]
 class RewindState(NamedTuple):
     """What one round of `train_and_prune` hands to the next, and nothing else.
 
-    A pytree of arrays and one whole number, which any library for checkpoints can save.
+    A pytree of arrays and one integer, which any library for checkpoints can save.
 
     Attributes:
       params: the weights that the next round trains; the pruned ones are zero.
@@ -135,7 +134,7 @@ def train_and_prune(
       Saved after each round, and taken up again after the first:
 
       >>> import tempfile
-      >>> from synflow_jax.masks import load_masks, save_masks
+      >>> from synflow_jax.mask_files import load_masks, save_masks
       >>> folder = tempfile.mkdtemp()
       >>> def save(state, info):
       ...     save_masks(f"{folder}/{state.round}.masks", state.masks)
@@ -168,7 +167,18 @@ def train_and_prune(
         state = RewindState(params, all_kept(params), 0)
     state = _checked(state, params, np.concatenate([dense, counts]), prunable)
 
-    step = functools.partial(_prune, score_fn, scope, prunable)
+    method, constants = method_of(
+        score_fn,
+        params,
+        state.masks,
+        is_prunable=prunable_leaves(params, prunable),
+        scope=scope,
+    )
+
+    def step(params: Params, masks: Masks, k) -> tuple[Masks, PruneInfo]:
+        # Compiled once for all rounds and calls, like `prune`.
+        return single_round(method, COUNTS, constants, params, masks, k[None], np.int32(0))
+
     # So a criterion that does not fit is refused before the first training, not after it.
     _, shapes = jax.eval_shape(step, params, state.masks, counts[0])
     infos = jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), shapes)
@@ -199,14 +209,6 @@ def train_and_prune(
     return state, infos
 
 
-# Compiled once for all rounds and calls, like `prune`.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _prune(score_fn, scope, prunable, params, masks, k):
-    pruner = iterative(score_fn, scope=scope, prunable=prunable)
-    state, info = pruner.step(pruner.init(params)._replace(masks=masks), params, k)
-    return state.masks, info
-
-
 def _checked(
     state: RewindState,
     params: Params,
@@ -228,8 +230,8 @@ def _checked(
             f"= {last}; got {state.round}."
         )
     weights, masks = jax.tree.map(jnp.asarray, state[:2])
-    chosen = prunable_leaves(params, prunable)
-    kept = [int(count(m)) for m, yes in zip(jax.tree.leaves(masks), chosen) if yes]
+    is_prunable = prunable_leaves(params, prunable)
+    kept = [int(count(m)) for m, yes in zip(jax.tree.leaves(masks), is_prunable) if yes]
     kept = sum(kept) if counts.ndim == 1 else kept
     want = counts[int(state.round)].tolist()
     if kept != want:

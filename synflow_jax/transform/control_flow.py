@@ -1,4 +1,4 @@
-"""Calls, branches and loops: the flow goes inside."""
+"""Rules of calls, branches and loops: the flow goes inside."""
 
 from collections.abc import Sequence
 
@@ -15,20 +15,18 @@ from synflow_jax.transform.values import (
     carries_flow,
     must_be_plain,
     plain_or_flow,
-    sees_kinds,
 )
 from synflow_jax.xla.jaxprs import called
 
 
-@sees_kinds
 def call(equation: Equation, *operands: Value):
-    """A jitted or custom-derivative function: go inside."""
+    """Goes inside a jitted function or one with custom derivatives."""
     return equation.inside(called(equation.params), *operands)
 
 
-@sees_kinds
 def activation(equation: Equation, *operands: Value):
-    """A nonlinearity known by its name, if it looks like one and is not a user's own."""
+    """A nonlinearity recognised by its name. A function that only shares the name, with
+    other operands than an activation has, is a call."""
     flows = [operand for operand in operands if carries_flow(operand)]
     scalars = [
         x for x in operands if not carries_flow(x) and jnp.ndim(plain_or_flow(x)) == 0
@@ -42,9 +40,8 @@ def activation(equation: Equation, *operands: Value):
     return (identity if elementwise else call)(equation, *operands)
 
 
-@sees_kinds
 def cond(equation: Equation, index: Value, *operands: Value):
-    """Goes inside every branch; one that returns a parameter value returns no flow."""
+    """Goes inside every branch. A branch that returns a parameter value returns no flow."""
     must_be_plain([index], "the branch that it takes")
     operands = [_without_history(x) for x in operands]
     branches = equation.params["branches"]
@@ -65,9 +62,9 @@ def cond(equation: Equation, index: Value, *operands: Value):
     )
 
 
-@sees_kinds
 def scan(equation: Equation, *operands: Value):
-    """Goes inside at every step; a carried value that meets the flow starts without any."""
+    """Goes inside at every step. A carried value that later meets the flow starts as zero
+    flow."""
     params = equation.params
     operands = [_without_history(x) for x in operands]
     start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
@@ -103,10 +100,9 @@ def scan(equation: Equation, *operands: Value):
     return [*carry, *map(_on_one_exponent, ys)]
 
 
-@sees_kinds
 def while_loop(equation: Equation, *operands: Value):
-    """Goes inside at every step; when to stop is a parameter value. JAX cannot
-    differentiate it backwards, so it has a flow but no scores."""
+    """Goes inside at every step; the number of steps is a parameter value. JAX has no
+    reverse-mode derivative of it, so it has a flow but no scores."""
     params = equation.params
     operands = [_without_history(x) for x in operands]
     first, second = params["cond_nconsts"], params["body_nconsts"]
@@ -126,7 +122,7 @@ def while_loop(equation: Equation, *operands: Value):
     return lax.while_loop(test, lambda carry: _of_kinds(kinds, body(carry), dtype), init)
 
 
-# --- the kinds of values that a branch or a loop hands on ---------------------------------
+# --- the kinds of values that a branch or a loop returns ----------------------------------
 
 
 def _without_history(value: Value) -> Value:
@@ -138,12 +134,12 @@ def _inside(equation: Equation, jaxpr, operands: Sequence[Value]) -> list[Value]
 
 
 def _kind(value) -> int:
-    """0 for a plain value, 1 for whole numbers of the input, 2 for flow; or its shape's."""
+    """0 for a plain value, 1 for integers of the input, 2 for flow; shapes count alike."""
     return 2 if isinstance(value, Scaled) else int(isinstance(value, Tokens))
 
 
 def _of_kinds(kinds: Sequence[int], values: Sequence[Value], dtype) -> list[Value]:
-    """The values with those that may carry flow made flows of nothing."""
+    """The values; a plain one whose kind is flow becomes a flow of zeros."""
 
     def of_kind(kind, value):
         if kind == _kind(value):
@@ -151,14 +147,16 @@ def _of_kinds(kinds: Sequence[int], values: Sequence[Value], dtype) -> list[Valu
         if kind == 1:
             return Tokens(jnp.asarray(value))
         if isinstance(value, Tokens):
-            raise ValueError("it holds whole numbers of the input here and the flow there.")
+            raise ValueError(
+                "it holds integers of the input in one branch or step, and flow in another."
+            )
         return nothing(jnp.shape(value), dtype)
 
     return [*map(of_kind, kinds, values)]
 
 
 def _settled(step, init: Sequence[Value], dtype, *rest) -> list[int]:
-    """What the carried values are from the second step on."""
+    """The kinds of the carried values from the second step on."""
     kinds = [*map(_kind, init)]
     while True:
         carry = jax.eval_shape(lambda x, kinds=kinds: _of_kinds(kinds, x, dtype), [*init])
@@ -170,7 +168,7 @@ def _settled(step, init: Sequence[Value], dtype, *rest) -> list[int]:
 
 
 def _on_one_exponent(stacked: Value) -> Value:
-    """Steps of a scan, each with an exponent, as one array."""
+    """Stacked results of a scan, one exponent per step, brought to one exponent."""
     if not isinstance(stacked, Scaled) or stacked.exponent.ndim == 0:
         return stacked
     if not stacked.exponent.size:

@@ -17,18 +17,17 @@ from synflow_jax.transform.values import (
     Value,
     as_flows,
     carries_flow,
+    one_flow,
     origin_of,
     plain_or_flow,
-    sees_kinds,
 )
 
-# An added constant below this is a mask (minus infinity, to a softmax) and not a shift.
+# An added constant below this masks entries of a softmax (minus infinity); it is no shift.
 _MASK = -1e9
 
 
-@sees_kinds
 def add(equation: Equation, left: Value, right: Value):
-    """Two flows add up. A parameter (a bias) is dropped, or joins in its absolute value."""
+    """Two flows add up. A parameter (a bias) is dropped, or added as its absolute value."""
     if not (carries_flow(left) and carries_flow(right)):
         flow, shift = (left, right) if carries_flow(left) else (right, left)
         return [_shifted(equation, flow, shift)]
@@ -41,9 +40,8 @@ def add(equation: Equation, left: Value, right: Value):
     return [_pointwise(total, left, right)]
 
 
-@sees_kinds
 def subtract(equation: Equation, left: Value, right: Value):
-    """Centring: the first operand. A parameter (a running mean) is as a bias."""
+    """Centring: the first operand. A parameter (a running mean) is treated as a bias."""
     if carries_flow(left) and carries_flow(right):
         return _as_it_is(equation, left)
     if carries_flow(left):
@@ -58,21 +56,20 @@ def _shifted(equation: Equation, flow: Flowing, shift: Plain, sign: int = 1) -> 
     value = plain_or_flow(passed)
     masked = sign * jnp.asarray(shift) <= _MASK
     if equation.biases:
-        # The authors' code subtracts the size of a running mean, and so does biases=True.
-        size = jnp.where(masked, 0, sign * equation.size(shift))
-        (a, b), exponent = aligned([value, normalised(size)])
+        # The authors' code subtracts the absolute value of a running mean; so does this.
+        added = jnp.where(masked, 0, sign * equation.absolute(shift))
+        (a, b), exponent = aligned([value, normalised(added)])
         value = normalised(a + b, exponent)
     shifted = Scaled(jnp.where(masked, 0, value.mantissa), value.exponent)
     return Stopped(shifted) if isinstance(flow, Stopped) else _pointwise(shifted, passed)
 
 
-@sees_kinds
 def multiply(equation: Equation, left: Value, right: Value):
-    """Scaling by a parameter scales by its size. Two flows: an activation, a gate, a norm.
+    """Multiplies by |parameter|. Two flows: an activation, a normalisation or a gate.
 
     A flow times a function of itself (``x * sigmoid(x)``, ``x * x``) is an activation of
-    it and so the flow itself. Times the inverse of a flow, it is normalised: the statistic
-    drops out. Any other product of two flows is their geometric mean.
+    that flow, so it is the flow itself. A flow times the inverse of a flow is normalised:
+    the statistic drops out. Any other product of two flows is their geometric mean.
     """
     if not carries_flow(left):
         left, right = right, left
@@ -88,9 +85,18 @@ def multiply(equation: Equation, left: Value, right: Value):
     return [normalised(a * b, exponent)]
 
 
-@sees_kinds
+def multiplies_paths(equation: Equation, left: Value, right: Value) -> bool:
+    """Whether `multiply` keeps paths: it does unless it takes a geometric mean."""
+    return (
+        one_flow(equation, left, right)
+        or isinstance(left, Inverse)
+        or isinstance(right, Inverse)
+        or origin_of(left) is origin_of(right)
+    )
+
+
 def divide(equation: Equation, left: Value, right: Value):
-    """Division by a parameter divides by its size; by a flow, it normalises."""
+    """Divides by |parameter|; division by a flow is a normalisation."""
     if not carries_flow(right):
         return [_times(equation, left, right, invert=True)]
     if isinstance(right, Inverse):
@@ -104,27 +110,26 @@ def divide(equation: Equation, left: Value, right: Value):
 def _times(
     equation: Equation, flow: Flowing, plain: Plain, invert: bool = False
 ) -> Flowing:
-    """The flow times, or divided by, the size of a plain value."""
+    """The flow times, or divided by, the absolute value of a plain value."""
     mantissa, exponent = plain_or_flow(flow)
-    size = equation.size(plain)
+    scale = equation.absolute(plain)
     if isinstance(flow, Inverse):
-        factor = flow.factor / size if invert else flow.factor * size
+        factor = flow.factor / scale if invert else flow.factor * scale
         stretched = jnp.broadcast_to(mantissa, factor.shape)
         return Inverse(Scaled(stretched, exponent), factor)
-    scaled = normalised(mantissa / size if invert else mantissa * size, exponent)
+    scaled = normalised(mantissa / scale if invert else mantissa * scale, exponent)
     # A number scales the argument of a function; an array of them is a layer.
     return _pointwise(scaled, flow) if jnp.size(plain) == 1 else scaled
 
 
 def _inverse(equation: Equation, flow: Scaled, factor: Plain) -> Inverse:
     (shape,) = equation.out_shapes
-    size = jnp.broadcast_to(equation.size(factor), shape)
-    return Inverse(Scaled(jnp.broadcast_to(flow.mantissa, shape), flow.exponent), size)
+    factor = jnp.broadcast_to(equation.absolute(factor), shape)
+    return Inverse(Scaled(jnp.broadcast_to(flow.mantissa, shape), flow.exponent), factor)
 
 
-@sees_kinds
 def power(equation: Equation, base: Value, *exponents: Value):
-    """A nonlinearity; with a negative exponent a normalisation."""
+    """A nonlinearity; a negative exponent makes it a normalisation."""
     exponent = exponents[0] if exponents else equation.params.get("y", -0.5)
     if isinstance(exponent, np.ndarray | np.generic | int | float) and np.all(exponent < 0):
         flow = plain_or_flow(base)
@@ -135,32 +140,29 @@ def power(equation: Equation, base: Value, *exponents: Value):
 # --- nonlinearities -----------------------------------------------------------------------
 
 
-@sees_kinds
 def identity(equation: Equation, *operands: Value):
-    """A nonlinearity, a change of sign or of precision: the flow passes as it is."""
+    """A nonlinearity, a change of sign or of precision: the flow passes unchanged."""
     flows = [operand for operand in operands if carries_flow(operand)]
     if len(flows) != 1:
         raise ValueError("the flow must enter it in one operand, not in several.")
     return _as_it_is(equation, flows[0])
 
 
-@sees_kinds
 def compare(equation: Equation, left: Value, *right: Value):
-    """A step function: the flow passes; of two flows the first."""
+    """A step function: the flow passes; of two flows, the first does."""
     return _as_it_is(equation, next(x for x in (left, *right) if carries_flow(x)))
 
 
-@sees_kinds
 def stop(equation: Equation, flow: Value):
-    """The flow passes; added to another (a straight-through estimate) it is a shift."""
+    """The flow passes. If it is added to another flow (a straight-through estimator), it
+    is dropped as a shift."""
     return [Stopped(plain_or_flow(flow))]
 
 
-@sees_kinds
 def maximum(equation: Equation, left: Value, right: Value):
-    """ReLU and its like: the flow passes. Of two flows the larger, the first if equal.
+    """ReLU: the flow passes. Of two flows the larger passes, the first if they are equal.
 
-    The minimum too, since the sizes have no sign.
+    This is also the rule of the minimum, since absolute values have no sign.
     """
     if not (carries_flow(left) and carries_flow(right)):
         (passed,) = identity(equation, left, right)
@@ -173,17 +175,16 @@ def maximum(equation: Equation, left: Value, right: Value):
     return [_pointwise(Scaled(first_largest(entries), exponent), left, right)]
 
 
-@sees_kinds
 def select_n(equation: Equation, which: Value, *cases: Value):
-    """Takes entries of one case or another; a parameter value among them is no flow.
+    """Chooses entries among cases; a parameter value among them carries no flow.
 
-    If the input itself decides (``where(x > 0, x, 0.1 * x)``), it is a nonlinearity.
+    Where the input itself decides (``where(x > 0, x, 0.1 * x)``) it is a nonlinearity.
     """
     flows = [case for case in cases if carries_flow(case)]
     if not carries_flow(which):
         if all(isinstance(flow, Inverse) for flow in flows):
-            sizes = [c.factor if carries_flow(c) else equation.size(c) for c in cases]
-            return [Inverse(flows[0].flow, lax.select_n(which, *sizes))]
+            scales = [c.factor if carries_flow(c) else equation.absolute(c) for c in cases]
+            return [Inverse(flows[0].flow, lax.select_n(which, *scales))]
         mantissas, exponent = aligned(
             as_flows([*map(plain_or_flow, cases)], equation.dtype)
         )
@@ -199,8 +200,16 @@ def select_n(equation: Equation, which: Value, *cases: Value):
     return [origin_of(which)] if len(own) > 1 else _as_it_is(equation, own[0])
 
 
+def selects_paths(equation: Equation, which: Value, *cases: Value) -> bool:
+    """Whether `select_n` keeps paths: it does unless one flow lets another pass."""
+    if not carries_flow(which):
+        return True
+    flows = [case for case in cases if carries_flow(case)]
+    return all(origin_of(flow) is origin_of(which) for flow in flows)
+
+
 def _as_it_is(equation: Equation, flow: Flowing):
-    """The flow, broadcast where a dropped operand was the larger one."""
+    """The flow, broadcast to the shape of the result if a dropped operand was larger."""
     (shape,) = equation.out_shapes
     mantissa, exponent = plain_or_flow(flow)
     if mantissa.shape != shape:
@@ -212,7 +221,7 @@ def _as_it_is(equation: Equation, flow: Flowing):
 
 
 def _pointwise(result: Scaled, *operands: Flowing) -> Scaled | Pointwise:
-    """The result, known as a function of each entry of what it was computed from."""
+    """The result, marked as a pointwise function of the origin that all operands share."""
     origins = [origin_of(operand) for operand in operands]
     same = all(origin is origins[0] for origin in origins)
     if same and origins[0].mantissa.shape == result.mantissa.shape:

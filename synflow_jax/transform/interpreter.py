@@ -11,15 +11,17 @@ from jax.extend import core
 from jaxtyping import Array, PyTree
 
 from synflow_jax.transform import parameters as plain
-from synflow_jax.transform.control_flow import call
 from synflow_jax.transform.integers import of_tokens, starting_rule
-from synflow_jax.transform.rules import CALLS, flow_rules
-from synflow_jax.transform.scaled import normalised
+from synflow_jax.transform.rules import CALL, flow_rules
+from synflow_jax.transform.scaled import Scaled, normalised
 from synflow_jax.transform.values import (
     Equation,
     Flowing,
+    Inverse,
     Plain,
+    Pointwise,
     Rule,
+    Stopped,
     Tokens,
     Value,
     carries_flow,
@@ -35,22 +37,26 @@ class Settings(NamedTuple):
     Attributes:
       dtype: the precision of every flow.
       biases: whether added parameters join the flow.
-      rules: the table.
-      size: of a parameter where it meets the flow; None for its absolute value.
-      finished: what is done to each flow that a rule returns, if anything.
+      rules: the table of rules.
+      absolute: ``absolute(plain) -> array``, what a parameter counts where it meets the
+        flow; None for its absolute value.
+      after_rule: applied to each new flow that a rule returns; None for nothing.
+      before_rule: ``before_rule(rule, equation, *operands)``, called before each rule; it
+        raises ValueError to refuse the equation. None for nothing.
     """
 
     dtype: np.dtype
     biases: bool = False
     rules: Mapping[str, Rule] = flow_rules
-    size: Callable[[Plain], Array] | None = None
-    finished: Callable[[Flowing], Flowing] | None = None
+    absolute: Callable[[Plain], Array] | None = None
+    after_rule: Callable[[Flowing], Flowing] | None = None
+    before_rule: Callable[..., None] | None = None
 
 
 def interpret(
     apply_fn: Callable[..., PyTree], params: PyTree, args: PyTree, settings: Settings
 ) -> PyTree:
-    """What ``apply_fn(params, *args)`` returns, each value plain or a `Scaled` flow."""
+    """The results of ``apply_fn(params, *args)``, each plain or a `Scaled` flow."""
     traced, shape = jax.make_jaxpr(apply_fn, return_shape=True)(params, *args)
     sources = [_source(x) for x in jax.tree.leaves(args)]
     outs = _Interpreter(settings).run(
@@ -60,7 +66,7 @@ def interpret(
 
 
 def _source(x: Array) -> Value:
-    """An input as the network meets it: floats are flow, whole numbers become it."""
+    """An input of the network: floats are flow, integers are tokens, booleans are plain."""
     if is_floating(x):
         return normalised(x)
     return Tokens(x) if jnp.issubdtype(x.dtype, jnp.integer) else x
@@ -80,41 +86,36 @@ class _Interpreter(NamedTuple):
     ) -> list[Value]:
         """The results of a jaxpr.
 
-        ``line`` is where the model calls it: JAX forgets the callers of jitted functions
-        that it has traced before.
+        ``line`` is the line of the model that calls it: JAX forgets the callers of jitted
+        functions that it has traced before.
         """
         step = functools.partial(self.step, line=line)
         return evaluate(jaxpr, [*map(_as_array, consts)], args, step)
 
     def step(self, eqn: core.JaxprEqn, operands: list[Value], line: str) -> Sequence[Value]:
-        name = eqn.primitive.name
+        name, rules = eqn.primitive.name, self.settings.rules
         if any(map(carries_flow, operands)):
-            rules = self.settings.rules
             return self.apply(rules.get(_named(eqn), rules.get(name)), eqn, operands, line)
         if any(isinstance(x, Tokens) for x in operands):
-            if name in CALLS:
-                return self.apply(self.settings.rules[name], eqn, operands, line)
-            starts = starting_rule(eqn, operands)
-            if starts is None:
+            rule = rules.get(name)
+            if rule is None or not rule.goes_inside:
+                rule = starting_rule(eqn, operands)
+            if rule is None:
                 return of_tokens(eqn, operands, bind)
-            return self.apply(starts, eqn, operands, line)
-        if flow_rules.get(name) is call and name in ("jit", "pjit", "closed_call"):
-            return self.apply(call, eqn, operands, line)
+            return self.apply(rule, eqn, operands, line)
+        if name in ("jit", "pjit", "closed_call"):
+            return self.apply(CALL, eqn, operands, line)
         return plain.evaluate(eqn, operands, bind)
 
     def apply(
         self, rule: Rule | None, eqn: core.JaxprEqn, operands: list[Value], line: str
     ) -> Sequence[Value]:
-        name = eqn.primitive.name
-
-        def inside(inner, *operands):
-            return self.run(*opened(inner), operands, user_line(eqn) or line)
-
+        name, settings = eqn.primitive.name, self.settings
+        line = user_line(eqn) or line
         if rule is None:
-            raise FlowError(_unknown(name, user_line(eqn) or line))
-        if not getattr(rule, "sees_kinds", False):
+            raise FlowError(_unknown(name, line))
+        if not rule.sees_kinds:
             operands = [plain_or_flow(operand) for operand in operands]
-        settings = self.settings
 
         def absolute(plain):
             return jnp.abs(jnp.asarray(plain).astype(settings.dtype))
@@ -124,43 +125,70 @@ class _Interpreter(NamedTuple):
             params=parameters(eqn),
             out_shapes=[var.aval.shape for var in eqn.outvars],
             dtype=settings.dtype,
-            size=settings.size or absolute,
+            absolute=settings.absolute or absolute,
             biases=settings.biases,
-            inside=inside,
+            inside=lambda inner, *operands: self.run(*opened(inner), operands, line),
             bind=lambda *arrays: bind(eqn, arrays),
         )
         try:
-            outs = rule(equation, *operands)
-        except FlowError:  # from a jaxpr inside this one: it has its place already
+            if settings.before_rule is not None:
+                settings.before_rule(rule, equation, *operands)
+            outs = rule.apply(equation, *operands)
+            _check_results(rule, equation, outs)
+        except FlowError:  # from a jaxpr inside this one: it names a line already
             raise
         except ValueError as error:
             raise FlowError(
-                f"flow cannot pass the primitive `{name}`, called at "
-                f"{user_line(eqn) or line}: {error}"
+                f"flow cannot pass the primitive `{name}`, called at {line}: {error}"
             ) from error
-        if settings.finished is None:
+        if settings.after_rule is None:
             return outs
-        # What only passes an equation is finished already, and stays the same object.
+        # A flow that a rule only passes on is the same object, and was treated before.
         passed = {id(operand) for operand in operands}
         return [
-            settings.finished(out) if carries_flow(out) and id(out) not in passed else out
+            settings.after_rule(out) if carries_flow(out) and id(out) not in passed else out
             for out in outs
         ]
+
+
+def _check_results(rule: Rule, equation: Equation, outs: Any) -> None:
+    """Raises unless a rule returned one value of the right shape for each result."""
+
+    def shape(out):
+        if isinstance(out, Scaled | Pointwise | Inverse | Stopped | Tokens):
+            out = plain_or_flow(out)
+            return jnp.shape(out.mantissa if isinstance(out, Scaled) else out)
+        if isinstance(out, jax.Array | np.ndarray | np.generic):
+            return jnp.shape(out)
+        return type(out).__name__  # what the message then shows
+
+    name = getattr(rule.apply, "__qualname__", repr(rule.apply))
+    if not isinstance(outs, Sequence):
+        raise ValueError(
+            f"its rule `{name}` must return a list with one value for each result; it "
+            f"returned {type(outs).__name__}."
+        )
+    shapes = [*map(shape, outs)]
+    if shapes != equation.out_shapes:
+        raise ValueError(
+            f"its rule `{name}` must return flows (Scaled) or arrays of the shapes "
+            f"{equation.out_shapes}; it returned {shapes}."
+        )
 
 
 def _unknown(name: str, line: str) -> str:
     return (
         f"flow has no rule for the primitive `{name}`, called at {line}. It acts on values "
-        "that depend on the input, so what it does to the flow must be known. Add a rule, "
-        f"or give it the rule of another: `synflow_jax.flow_rules[{name!r}] = "
-        "synflow_jax.flow_rules['tanh']` lets the flow pass as through a nonlinearity, the "
-        "rule of 'rev' moves entries about, that of 'reduce_sum' adds them up. Known: "
-        f"{', '.join(sorted(flow_rules))}."
+        "that depend on the input, so what it does to the flow must be known. Give a rule "
+        f"to the function that needs it, with rules={{**synflow_jax.flow_rules, {name!r}: "
+        "rule}: the rule of 'tanh' lets the flow pass as through a nonlinearity, the rule "
+        "of 'rev' moves entries, the rule of 'reduce_sum' adds them up: rule = "
+        f"synflow_jax.flow_rules['tanh']. Known: {', '.join(sorted(flow_rules))}."
     )
 
 
 def _named(eqn: core.JaxprEqn) -> str:
-    """The key of a jitted function's own rule."""
+    """The key of a rule for a jitted function by its name, such as 'jit:silu'."""
     return f"jit:{eqn.params.get('name')}" if eqn.primitive.name in ("jit", "pjit") else ""
 
 

@@ -1,9 +1,10 @@
 """The flow of a function: a program transformation, like `jax.grad` or `jax.vmap`.
 
-The flow of a network is the network with every weight replaced by its absolute value,
-every nonlinearity by the identity and every shift dropped. It is positive and homogeneous
-of degree one, which is all that conservation needs. Its total on an all-ones input is the
-paper's R, the sum over all paths from input to output of the product of the weights' sizes.
+The flow of a network is the network with every weight replaced by its absolute value, every
+nonlinearity by the identity and every shift dropped. It is positive and homogeneous of
+degree one, which is all that conservation needs. Its total on an all-ones input is the
+paper's R: the sum, over all paths from input to output, of the product of |w| along the
+path.
 """
 
 from collections.abc import Callable
@@ -15,38 +16,42 @@ from jaxtyping import Array, Float, PyTree
 from synflow_jax.precision import cast_floating, scoring_dtype, widened
 from synflow_jax.transform import scaled
 from synflow_jax.transform.interpreter import Settings, interpret
+from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.scaled import Scaled
-from synflow_jax.transform.values import as_flows
+from synflow_jax.transform.values import Rules, as_flows, checked_rules
 from synflow_jax.trees import Params
 
 
 def flow(
-    apply_fn: Callable[..., PyTree], *, biases: bool = False
+    apply_fn: Callable[..., PyTree], *, biases: bool = False, rules: Rules = flow_rules
 ) -> Callable[..., tuple[PyTree, PyTree]]:
     """Transforms a network into its flow.
 
-    The network is traced and interpreted equation by equation. Whatever is computed from
-    the parameters alone is computed as written, and its absolute value is taken where it
-    meets the flow; so batch normalisation in evaluation mode is one positive factor, and
-    weights may be transformed before they are used. What each primitive does to the flow
-    is in the table `flow_rules`, to which rules can be added; docs/flow.md explains them.
+    The network is traced and interpreted equation by equation. Values computed from the
+    parameters alone are computed as written, and their absolute value is taken where they
+    meet the flow; so batch normalisation in evaluation mode is one positive factor, and
+    weights may be transformed before they are used. The table `flow_rules` says what each
+    primitive does to the flow; docs/flow.md explains it.
 
     Args:
       apply_fn: ``apply_fn(params, *args) -> y``, traceable by JAX. Floating inputs carry
-        flow; at whole numbers it starts where they look up rows of a table (every row
-        counts) or become floats; truth values are masks.
-      biases: keep added parameters, in their absolute values, instead of dropping them,
-        subtract those of running means, and leave ReLUs in place, as the authors' code
-        does. The flow is then affine and the conservation laws do not hold.
+        flow. For integer inputs the flow starts where they look up rows of a table (every
+        row counts) or are converted to floats. Boolean inputs are masks.
+      biases: adds the absolute values of biases instead of dropping the biases, subtracts
+        those of running means, and keeps ReLUs, as the authors' code does. The flow is then
+        affine and the conservation laws do not hold.
+      rules: the rule of each primitive; ``{**flow_rules, "name": rule}`` adds one or
+        replaces it (`synflow_jax.transform.Rule`).
 
     Returns:
       ``f(params, *args) -> (mantissa, exponent)``, two trees like ``y``, the flow being
-      ``mantissa * 2**exponent``: mantissas in float32 (float64 if a parameter is) of a
-      size near 1, and one int32 exponent for each array, so nothing overflows. Within one
-      array, an entry more than 2**100 times smaller than the largest counts as zero. ``f``
-      can be differentiated; exponents are constants under differentiation.
+      ``mantissa * 2**exponent``: mantissas in float32 (float64 if a parameter is) whose
+      largest entry lies near 1, and one int32 exponent for each array, so nothing
+      overflows. Within one array, an entry more than 2**100 times smaller than the largest
+      counts as zero. ``f`` can be differentiated; its exponents are constants then.
 
     Raises:
+      ValueError: if ``rules`` is not a table of rules.
       FlowError: while tracing, a ValueError, if the network uses a primitive that has no
         rule, or uses one in a way that no rule covers: it names the primitive and the line.
 
@@ -62,11 +67,13 @@ def flow(
       networks, by overwriting the weights.
     """
 
+    table = checked_rules(rules)
+
     def transformed(params: Params, *args: PyTree) -> tuple[PyTree, PyTree]:
         params, args = jax.tree.map(jnp.asarray, (widened(params), args))
         dtype = scoring_dtype(*jax.tree.leaves(params))
         args = cast_floating(args, dtype)
-        outs = interpret(apply_fn, params, args, Settings(jnp.dtype(dtype), biases))
+        outs = interpret(apply_fn, params, args, Settings(jnp.dtype(dtype), biases, table))
         leaves, tree = jax.tree.flatten(outs, is_leaf=lambda x: isinstance(x, Scaled))
         # An output that does not depend on the input carries none of its flow.
         flows = as_flows(leaves, dtype)
@@ -84,6 +91,7 @@ def total_flow(
     inputs: PyTree,
     *,
     biases: bool = False,
+    rules: Rules = flow_rules,
 ) -> Scaled:
     """R, the sum of the flow over all outputs.
 
@@ -91,12 +99,12 @@ def total_flow(
       apply_fn: ``apply_fn(params, x) -> y``.
       params: the parameters.
       inputs: what ``apply_fn`` takes as ``x``; `ones` makes the paper's input.
-      biases: as in `flow`.
+      biases, rules: as in `flow`.
 
     Returns:
       A scalar `Scaled`. Differentiable.
     """
-    mantissas, exponents = flow(apply_fn, biases=biases)(params, inputs)
+    mantissas, exponents = flow(apply_fn, biases=biases, rules=rules)(params, inputs)
     outputs = [
         Scaled(jnp.sum(m), e)
         for m, e in zip(jax.tree.leaves(mantissas), jax.tree.leaves(exponents))
@@ -108,7 +116,11 @@ def total_flow(
 
 
 def log_flow(
-    apply_fn: Callable[..., PyTree], params: Params, input_shape: PyTree
+    apply_fn: Callable[..., PyTree],
+    params: Params,
+    input_shape: PyTree,
+    *,
+    rules: Rules = flow_rules,
 ) -> Float[Array, ""]:
     """Natural logarithm of R, the network's total flow.
 
@@ -119,6 +131,7 @@ def log_flow(
       apply_fn: ``apply_fn(params, x) -> y``.
       params: the parameters.
       input_shape: as in `synflow_jax.synflow`.
+      rules: as in `flow`.
 
     Returns:
       A scalar; minus infinity where no path is left from input to output.
@@ -135,7 +148,7 @@ def log_flow(
       Tanaka et al. 2020 (arXiv 2006.05467), R_SF; Abdelfattah et al., "Zero-Cost Proxies
       for Lightweight NAS", ICLR 2021, for its use in ranking.
     """
-    return scaled.log(total_flow(apply_fn, params, ones(input_shape)))
+    return scaled.log(total_flow(apply_fn, params, ones(input_shape), rules=rules))
 
 
 def ones(input_shape: PyTree) -> PyTree:

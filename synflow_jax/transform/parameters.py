@@ -1,10 +1,10 @@
-"""What is computed from the parameters alone, before it meets the flow.
+"""Values computed from the parameters alone, before they meet the flow.
 
-It is computed as written, with two departures that the scores need. Denominators are
-constants under differentiation: a weight divided by a norm of weights keeps its whole
-share of the flow, where the derivative of the norm would take it away again. And nothing
-is rounded to a narrower float: a network that computes in half precision is scored in the
-precision of its parameters.
+They are computed as written, with two departures that the scores need. Denominators are
+constants under differentiation: a weight divided by a norm of weights keeps its whole share
+of the flow, which the derivative of the norm would otherwise cancel. And nothing is rounded
+to a narrower float: a network that computes in half precision is scored in the precision of
+its parameters.
 """
 
 from collections.abc import Callable, Sequence

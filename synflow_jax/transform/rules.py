@@ -1,70 +1,77 @@
-"""The table: which rule each primitive follows. docs/flow.md has a line for each."""
+"""The default table: the rule of each primitive. docs/flow.md has a line for each."""
 
-from synflow_jax.transform import contractions
-from synflow_jax.transform import control_flow as control
-from synflow_jax.transform import elementwise as arithmetic
-from synflow_jax.transform import structural as structure
-from synflow_jax.transform.values import Rule
+from synflow_jax.transform import contractions, control_flow, elementwise, structural
+from synflow_jax.transform.values import Rule, RuleTable, one_flow
 
-flow_rules: dict[str, Rule] = {
-    "dot_general": contractions.dot_general,
-    "ragged_dot_general": contractions.ragged_dot_general,
-    "conv_general_dilated": contractions.conv_general_dilated,
-    "add": arithmetic.add,
-    "add_any": arithmetic.add,
-    "sub": arithmetic.subtract,
-    "mul": arithmetic.multiply,
-    "div": arithmetic.divide,
-    "integer_pow": arithmetic.power,
-    "pow": arithmetic.power,
-    "rsqrt": arithmetic.power,
-    "max": arithmetic.maximum,
-    "min": arithmetic.maximum,
-    "select_n": arithmetic.select_n,
-    "stop_gradient": arithmetic.stop,
-    "pad": structure.pad,
-    "reduce_window_max": structure.reduce_window_max,
-    "reduce_max": structure.reduce_max,
-    "reduce_min": structure.reduce_max,
-    "dynamic_update_slice": structure.updating,
-    "concatenate": structure.joining,
-    "stack": structure.joining,
-    "optimization_barrier": structure.barrier,
-    "cond": control.cond,
-    "scan": control.scan,
-    "while": control.while_loop,
-}
+# Goes inside a jitted function, also where no flow enters it.
+CALL = Rule(control_flow.call, keeps_paths=True, sees_kinds=True, goes_inside=True)
 
-_SEVERAL: dict[Rule, str] = {
-    arithmetic.identity: (
+_PASSES = Rule(elementwise.identity, keeps_paths=True, sees_kinds=True)
+_POWER = Rule(elementwise.power, keeps_paths=True, sees_kinds=True)
+_ADD = Rule(elementwise.add, keeps_paths=True, sees_kinds=True)
+_JOINS = Rule(structural.joining, keeps_paths=True)
+
+# Rules of several primitives each.
+_SHARED = {
+    _PASSES: (
         "neg abs sign floor ceil round clamp convert_element_type copy copy_p name "
         "reduce_precision is_finite not tanh logistic erf erfc erf_inv exp exp2 expm1 log "
         "log1p sqrt cbrt square sin cos tan asin acos atan sinh cosh asinh acosh atanh "
         "lgamma digamma"
     ),
-    arithmetic.compare: "gt ge lt le eq ne and or xor",
-    structure.structural: (
+    _POWER: "integer_pow pow rsqrt",
+    _ADD: "add add_any",
+    _JOINS: "concatenate stack",
+    Rule(elementwise.compare, keeps_paths=True, sees_kinds=True): (
+        "gt ge lt le eq ne and or xor"
+    ),
+    Rule(structural.structural, keeps_paths=True, sees_kinds=True): (
         "reshape transpose squeeze broadcast_in_dim tile rev sharding_constraint "
         "layout_constraint mesh_cast reshard pvary"
     ),
-    structure.taking: "slice split unstack dynamic_slice gather",
-    structure.summing: "cumsum reduce_sum reduce_window_sum",
-    structure.scatter: "scatter scatter-add",
-    control.call: (
+    Rule(structural.taking, keeps_paths=True): "slice split unstack dynamic_slice gather",
+    Rule(structural.summing, keeps_paths=True): "cumsum reduce_sum reduce_window_sum",
+    Rule(structural.scatter, keeps_paths=True): "scatter scatter-add",
+    CALL: (
         "jit pjit closed_call core_call composite custom_jvp_call custom_vjp_call remat2 "
         "checkpoint"
     ),
     # Functions of jax.nn, by the name under which JAX compiles them.
-    control.activation: (
+    Rule(control_flow.activation, keeps_paths=True, sees_kinds=True, goes_inside=True): (
         "jit:celu jit:elu jit:hard_sigmoid jit:hard_silu jit:hard_tanh jit:leaky_relu "
         "jit:log_sigmoid jit:mish jit:selu jit:silu jit:soft_sign jit:softplus "
         "jit:sparse_plus jit:sparse_sigmoid jit:squareplus"
     ),
 }
-for _rule, _names in _SEVERAL.items():
-    flow_rules |= dict.fromkeys(_names.split(), _rule)
 
-# Primitives that call other jaxprs.
-CALLS = frozenset(
-    name for name, rule in flow_rules.items() if rule.__module__ == control.__name__
+_SINGLE = {
+    "dot_general": Rule(contractions.dot_general, keeps_paths=one_flow),
+    "ragged_dot_general": Rule(contractions.ragged_dot_general, keeps_paths=one_flow),
+    "conv_general_dilated": Rule(contractions.conv_general_dilated, keeps_paths=one_flow),
+    "sub": Rule(elementwise.subtract, keeps_paths=True, sees_kinds=True),
+    "mul": Rule(
+        elementwise.multiply, keeps_paths=elementwise.multiplies_paths, sees_kinds=True
+    ),
+    "div": Rule(elementwise.divide, keeps_paths=True, sees_kinds=True),
+    "max": Rule(elementwise.maximum, keeps_paths=True, sees_kinds=True),
+    "min": Rule(elementwise.maximum, keeps_paths=one_flow, sees_kinds=True),
+    "select_n": Rule(
+        elementwise.select_n, keeps_paths=elementwise.selects_paths, sees_kinds=True
+    ),
+    "stop_gradient": Rule(elementwise.stop, keeps_paths=True, sees_kinds=True),
+    "pad": Rule(structural.pad, keeps_paths=True),
+    "reduce_window_max": Rule(structural.reduce_window_max, keeps_paths=True),
+    "reduce_max": Rule(structural.reduce_max, keeps_paths=True),
+    "reduce_min": Rule(structural.reduce_max),
+    "dynamic_update_slice": Rule(structural.updating, keeps_paths=True),
+    "optimization_barrier": Rule(structural.barrier, keeps_paths=True, sees_kinds=True),
+    "cond": Rule(control_flow.cond, keeps_paths=True, sees_kinds=True, goes_inside=True),
+    "scan": Rule(control_flow.scan, keeps_paths=True, sees_kinds=True, goes_inside=True),
+    "while": Rule(
+        control_flow.while_loop, keeps_paths=True, sees_kinds=True, goes_inside=True
+    ),
+}
+
+flow_rules = RuleTable(
+    _SINGLE | {name: rule for rule, names in _SHARED.items() for name in names.split()}
 )

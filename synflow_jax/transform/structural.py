@@ -1,4 +1,4 @@
-"""Moving, joining and adding up the entries of a flow; pooling."""
+"""Rules that move, concatenate and add up the entries of a flow, and max pooling."""
 
 import functools
 
@@ -17,16 +17,14 @@ from synflow_jax.transform.values import (
     carries_flow,
     must_be_plain,
     plain_or_flow,
-    sees_kinds,
 )
 
 
-@sees_kinds
 def structural(equation: Equation, flow: Value, *places: Value):
-    """Moves entries about and leaves their values alone; where to is a parameter value."""
+    """Moves entries without changing them; the positions are parameter values."""
     if not carries_flow(flow):
         raise ValueError("the flow must enter it as the array that is moved.")
-    must_be_plain(places, "the places that it reads")
+    must_be_plain(places, "the positions that it reads")
     places = [plain_or_flow(place) for place in places]
     mantissa, exponent = plain_or_flow(flow)
     moved = [Scaled(out, exponent) for out in equation.bind(mantissa, *places)]
@@ -36,28 +34,29 @@ def structural(equation: Equation, flow: Value, *places: Value):
 
 
 def taking(equation: Equation, flow: Value, *places: Value):
-    """Moves entries about and leaves some behind, the largest perhaps."""
+    """Moves entries and drops some, perhaps the largest: so the result is normalised."""
     return [normalised(*out) for out in structural(equation, flow, *places)]
 
 
 def joining(equation: Equation, *operands: Value):
-    """Puts arrays side by side; parameter values between them carry no flow."""
+    """Concatenates arrays; parameter values among them carry no flow."""
     mantissas, exponent = aligned(as_flows(operands, equation.dtype))
     (joined,) = equation.bind(*mantissas)
     return [Scaled(joined, exponent)]
 
 
 def updating(equation: Equation, array: Value, update: Value, *places: Value):
-    """Writes one array into another; of the two, parameter values carry no flow."""
-    must_be_plain(places, "the places that it writes")
+    """Writes one array into another; if one of them is a parameter value, it carries no
+    flow."""
+    must_be_plain(places, "the positions that it writes")
     mantissas, exponent = aligned(as_flows([array, update], equation.dtype))
     (updated,) = equation.bind(*mantissas, *places)
     return [normalised(updated, exponent)]
 
 
 def scatter(equation: Equation, array: Value, places: Value, updates: Value):
-    """Writes or adds entries into an array, at places that are parameter values."""
-    must_be_plain([places], "the places that it writes")
+    """Writes or adds entries into an array, at positions that are parameter values."""
+    must_be_plain([places], "the positions that it writes")
     (array, updates), exponent = aligned(as_flows([array, updates], equation.dtype))
     names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
     put = lax.scatter_add if equation.name == "scatter-add" else lax.scatter
@@ -66,7 +65,7 @@ def scatter(equation: Equation, array: Value, places: Value, updates: Value):
 
 
 def pad(equation: Equation, flow: Value, value: Value):
-    """Surrounds the flow with nothing, whatever the padding value: it is a shift."""
+    """Pads the flow with zeros, whatever the padding value is: that value is a shift."""
     if not isinstance(flow, Scaled):
         raise ValueError("the flow must enter it as the array that is padded.")
     (padded,) = equation.bind(flow.mantissa, jnp.zeros((), flow.mantissa.dtype))
@@ -74,37 +73,37 @@ def pad(equation: Equation, flow: Value, value: Value):
 
 
 def summing(equation: Equation, flow: Scaled):
-    """Adds entries of the flow to each other: sums, means and average pooling."""
+    """Adds up entries of the flow: sums, means and average pooling."""
     (total,) = equation.bind(flow.mantissa)
     return [normalised(total, flow.exponent)]
 
 
-@sees_kinds
 def barrier(equation: Equation, *operands: Value):
-    """Order for the compiler only: each operand passes."""
+    """Every operand passes; the primitive only orders computations."""
     return operands
 
 
 # --- the largest --------------------------------------------------------------------------
 
-# Values this close to a window's largest count as equal to it. On an all-ones input whole
-# regions of an image have equal flow but for rounding (1e-7 a sum); without the margin,
-# rounding, and so the platform, would choose the path.
+# Relative margin within which entries of a window count as equal to its largest. On an
+# all-ones input whole regions of an image have equal flow up to rounding (1e-7 a sum), and
+# without the margin rounding, hence the platform, would choose the path.
 _TIE = 2.0**-13
 
 
 def reduce_window_max(equation: Equation, flow: Scaled):
     """Max pooling: the flow of the largest entry of each window, the first among equals.
 
-    It is positively homogeneous, so the flow is conserved. Equal means within 2**-13 of
-    the largest, the same on every platform and in every precision.
+    Max pooling is positively homogeneous, so the flow is conserved. Entries within 2**-13
+    of the largest count as equal to it, on every platform and in every precision.
     """
     entries = pooled_entries(equation, flow, fill=-jnp.inf)
     return [normalised(first_largest(entries), flow.exponent)]
 
 
 def pooled_entries(equation: Equation, flow: Scaled, fill: float) -> list[Array]:
-    """For each place in the window of a pooling, the entries there; ``fill`` outside."""
+    """For each offset in the pooling window, the entries there; ``fill`` outside the
+    image."""
     params = equation.params
     if set(params["base_dilation"]) != {1}:
         raise ValueError("max pooling with a base dilation has no rule.")
@@ -119,7 +118,8 @@ def pooled_entries(equation: Equation, flow: Scaled, fill: float) -> list[Array]
 
 
 def reduce_max(equation: Equation, flow: Scaled):
-    """Global max pooling: as max pooling, over whole axes. Min too: sizes have no sign."""
+    """Global max pooling: `reduce_window_max` over whole axes. It is also the rule of the
+    minimum, since absolute values have no sign."""
     axes = equation.params["axes"]
     if not axes:
         return [flow]
@@ -142,12 +142,12 @@ def first_largest(entries: list[Array]) -> Array:
 
 
 def _nearly(largest: Array) -> Array:
-    """What counts as equal to the largest. Infinity stays what it is."""
+    """Threshold above which entries count as equal to the largest; infinity is kept."""
     return largest - jnp.where(jnp.isfinite(largest), _TIE * jnp.abs(largest), 0)
 
 
 def window_slices(x: Array, window, strides, padding, dilation, fill) -> list[Array]:
-    """For each place in the window, the entries that stand there, over all windows."""
+    """For each offset in the window, the entries at that offset of every window."""
     x = lax.pad(x, jnp.asarray(fill, x.dtype), [(low, high, 0) for low, high in padding])
     reach = [(w - 1) * d for w, d in zip(window, dilation)]
     slices = []

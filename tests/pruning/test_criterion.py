@@ -1,0 +1,275 @@
+"""What the loop knows of a criterion: its certificate, and its data as arguments."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import synflow_jax as sj
+from synflow_jax.pruning import rounds
+from synflow_jax.pruning.criterion import FlowCriterion, without_constants
+from synflow_jax.pruning.loop import COUNTS
+from synflow_jax.transform import Rule, Scaled
+from tests import nets
+
+PARAMS = {"a": {"kernel": None}, "b": {"kernel": None}}
+PARAMS = {n: {"kernel": w} for n, w in nets.draw({"a": (4, 6), "b": (6, 3)}).items()}
+
+
+def network(params, x):
+    return jax.nn.relu(x @ params["a"]["kernel"]) @ params["b"]["kernel"]
+
+
+SYNFLOW = sj.synflow(network, (4,))
+
+
+def certificate(score_fn):
+    """Whether two rounds of a half each are certified."""
+    _, info = sj.prune(score_fn, PARAMS, 0.5, rounds=2)
+    assert (np.asarray(info.removed) < 1).all()
+    return bool(info.certificate)
+
+
+# --- to whom a certificate belongs --------------------------------------------------------
+
+
+@functools.wraps(SYNFLOW)
+def wrapped(params, masks):
+    return jax.tree.map(lambda s: s / 2, SYNFLOW(params, masks))
+
+
+class Halved(FlowCriterion):
+    def __call__(self, params, masks):
+        return jax.tree.map(lambda s: s / 2, super().__call__(params, masks))
+
+
+WITHOUT = {
+    "functools.wraps": wrapped,
+    "jit of functools.wraps": jax.jit(wrapped),
+    "partial": functools.partial(SYNFLOW),
+    "lambda": lambda params, masks: SYNFLOW(params, masks),
+    "subclass": Halved(**vars(SYNFLOW)),
+    "jit of a lambda": jax.jit(lambda params, masks: SYNFLOW(params, masks)),
+    "with biases": sj.synflow(network, (4,), biases=True),
+}
+
+
+@pytest.mark.parametrize(
+    "score_fn",
+    [SYNFLOW, jax.jit(SYNFLOW), sj.synflow_l2(network, (4,))],
+    ids=["synflow", "jit", "synflow_l2"],
+)
+def test_a_certificate_belongs_to_what_synflow_returns(score_fn):
+    assert certificate(score_fn)
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_a_function_around_a_criterion_has_no_certificate(name):
+    assert not certificate(WITHOUT[name])
+    with pytest.raises(ValueError, match="`schedule` cannot certify rounds"):
+        sj.prune(WITHOUT[name], PARAMS, 0.5, schedule=sj.certified())
+
+
+# --- rules that keep paths, and rules that do not -----------------------------------------
+
+
+def geometric_mean(equation, flow):
+    """Over the last axis: positive and of degree one, and no sum over paths."""
+    mean = jnp.exp(jnp.mean(jnp.log(flow.mantissa + 1e-30), axis=-1, keepdims=True))
+    return [Scaled(jnp.broadcast_to(mean, flow.mantissa.shape), flow.exponent)]
+
+
+def sorting(params, x):
+    return jnp.sort(x @ params["a"]["kernel"]) @ params["b"]["kernel"]
+
+
+def test_a_rule_that_is_no_sum_over_paths_certifies_nothing():
+    """A round that removes less than the flow may cut such a network."""
+    rules = {**sj.flow_rules, "sort": geometric_mean}
+    score_fn = sj.synflow(sorting, (4,), rules=rules)
+    assert not certificate(score_fn)
+    with pytest.raises(ValueError, match=r"cannot certify.*`sort`.*test_criterion"):
+        sj.prune(score_fn, PARAMS, 0.5, schedule=sj.certified())
+    # One hidden unit without its 4 weights: 1 / 6 of the flow goes, and then all of it.
+    masks = sj.all_kept(PARAMS)
+    masks["a"]["kernel"] = masks["a"]["kernel"].at[:, 0].set(False)
+    cut = sj.log_flow(sorting, sj.apply_masks(PARAMS, masks), (4,), rules=rules)
+    assert cut < sj.log_flow(sorting, PARAMS, (4,), rules=rules) - 5
+
+
+@pytest.mark.parametrize("keeps_paths", [True, False, lambda equation, flow: True])
+def test_a_rule_says_whether_it_keeps_paths(keeps_paths):
+    rule = Rule(lambda equation, flow: [flow], keeps_paths=keeps_paths)
+    rules = {**sj.flow_rules, "sort": rule}
+    assert certificate(sj.synflow(sorting, (4,), rules=rules)) == bool(keeps_paths)
+
+
+def least(params, x):
+    x = x[..., None] @ jnp.ones((1, 2)) @ params["pair"]["kernel"]
+    return jnp.minimum(x[..., 0], 1.0) @ params["a"]["kernel"] @ params["b"]["kernel"]
+
+
+def convolved(params, x):
+    kernel = params["pair"]["kernel"].reshape(2, 2, 1)
+    x = jnp.stack([x, x], axis=-1)
+    dimensions = ("NWC", "WIO", "NWC")
+    x = jax.lax.conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=dimensions)
+    return x[..., 0] @ params["a"]["kernel"] @ params["b"]["kernel"]
+
+
+@pytest.mark.parametrize(
+    "name, function",
+    [("dot_general", network), ("min", least), ("conv_general_dilated", convolved)],
+)
+def test_a_rule_in_the_place_of_a_known_one_is_asked(name, function):
+    params = PARAMS | {"pair": {"kernel": jnp.ones((2, 2))}}
+    given = sj.flow_rules[name]
+    seen = []
+
+    def same(equation, *operands):
+        seen.append(equation.name)
+        return given.apply(equation, *operands)
+
+    for rule, certifies in (
+        (given, True),
+        (dataclasses.replace(given, apply=same), True),
+        (dataclasses.replace(given, apply=same, keeps_paths=False), False),
+    ):
+        score_fn = sj.synflow(function, (4,), rules={**sj.flow_rules, name: rule})
+        _, info = sj.prune(score_fn, params, 0.9, rounds=1)
+        assert bool(info.certificate) == certifies
+    assert name in seen
+
+
+def test_a_table_is_copied_when_the_criterion_is_made():
+    rules = {**sj.flow_rules, "sort": sj.flow_rules["tanh"]}
+    score_fn = sj.synflow(sorting, (4,), rules=rules)
+    rules["sort"] = Rule(lambda equation, flow: [Scaled(flow.mantissa * 0, flow.exponent)])
+    scores = score_fn(PARAMS, sj.all_kept(PARAMS))
+    assert float(scores["a"]["kernel"].sum()) == pytest.approx(1)
+
+
+# --- arrays that a criterion needs are arguments of the loop ------------------------------
+
+TRACES = []
+X = jax.random.normal(jax.random.key(0), (2, 3, 8, 4))
+Y = jax.random.normal(jax.random.key(1), (2, 3, 8, 3))
+
+
+def loss_fn(params, batch):
+    TRACES.append("loss")
+    return jnp.mean((network(params, batch["x"]) - batch["y"]) ** 2)
+
+
+def traced_network(params, x):
+    TRACES.append("network")
+    return network(params, x)
+
+
+def batches(i):
+    return {"x": X[i], "y": Y[i]}
+
+
+WITH_DATA = {
+    "snip": lambda i: sj.snip(loss_fn, batches(i)),
+    "grasp": lambda i: sj.grasp(loss_fn, batches(i)),
+    "fisher": lambda i: sj.fisher(loss_fn, batches(i)),
+    "gradient_norm": lambda i: sj.gradient_norm(loss_fn, batches(i)),
+    "ntk_sap": lambda i: sj.ntk_sap(traced_network, X[i], jax.random.key(i)),
+    "random": lambda i: sj.random(jax.random.key(i)),
+}
+
+
+@pytest.mark.parametrize("name", WITH_DATA)
+def test_other_data_of_equal_shapes_compiles_nothing(name):
+    make = WITH_DATA[name]
+    first, _ = sj.prune(make(0), PARAMS, 0.3, rounds=3)
+    TRACES.clear()
+    programs = rounds._all_rounds._cache_size()
+    second, _ = sj.prune(make(1), PARAMS, 0.3, rounds=3)
+    assert rounds._all_rounds._cache_size() == programs and not TRACES
+    # It is the other data that counts: as with a criterion that is compiled by itself.
+    criterion = make(1)
+    closure = lambda params, masks: criterion(params, masks)  # noqa: E731
+    alone, _ = sj.prune(closure, PARAMS, 0.3, rounds=3)
+    nets.assert_equal(second, alone)
+    same = [bool((a == b).all()) for a, b in zip(*map(jax.tree.leaves, (first, second)))]
+    assert not all(same)
+
+
+@pytest.mark.parametrize("name", WITH_DATA)
+def test_scores_under_jit_are_of_the_criterion_s_own_data(name):
+    """Criteria of one formula and other data are not one function to `jax.jit`."""
+    masks = sj.all_kept(PARAMS)
+    for i in (0, 1):
+        criterion = WITH_DATA[name](i)
+        got, want = jax.jit(criterion)(PARAMS, masks), criterion(PARAMS, masks)
+        nets.assert_close(got, want, rtol=1e-4)
+
+
+def normalised(statistics, jit):
+    """A network that closes over arrays, as over batch statistics, perhaps under jit."""
+    inner = lambda x: (x @ statistics) / 64  # noqa: E731
+    inner = jax.jit(inner) if jit else inner
+
+    def apply_fn(params, x):
+        return network(params, inner(x)[..., :4])
+
+    return apply_fn
+
+
+CLOSURES = {
+    "synflow": lambda s, jit: sj.synflow(normalised(s, jit), (64,)),
+    "snip": lambda s, jit: sj.snip(
+        lambda params, x: normalised(s, jit)(params, x).sum(), jnp.ones((2, 8, 64))
+    ),
+    "a user's": lambda s, jit: (
+        lambda params, masks: jax.tree.map(
+            lambda w: abs(w) * (jax.jit(jnp.sum)(s) if jit else s.sum()), params
+        )
+    ),
+    "random": lambda s, jit: sj.random(jax.random.key(0)),
+}
+
+
+def constant_bytes(text):
+    """Sizes of the constants in a program's text that are not one number repeated."""
+    sizes = {"i1": 1, "i8": 1, "ui8": 1, "f32": 4, "i32": 4, "ui32": 4, "f64": 8, "i64": 8}
+    found = re.findall(r"stablehlo\.constant dense<(.*?)> : tensor<([^>]*)>", text)
+    for value, shape in found:
+        *extent, dtype = shape.split("x")
+        if value.startswith(("[", '"')):
+            yield int(np.prod([int(n) for n in extent])) * sizes[dtype]
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["plain", "jit"])
+@pytest.mark.parametrize("name", CLOSURES)
+def test_the_compiled_loop_holds_no_large_constant(name, jit):
+    statistics = jax.random.uniform(jax.random.key(0), (64, 64))
+    score_fn = CLOSURES[name](statistics, jit)
+    method, constants = rounds.method_of(
+        score_fn, PARAMS, sj.all_kept(PARAMS), is_prunable=(True, True)
+    )
+    counts = np.array([20, 10], np.uint32)
+    lowered = rounds._all_rounds.lower(method, COUNTS, 2, constants, PARAMS, counts)
+    assert max(constant_bytes(lowered.as_text()), default=0) <= 1024
+    held = [x.nbytes for x in jax.tree.leaves(constants) if hasattr(x, "nbytes")]
+    assert name == "random" or max(held) >= statistics.nbytes
+
+
+def test_constants_are_seen_in_a_text():
+    large = jnp.asarray(np.arange(1000.0, dtype=np.float32))
+    text = jax.jit(lambda x: x * large).lower(1.0).as_text()
+    assert [*constant_bytes(text)] == [4000]
+
+
+def test_a_criterion_is_split_once_and_found_again():
+    masks = sj.all_kept(PARAMS)
+    one, _ = without_constants(SYNFLOW, PARAMS, masks)
+    other, _ = without_constants(SYNFLOW, PARAMS, masks)
+    assert one == other and hash(one) == hash(other)
+    assert one != without_constants(sj.synflow(network, (4,)), PARAMS, masks)[0]

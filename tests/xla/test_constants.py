@@ -1,0 +1,69 @@
+"""Arrays that a function closes over become its arguments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from synflow_jax.xla.constants import hoisted
+
+DATA = jnp.asarray(np.random.default_rng(0).standard_normal((40, 40)), jnp.float32)
+
+
+def plain(x):
+    return {"y": x @ DATA, "z": DATA.sum()}
+
+
+@jax.jit
+def jitted(x):
+    return {"y": jax.jit(lambda x: x @ DATA)(x), "z": jax.jit(jnp.sum)(DATA)}
+
+
+def twice(x):
+    inner = jax.jit(lambda x: x @ DATA)
+    return {"y": inner(x), "z": inner(x).sum()}
+
+
+@pytest.mark.parametrize("function", [plain, jitted, twice])
+def test_constants_come_out_whether_in_the_function_or_in_a_jitted_one(function):
+    x = jnp.ones((3, 40))
+    pure, constants = hoisted(function, x)
+    assert all(constant.shape == (40, 40) for constant in constants) and constants
+    want = function(x)
+    got = pure(constants, x)
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+        np.testing.assert_allclose(g, w, rtol=1e-6)
+    other = pure([2 * constant for constant in constants], x)
+    np.testing.assert_allclose(other["y"], 2 * want["y"], rtol=1e-6)
+
+
+def test_functions_are_equal_with_equal_types_only():
+    pure, _ = hoisted(plain, jnp.ones((3, 40)))
+    assert pure == hoisted(plain, jnp.zeros((3, 40)))[0]
+    assert pure != hoisted(plain, jnp.ones((4, 40)))[0]
+    assert pure != hoisted(lambda x: plain(x), jnp.ones((3, 40)))[0]
+
+
+def test_it_is_traced_once():
+    traces = []
+
+    def function(x):
+        traces.append(1)
+        return x @ DATA
+
+    shape = jax.ShapeDtypeStruct((3, 40), jnp.float32)
+    for _ in range(3):
+        hoisted(function, shape)
+    assert len(traces) == 1
+
+
+def test_under_a_transformation_constants_may_be_traced():
+    def of(data, x):
+        pure, constants = hoisted(lambda x: x @ data, x)
+        return pure(constants, x)
+
+    batch = jnp.stack([DATA, -DATA])
+    x = jnp.ones((3, 40))
+    got = jax.vmap(of, in_axes=(0, None))(batch, x)
+    np.testing.assert_allclose(got, jnp.stack([x @ DATA, -x @ DATA]), rtol=1e-4, atol=1e-5)
