@@ -1,4 +1,4 @@
-"""The `synflow` command: prune a network from the shell, look at a masks file."""
+"""The `synflow` command: prunes a network from the shell and prints masks files."""
 
 import dataclasses
 import importlib
@@ -17,9 +17,10 @@ import rich.table
 import tyro
 from jaxtyping import PyTree
 
+import synflow_jax
+from synflow_jax import criteria
 from synflow_jax.analysis.effective import unreached
 from synflow_jax.analysis.summary import Row, summarize
-from synflow_jax.criteria import synaptic_flow as scores
 from synflow_jax.mask_files import load_masks, save_masks
 from synflow_jax.masks import apply_masks
 from synflow_jax.models import NETWORKS, build
@@ -32,7 +33,7 @@ from synflow_jax.xla.program_cache import keep_programs
 
 
 class CommandError(Exception):
-    """What the user can mend: one line on standard error, exit code 2."""
+    """An error that the user can fix: one line on standard error, exit code 2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,16 +56,16 @@ class Prune:
     rounds: int = 100
     """Rounds of scoring and selecting."""
     schedule: Literal["exponential", "linear"] = "exponential"
-    """Density after each round."""
+    """How the density falls from round to round."""
     scope: Literal["global", "layer"] = "global"
     """One ranking over the network, or one for each layer."""
     seed: int = 0
-    """Draws a built-in network's weights, and the random criterion."""
+    """Seed of a built-in network's initial weights and of the random criterion."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspect:
-    """Print what a masks file keeps of each layer."""
+    """Print how many weights of each layer a masks file keeps."""
 
     masks: Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(metavar="FILE")]
     """A file written by `synflow prune` or by save_masks."""
@@ -78,10 +79,16 @@ Command = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    # Before tyro, which would ask for one of the required subcommands.
+    if argv[:1] == ["--version"]:
+        print(f"synflow_jax {synflow_jax.__version__}")
+        return 0
     command = tyro.cli(
         Command,
         prog="synflow",
-        description="Pruning at initialisation for JAX and Flax.",
+        description="Pruning at initialisation for JAX and Flax. "
+        "`synflow --version` prints the version.",
         args=argv,
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
@@ -121,9 +128,9 @@ def _prune(command: Prune) -> None:
         apply_fn, params, input_shape = _load(command.target, command.seed)
         progress.remove_task(loading)
         criterion = {
-            "synflow": lambda: scores.synflow(apply_fn, input_shape),
-            "magnitude": scores.magnitude,
-            "random": lambda: scores.random(jax.random.key(command.seed)),
+            "synflow": lambda: criteria.synflow(apply_fn, input_shape),
+            "magnitude": criteria.magnitude,
+            "random": lambda: criteria.random(jax.random.key(command.seed)),
         }[command.criterion]
         pruning = progress.add_task(
             f"compiling, then {command.rounds} rounds", total=command.rounds
@@ -150,7 +157,7 @@ def _prune(command: Prune) -> None:
         print(
             "synflow: warning: no flow reaches the output through "
             f"{', '.join(without_flow)}: the network does not use these weights, or "
-            "parameters that are zero stand in the way",
+            "parameters that are zero block every path",
             file=sys.stderr,
         )
     try:
@@ -171,7 +178,7 @@ def _inspect(command: Inspect) -> None:
 
 
 def _flow_of(apply_fn: Callable[..., PyTree], input_shape: PyTree) -> Callable:
-    """log10 of R in words; a criterion other than synflow can do without."""
+    """Formats log10 of R, or "unknown": criteria other than synflow need no flow."""
     compiled = jax.jit(lambda params: log_flow(apply_fn, params, input_shape))
 
     def flow_of(params: PyTree) -> str:
@@ -187,7 +194,7 @@ def _flow_of(apply_fn: Callable[..., PyTree], input_shape: PyTree) -> Callable:
 def _unreached(
     apply_fn: Callable[..., PyTree], params: PyTree, input_shape: PyTree
 ) -> list[str]:
-    """As `unreached`; a criterion other than synflow can do without the flow."""
+    """Calls `unreached`; without a flow, which other criteria do not need, no names."""
     try:
         return unreached(apply_fn, params, input_shape)
     except FlowError:
@@ -195,7 +202,7 @@ def _unreached(
 
 
 def _load(target: str, seed: int) -> tuple[Callable[..., PyTree], PyTree, PyTree]:
-    """The network that TARGET names."""
+    """Builds the network that TARGET names."""
     if ":" not in target:
         if target not in NETWORKS:
             raise CommandError(
@@ -204,7 +211,7 @@ def _load(target: str, seed: int) -> tuple[Callable[..., PyTree], PyTree, PyTree
             )
         return build(target, jax.random.key(seed))
     module_name, _, function_name = target.partition(":")
-    sys.path.insert(0, os.getcwd())  # as `python -m` does
+    sys.path.insert(0, os.getcwd())  # finds the user's module, as `python -m` does
     try:
         made = getattr(importlib.import_module(module_name), function_name)()
     except (Exception, SystemExit) as error:  # the user's module may raise anything
@@ -218,24 +225,26 @@ def _load(target: str, seed: int) -> tuple[Callable[..., PyTree], PyTree, PyTree
 
 
 def _print_table(masks: PyTree) -> None:
-    """Prints a row for each layer, leaves that nobody prunes left out."""
+    """Prints a row for each layer: kernels, and other leaves that lost weights."""
     rows = summarize(masks, masks)
-    pruned = [row for row in rows if row.kept < row.size or _is_layer(row)]
+    layers = [row for row in rows if row.kept < row.size or _is_layer(row)]
     table = rich.table.Table()
     table.add_column("layer")
     for column in ("shape", "weights", "kept", "density"):
         table.add_column(column, justify="right")
-    for row in pruned:
-        _add(table, row, style="bold red" if row.size and not row.kept else None)
-    size, kept = sum(r.size for r in pruned), sum(r.kept for r in pruned)
+    for row in layers:
+        _add_row(table, row, style="bold red" if row.size and not row.kept else None)
+    size, kept = sum(r.size for r in layers), sum(r.kept for r in layers)
     table.add_section()
-    _add(table, Row("total", (), size, kept, kept / size if size else 1.0), style="bold")
+    _add_row(
+        table, Row("total", (), size, kept, kept / size if size else 1.0), style="bold"
+    )
     console = rich.console.Console()
-    if not console.is_terminal:  # a pipe or a file has no width: cut nothing off
+    if not console.is_terminal:  # a pipe or a file: wide enough to cut nothing off
         console = rich.console.Console(width=200)
     console.print(table)
-    whole = len(rows) - len(pruned)
-    empty = [row.name for row in pruned if row.size and not row.kept]
+    whole = len(rows) - len(layers)
+    empty = [row.name for row in layers if row.size and not row.kept]
     print(f"{whole} other leaves are whole; {len(empty)} layers are empty", end="")
     print(f": {', '.join(empty)}" if empty else "")
 
@@ -244,7 +253,7 @@ def _is_layer(row: Row) -> bool:
     return names_kernel(row.name) and len(row.shape) >= 2
 
 
-def _add(table: rich.table.Table, row: Row, style: str | None) -> None:
+def _add_row(table: rich.table.Table, row: Row, style: str | None) -> None:
     shape = "x".join(map(str, row.shape))
     numbers = (f"{row.size:,}", f"{row.kept:,}", f"{row.density:.3g}")
     table.add_row(rich.markup.escape(row.name), shape, *numbers, style=style)

@@ -1,4 +1,4 @@
-"""Masks on disk: one safetensors file, without pickle."""
+"""Masks on disk, in one safetensors file, without pickle."""
 
 import json
 import math
@@ -18,15 +18,16 @@ _FORMAT = "synflow_jax.masks.1"
 
 
 def save_masks(path: str | os.PathLike, masks: Masks) -> None:
-    """Writes masks to one safetensors file, one bit an entry; nothing is pickled.
+    """Writes masks to one safetensors file, one bit for each entry; nothing is pickled.
 
-    The file appears whole or not at all. Other tools read it as a safetensors file of
-    uint8 arrays (`numpy.packbits`), one a leaf, named like the leaf.
+    If writing fails, the file stays as it was, or absent; it is never incomplete. Other
+    programs can read it too: it holds one uint8 array for each leaf, packed by
+    `numpy.packbits` and named like the leaf.
 
     Args:
       path: the file; replaced if it exists.
-      masks: boolean leaves. Dicts, lists and tuples are written as such; any other
-        container is remembered by its leaves' names (see `load_masks`).
+      masks: boolean leaves. The structure of dicts, lists and tuples is stored; of any
+        other container only the names of its leaves are (see `load_masks`).
 
     Raises:
       ValueError: if a leaf is not boolean.
@@ -35,7 +36,9 @@ def save_masks(path: str | os.PathLike, masks: Masks) -> None:
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(masks)]
     for name, leaf in zip(names, leaves):
         if leaf.dtype != np.bool_:
-            raise ValueError(f"`masks` leaf `{name}` has dtype {leaf.dtype}, not bool.")
+            raise ValueError(
+                f"the leaf `{name}` has dtype {leaf.dtype}; `masks` must be boolean."
+            )
     numbered = jax.tree.unflatten(jax.tree.structure(masks), range(len(leaves)))
     metadata = {
         "format": _FORMAT,
@@ -58,25 +61,26 @@ def load_masks(path: str | os.PathLike, like: PyTree | None = None) -> Masks:
 
     Args:
       path: the file.
-      like: parameters (or masks) with the same leaf names, whose containers to use.
-        Needed only for containers other than dicts with string or integer keys, lists and
-        tuples, which otherwise come back as a flat dict of leaf names.
+      like: parameters (or masks) with the same leaf names; the result has their structure.
+        Needed only for containers other than lists, tuples and dicts with string or integer
+        keys: without it, masks in other containers are returned as one flat dict from leaf
+        names to leaves.
 
     Returns:
-      Boolean leaves.
+      Boolean leaves, in the structure of ``like`` or else in the stored one.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if the file is truncated or holds something else, or if the masks do
-        not fit ``like``.
+      ValueError: if the file is truncated or is not a masks file, or if the masks do not
+        fit ``like``.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"there is no masks file {os.fspath(path)!r}.")
+        raise FileNotFoundError(f"there is no masks file at {os.fspath(path)!r}.")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
-                raise ValueError("its metadata does not say it holds masks")
+                raise ValueError(f"its metadata has no format {_FORMAT!r}")
             names = json.loads(metadata["names"])
             shapes = [tuple(shape) for shape in json.loads(metadata["shapes"])]
             structure = json.loads(metadata["structure"])
@@ -88,7 +92,7 @@ def load_masks(path: str | os.PathLike, like: PyTree | None = None) -> Masks:
             if structure is not None:
                 numbered = _rebuilt(structure)
             if sorted(jax.tree.leaves(numbered)) != list(range(len(names))):
-                raise ValueError("its structure does not hold each leaf once")
+                raise ValueError("its structure does not contain every leaf once")
     except (
         *(safetensors.SafetensorError, ValueError, OSError),
         *(KeyError, IndexError, TypeError, RecursionError),
@@ -116,7 +120,7 @@ def load_masks(path: str | os.PathLike, like: PyTree | None = None) -> Masks:
 
 
 def _tensor_names(tree: PyTree) -> list[str]:
-    """The leaves' names, numbered where they would not do as names in a file."""
+    """Leaf names, numbered if two of them are equal or the file format reserves one."""
     names = leaf_names(tree)
     if len(set(names)) < len(names) or "__metadata__" in names:  # {"a/b": m, "a": {"b": m}}
         names = [f"{i}:{name}" for i, name in enumerate(names)]
@@ -124,34 +128,38 @@ def _tensor_names(tree: PyTree) -> list[str]:
 
 
 def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> Array:
+    """The inverse of `numpy.packbits`, for a boolean array of a given shape."""
     if any(type(n) is not int or n < 0 for n in shape):
-        raise ValueError(f"a leaf has the shape {shape}")
+        raise ValueError(f"a leaf has the impossible shape {shape}")
     size = math.prod(shape)
-    if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
-        raise ValueError(f"a leaf of shape {shape} has {bits.shape} bytes of {bits.dtype}")
+    num_bytes = -(-size // 8)
+    if bits.dtype != np.uint8 or bits.shape != (num_bytes,):
+        raise ValueError(
+            f"a leaf of shape {shape} needs {num_bytes} bytes, but is stored as "
+            f"{bits.dtype} of shape {bits.shape}"
+        )
     return jnp.asarray(np.unpackbits(bits, count=size).astype(bool).reshape(shape))
 
 
 def _described(tree: PyTree) -> list | int | None:
-    """Nested plain containers of leaf numbers as JSON; None for any other container."""
+    """Describes a tree of leaf numbers in JSON; None unless of dicts, lists and tuples."""
     if type(tree) is int:
         return tree
     if type(tree) is dict:
-        parts = [(key, _described(value)) for key, value in tree.items()]
-        plain = all(type(key) in (str, int) for key in tree)  # NNX numbers its lists
+        # Integer keys too: NNX turns a list of layers into a dict from their numbers.
+        if not all(type(key) in (str, int) for key in tree):
+            return None
+        values = [_described(value) for value in tree.values()]
+        parts = list(zip(tree, values))
     elif type(tree) in (list, tuple):
-        parts = [_described(value) for value in tree]
-        plain = True
+        parts = values = [_described(value) for value in tree]
     else:
         return None
-    values = [part[1] for part in parts] if type(tree) is dict else parts
-    if not plain or any(value is None for value in values):
-        return None
-    return [type(tree).__name__, parts]
+    return None if None in values else [type(tree).__name__, parts]
 
 
 def _rebuilt(described: list | int) -> PyTree:
-    """What `_described` was given."""
+    """The inverse of `_described`."""
     if isinstance(described, int):
         return described
     kind, parts = described

@@ -1,4 +1,4 @@
-"""What a mask is: boolean leaves that mirror the parameters, True = kept."""
+"""Masks: boolean leaves that mirror the parameters, True = kept."""
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,12 @@ def all_kept(params: Params) -> Masks:
 def apply_masks(params: Params, masks: Masks) -> Params:
     """Sets every pruned weight to zero.
 
-    It selects and does not multiply, so a pruned NaN or infinity becomes zero too, and no
-    type is promoted. To train under the masks, apply them once and then chain
+    It selects instead of multiplying, so a pruned NaN or infinity becomes zero too, and no
+    dtype is promoted. To train under the masks, apply them once and then chain
     `freeze_pruned`.
 
     Args:
-      params: any leaves.
+      params: a pytree of arrays of any dtypes.
       masks: boolean leaves shaped like ``params``; True = kept.
 
     Returns:
@@ -44,7 +44,7 @@ def apply_masks(params: Params, masks: Masks) -> Params:
 
 
 def count(masks: Masks) -> Integer[Array, ""]:
-    """Number of kept entries over the whole tree: int32, or uint32 from 2**31 entries on.
+    """Number of kept entries of the whole tree: int32, or uint32 for 2**31 entries or more.
 
     Example:
       >>> int(count({"a": jnp.array([True, False]), "b": jnp.array([True])}))

@@ -150,6 +150,22 @@ def test_compiled_programs_are_kept_where_the_user_says(chosen, monkeypatch, cap
         jax.config.update("jax_compilation_cache_dir", before)
 
 
+def test_version_prints_the_package_and_its_version(capsys, monkeypatch):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr() == (f"synflow_jax {sj.__version__}\n", "")
+    monkeypatch.setattr(sys, "argv", ["synflow", "--version"])
+    assert cli.main() == 0
+    assert capsys.readouterr() == (f"synflow_jax {sj.__version__}\n", "")
+
+
+def test_help_names_the_subcommands_and_the_version(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["--help"])
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("prune", "inspect", "--version"))
+
+
 def test_the_installed_command_prints_its_help():
     run = subprocess.run(
         [sys.executable, "-m", "synflow_jax.cli", "prune", "--help"],

@@ -153,7 +153,7 @@ class ResNet(nn.Module):
         )(x)
         x = nn.relu(batch_norm(x, train, name="bn"))
         if self.stem == "imagenet":
-            # `max_pool` accepts pairs, as its documentation says, but is annotated with str.
+            # `max_pool` takes pairs, as its documentation says, but is annotated with str.
             padding: Any = ((1, 1), (1, 1))
             x = nn.max_pool(x, (3, 3), (2, 2), padding)
         inner, outer = channels, channels
