@@ -1,107 +1,209 @@
-"""The search for the threshold that exactly k scores reach."""
+"""One search for a threshold, by any measure that grows with it.
 
+Entries are represented by their keys, integers that sort like the scores. The measure of a
+threshold is the total weight of the entries whose keys are below it: their number if each
+of them weighs 1, the sum of their scores if each weighs its score. The search evaluates the
+measure at a few candidates at a time and never sorts or gathers the entries.
+"""
+
+from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int, Num, UInt
 
-from synflow_jax.xla.reductions import CANDIDATES, count_reaching
+from synflow_jax.xla.reductions import CANDIDATES, one_device
+
+# The sample has one entry in 128 within these limits: sorting a larger one would take as
+# long as a few passes over all entries.
+_SAMPLED_PART, _SMALLEST_SAMPLE, _LARGEST_SAMPLE = 128, 1024, 16384
+
+
+class Measure(NamedTuple):
+    """The total weight of the entries below a threshold.
+
+    Attributes:
+      below: maps `CANDIDATES` thresholds to their measures, integers or floats. No measure
+        may be lower than that of a lower threshold.
+      weight: maps keys to what an entry with this key adds to the measure, in float32. It
+        serves only to choose candidates.
+    """
+
+    below: Callable[[Int[Array, " candidates"]], Num[Array, " candidates"]]
+    weight: Callable[[Int[Array, "..."]], Float[Array, "..."]]
 
 
 class Bracket(NamedTuple):
-    """The threshold lies in [low, high): at least k keys reach low, fewer than k high."""
+    """Two thresholds and their measures; the search keeps the limit between them.
 
-    low: Array
-    num_low: Array  # keys >= low
-    high: Array
-    num_high: Array  # keys >= high
+    Attributes:
+      low: a threshold whose measure is at most the limit.
+      below_low: its measure.
+      high: a threshold whose measure is above the limit.
+      below_high: its measure.
+    """
 
-
-def whole(keys: list[Array]) -> Bracket:
-    """All keys reach the type's least number, none its greatest."""
-    key_type = keys[0].dtype
-    limits = jnp.iinfo(key_type)
-    size = sum(key.size for key in keys)
-    return Bracket(
-        low=jnp.asarray(limits.min, key_type),
-        num_low=jnp.uint32(size),
-        high=jnp.asarray(limits.max, key_type),
-        num_high=jnp.uint32(0),
-    )
+    low: Int[Array, ""]
+    below_low: Num[Array, ""]
+    high: Int[Array, ""]
+    below_high: Num[Array, ""]
 
 
 def search(
-    keys: list[Array], k: Array, bracket: Bracket, guesses: Array | None = None
+    measure: Measure,
+    limit: Num[Array, ""],
+    bracket: Bracket,
+    first: Int[Array, " candidates"] | None = None,
 ) -> Bracket:
-    """Narrows until k keys reach `low`, or `low` is what several keys around it equal."""
+    """Finds the highest threshold whose measure is at most a limit.
+
+    Each pass evaluates the measure at a few candidates inside the bracket and narrows the
+    bracket to the two neighbours between which the limit lies. Candidates are interpolated
+    if the last pass left at most a quarter of the measure between the ends of the bracket,
+    and evenly spaced if not.
+
+    The search ends when no threshold is left between the ends. If the measure is a count,
+    it ends already when ``below_low`` equals the limit: all thresholds with this count have
+    the same entries below them. Equal sums do not imply that, since small scores are lost
+    in rounding.
+
+    Args:
+      measure: what is limited.
+      limit: of the dtype of the measure.
+      bracket: thresholds to search between, with their measures; that of ``low`` is at most
+        the limit.
+      first: candidates of the first pass. Default: evenly spaced.
+
+    Returns:
+      The bracket whose ``low`` is the threshold. If even the measure of ``high`` is at most
+      the limit, both ends are the given ``high``.
+
+    Example:
+      >>> keys = jnp.array([10, 20, 30, 40])
+      >>> def below(candidates):
+      ...     return jnp.sum(keys[None] < candidates[:, None], axis=1, dtype=jnp.uint32)
+      >>> measure = Measure(below, lambda key: jnp.ones(key.shape))
+      >>> start = Bracket(jnp.int32(0), jnp.uint32(0), jnp.int32(99), jnp.uint32(4))
+      >>> 20 < search(measure, jnp.uint32(2), start).low <= 30
+      Array(True, dtype=bool)
+    """
+    is_count = jnp.issubdtype(limit.dtype, jnp.integer)
 
     def unfinished(state):
-        bracket, *_ = state
-        return (bracket.num_low != k) & (bracket.high - 1 > bracket.low)
+        bracket, _ = state
+        several = bracket.high - 1 > bracket.low
+        return several & (bracket.below_low != limit) if is_count else several
 
-    def narrow(state):
-        bracket, helped, first = state
-        candidates = jnp.where(helped, _around(bracket, k), _spaced(bracket))
-        if guesses is not None:
-            candidates = jnp.where(first, guesses, candidates)
-        numbers = sum(count_reaching(key, candidates) for key in keys)
-        narrowed = _narrowed(bracket, candidates, numbers, k)
-        before, after = (b.num_low - b.num_high for b in (bracket, narrowed))
-        return narrowed, first | (after <= before // 4), jnp.bool_(False)
+    def one_pass(state):
+        bracket, candidates = state
+        narrower = _narrowed(bracket, candidates, measure.below(candidates), limit)
+        helped = _measure_between(narrower) <= _measure_between(bracket) / 4
+        interpolated = _interpolated(narrower, limit, measure.weight)
+        distances = jnp.where(helped, interpolated, _evenly_spaced(narrower))
+        return narrower, _above_low(narrower, distances)
 
-    # None at all are what reach the end of the bracket.
-    none = bracket._replace(low=bracket.high, num_low=bracket.num_high)
-    bracket = jax.tree.map(lambda a, b: jnp.where(k == 0, a, b), none, bracket)
-    start = (bracket, jnp.bool_(False), jnp.bool_(True))
-    return lax.while_loop(unfinished, narrow, start)[0]
+    all_within = bracket.below_high <= limit
+    bracket = bracket._replace(
+        low=jnp.where(all_within, bracket.high, bracket.low),
+        below_low=jnp.where(all_within, bracket.below_high, bracket.below_low),
+    )
+    if first is None:
+        first = _above_low(bracket, _evenly_spaced(bracket))
+    else:
+        first = jnp.clip(first, bracket.low + 1, bracket.high - 1)
+    return lax.while_loop(unfinished, one_pass, (bracket, first))[0]
 
 
-def _narrowed(bracket: Bracket, candidates: Array, numbers: Array, k: Array) -> Bracket:
-    low, num_low, high, num_high = bracket
-    enough = numbers >= k
+def sampled_candidates(
+    keys: list[Int[Array, "..."]], measure: Measure, limit: Num[Array, ""]
+) -> Int[Array, " candidates"] | None:
+    """Estimates the threshold from a sample, to begin a search with.
+
+    Args:
+      keys: of all entries, in arrays of any shapes.
+      measure: as for `search`; only its ``weight`` is used.
+      limit: as for `search`.
+
+    Returns:
+      Candidates at -4, -1, +1 and +4 standard errors. None if there are several devices:
+      the sample would have to be gathered.
+    """
+    if not one_device():
+        return None
+    stride = _sample_stride(sum(key.size for key in keys))
+    sample = jnp.sort(jnp.concatenate([key.reshape(-1)[::stride] for key in keys]))
+    weights = measure.weight(sample)
+    totals = jnp.cumsum(weights)
+    # The variance of a total over a sample of fixed size.
+    variances = jnp.cumsum(weights * weights) - totals * totals / sample.size
+    errors = jnp.sqrt(jnp.maximum(variances, 0))
+    shifts = jnp.array([[4.0], [1.0], [-1.0], [-4.0]], totals.dtype)
+    too_low = totals[None] + shifts * errors[None] < limit.astype(totals.dtype) / stride
+    places = jnp.sum(too_low, axis=1, dtype=jnp.int32) + jnp.array([-2, 0, 0, 2], jnp.int32)
+    return sample[jnp.clip(places, 0, sample.size - 1)]
+
+
+def _sample_stride(size: int) -> int:
+    """Stride of the sample: every n-th of ``size`` entries is taken."""
+    wanted = min(max(size // _SAMPLED_PART, _SMALLEST_SAMPLE), _LARGEST_SAMPLE)
+    return -(-size // wanted)
+
+
+def _narrowed(
+    bracket: Bracket, candidates: Array, measures: Array, limit: Array
+) -> Bracket:
+    """The narrowest bracket whose ends are candidates or ends of the given one."""
+    low, below_low, high, below_high = bracket
+    within = measures <= limit
     return Bracket(
-        low=jnp.maximum(low, jnp.max(jnp.where(enough, candidates, low))),
-        num_low=jnp.minimum(num_low, jnp.min(jnp.where(enough, numbers, num_low))),
-        high=jnp.minimum(high, jnp.min(jnp.where(enough, high, candidates))),
-        num_high=jnp.maximum(num_high, jnp.max(jnp.where(enough, num_high, numbers))),
+        low=jnp.maximum(low, jnp.max(jnp.where(within, candidates, low))),
+        below_low=jnp.maximum(below_low, jnp.max(jnp.where(within, measures, below_low))),
+        high=jnp.minimum(high, jnp.min(jnp.where(within, high, candidates))),
+        below_high=jnp.minimum(
+            below_high, jnp.min(jnp.where(within, below_high, measures))
+        ),
     )
 
 
-def _around(bracket: Bracket, k: Array) -> Array:
-    """Where k keys would reach if those in the bracket lay at random, and to each side of
-    it one and three times as far as that may be wrong."""
-    width, between = _extent(bracket)
-    extent = width.astype(jnp.float32)
-    share = (bracket.num_low - k).astype(jnp.float32) / between
-    # Keys lie at random, and less densely towards the upper end: of ordinary scores, about
-    # half as densely an octave further up. An octave is 2**digits keys.
-    digits = {4: 23, 8: 52}[width.dtype.itemsize]
-    chance = jnp.sqrt(share * (1 - share) / between)
-    slope = share * (1 - share) * extent * 2.0 ** -(digits + 2)
-    shares = share + jnp.array([-3.0, -1.0, 1.0, 3.0], jnp.float32) * (chance + slope)
-    # Short of 1, or rounding could lead out of the type.
-    shares = jnp.clip(shares, 0, 1 - 2.0**-10)
-    return _at(bracket, (shares * extent).astype(width.dtype))
+def _measure_between(bracket: Bracket) -> Float[Array, ""]:
+    """The measure of the entries between the ends of the bracket, in float32."""
+    return (bracket.below_high - bracket.below_low).astype(jnp.float32)
 
 
-def _spaced(bracket: Bracket) -> Array:
-    width, _ = _extent(bracket)
-    step = jnp.maximum(width // (CANDIDATES + 1), 1)
-    return _at(bracket, step * jnp.arange(1, CANDIDATES + 1, dtype=width.dtype))
+def _interpolated(bracket: Bracket, limit: Array, weight: Callable) -> Array:
+    """Interpolates the threshold and returns candidates at -3, -1, +1, +3 standard errors.
+
+    Candidates are given by their distances from ``low``.
+    """
+    width, between = _num_thresholds(bracket), _measure_between(bracket)
+    share = (limit - bracket.below_low).astype(jnp.float32) / between
+    # The measure does not grow evenly with the threshold. First, entries lie at random.
+    entries = jnp.maximum(between / weight(bracket.high), 1)
+    by_chance = jnp.sqrt(share * (1 - share) / entries)
+    # Second, they become sparser upwards: ordinary scores about by half in an octave. An
+    # octave has as many keys as a mantissa has values.
+    octave = 2.0 ** jnp.finfo(f"float{8 * width.dtype.itemsize}").nmant
+    by_slope = share * (1 - share) * width.astype(jnp.float32) / (4 * octave)
+    errors = jnp.array([-3.0, -1.0, 1.0, 3.0], jnp.float32) * (by_chance + by_slope)
+    # Less than 1, so that rounding cannot exceed the integer type.
+    shares = jnp.clip(share + errors, 0, 1 - 2.0**-10)
+    return (shares * width.astype(jnp.float32)).astype(width.dtype)
 
 
-def _extent(bracket: Bracket) -> tuple[Array, Array]:
-    """The bracket's width, unsigned, and the number of keys in it, floating."""
-    low, num_low, high, num_high = bracket
-    unsigned = jnp.dtype(f"uint{low.dtype.itemsize * 8}")
-    width = high.astype(unsigned) - low.astype(unsigned)
-    return width, (num_low - num_high).astype(jnp.float32)
+def _evenly_spaced(bracket: Bracket) -> Array:
+    """Divides the bracket into equal parts; candidates as distances from ``low``."""
+    step = jnp.maximum(_num_thresholds(bracket) // (CANDIDATES + 1), 1)
+    return step * jnp.arange(1, CANDIDATES + 1, dtype=step.dtype)
 
 
-def _at(bracket: Bracket, ahead: Array) -> Array:
-    """The keys so far ahead of `low`, inside the bracket."""
-    width, _ = _extent(bracket)
-    ahead = jnp.clip(ahead, 1, width - 1)
-    return (bracket.low.astype(ahead.dtype) + ahead).astype(bracket.low.dtype)
+def _num_thresholds(bracket: Bracket) -> UInt[Array, ""]:
+    """Distance between the ends of the bracket; unsigned, so that it cannot overflow."""
+    unsigned = jnp.dtype(f"uint{8 * bracket.low.dtype.itemsize}")
+    return bracket.high.astype(unsigned) - bracket.low.astype(unsigned)
+
+
+def _above_low(bracket: Bracket, distances: UInt[Array, " candidates"]) -> Array:
+    """The thresholds at these distances from ``low``, clipped to lie between the ends."""
+    inside = jnp.clip(distances, 1, _num_thresholds(bracket) - 1)
+    return (bracket.low.astype(inside.dtype) + inside).astype(bracket.low.dtype)

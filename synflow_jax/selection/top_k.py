@@ -1,14 +1,14 @@
 """Scores to masks: exactly k, without a sort.
 
-Floats order like their bits read as whole numbers, their keys, so the k-th highest score is
-found by counting: how many keys reach a candidate tells on which side of it the threshold
-lies, and so on until exactly k reach one. A small sample makes the first candidates; then
-they are where the threshold would be if keys were evenly spread between the nearest two,
-or, where that did not help, evenly spaced. Counts are all that a round needs to know of the
-scores, so the leaves are never sorted or gathered. Only small leaves are copied together,
-since a program with code for each leaf of a deep network would compile for minutes.
+A score's key is its bits, read as an integer that sorts like the score. Counting the keys
+below a threshold shows whether it is too high or too low, so `search` finds the threshold
+that exactly k keys reach; if it does not exist because of ties, it finds the key of the
+ties. Only counts leave an array, so the leaves are neither sorted nor gathered.
+Small leaves are concatenated first, since a program with separate code for each leaf of a
+deep network would take minutes to compile.
 
-Ties are a selection of their own: of the places of equal scores, the first few.
+Ties are broken by a second search: among the entries equal to the threshold, for the
+first few.
 """
 
 import functools
@@ -22,23 +22,23 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Integer, PyTree
 
 from synflow_jax.precision import scoring_dtype
-from synflow_jax.selection.threshold import Bracket, search, whole
+from synflow_jax.selection.threshold import Bracket, Measure, sampled_candidates, search
 from synflow_jax.trees import Leaf, Masks, Scores, check_masks, is_floating
-from synflow_jax.xla.reductions import count_where, one_device, sample_stride, sum_of
+from synflow_jax.xla.reductions import count_reaching, count_where, one_device, sum_of
 
-# Entries from which a leaf is counted by itself: copying it would take longer than a loop
-# of its own.
+# Leaves with at least this many entries are not concatenated: copying one would take longer
+# than a loop of its own.
 _LARGE = 2**16
 
 
 class Selection(NamedTuple):
-    """What is kept, and what is known of the scores on the way.
+    """Masks, and statistics of the scores that they were selected from.
 
     Attributes:
       masks: True = kept.
-      removed: total score of what was eligible and is not kept.
-      positive: whether any eligible score was above zero.
-      nonfinite: eligible scores that were NaN or infinite.
+      removed: total of the eligible scores that are not kept, NaN left out.
+      positive: True if any eligible score was above zero.
+      nonfinite: number of eligible scores that were NaN or infinite.
     """
 
     masks: Masks
@@ -60,8 +60,9 @@ def keep_top(
       scores: floating leaves of any shapes; higher means keep.
       k: number of entries to keep, from 0 to the total. May be traced, so one compilation
         serves every round of a schedule.
-      masks: boolean leaves shaped like ``scores``: what may be kept. If fewer than ``k``
-        entries are eligible, all of them are kept. Default: everything is eligible.
+      masks: boolean leaves shaped like ``scores``; True marks an eligible entry, one that
+        may be kept. If fewer than ``k`` entries are eligible, all of them are kept.
+        Default: all entries are eligible.
 
     Returns:
       Boolean leaves shaped like ``scores``; True marks a kept entry.
@@ -76,8 +77,8 @@ def keep_top(
       {'a': Array([False,  True], dtype=bool), 'b': Array([ True], dtype=bool)}
 
     References:
-      Tanaka et al. 2020 (arXiv 2006.05467), Algorithm 1, lines 5 and 6; the paper keeps
-      the scores above a percentile, and so drops every tie at the threshold.
+      Tanaka et al. 2020 (arXiv 2006.05467), Algorithm 1, lines 5 and 6. The paper keeps
+      the scores above a percentile, and so removes all ties at the threshold.
     """
     return select(scores, k, masks).masks
 
@@ -87,18 +88,19 @@ def keep_top_per_layer(
     ks: PyTree[int | np.integer | Integer[Leaf, ""]],
     masks: Masks | None = None,
 ) -> Masks:
-    """Keeps the highest scores of every leaf, each leaf with a count of its own.
+    """Keeps the highest scores of every leaf, with a separate count for each leaf.
 
     Args:
       scores: floating leaves of any shapes; higher means keep.
-      ks: a tree like ``scores`` with one count a leaf. May be traced.
-      masks: boolean leaves shaped like ``scores``: what may be kept.
+      ks: a tree like ``scores`` with one count per leaf. Counts may be traced.
+      masks: boolean leaves shaped like ``scores``; True marks an entry that may be kept.
+        Default: all entries may.
 
     Returns:
       Boolean leaves shaped like ``scores``; True marks a kept entry.
 
     Raises:
-      ValueError: as `keep_top` does, or if ``ks`` does not have one count a leaf.
+      ValueError: as `keep_top` does, or if ``ks`` does not have one count per leaf.
 
     Example:
       >>> scores = {"a": jnp.array([0.1, 0.9]), "b": jnp.array([0.5])}
@@ -111,7 +113,7 @@ def keep_top_per_layer(
 def select(
     scores: Scores, k: int | np.integer | Integer[Leaf, ""], masks: Masks | None = None
 ) -> Selection:
-    """As `keep_top`, with what is known of the scores on the way."""
+    """Like `keep_top`, and returns statistics of the scores as well."""
     leaves, treedef = jax.tree.flatten(scores)
     size = _checked_size(scores)
     _check_count(k, size)
@@ -122,26 +124,36 @@ def select(
         nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, bool), scores)
         return Selection(nothing, jnp.zeros((), dtype), jnp.bool_(False), jnp.uint32(0))
     if isinstance(k, jax.core.Tracer):
-        # Before it loses its sign, or what uint32 does not hold.
+        # Clipped before the conversion to uint32, which changes negative and large numbers.
         largest = jnp.asarray(min(size, jnp.iinfo(k.dtype).max), k.dtype)
         k = jnp.clip(k, 0, largest)
     k = jnp.minimum(jnp.asarray(k, jnp.uint32), jnp.uint32(size))
     always = k <= jnp.uint32(size)
-    groups = _groups([leaf.size for leaf in leaves])
-    ranked = _joined([jnp.asarray(leaf, dtype) for leaf in leaves], groups, always)
-    keys = [_key(leaf) for leaf in ranked]
+    groups = _leaf_groups([leaf.size for leaf in leaves])
+    ranked = _join([jnp.asarray(leaf, dtype) for leaf in leaves], groups, always)
+    keys = [_to_key(array) for array in ranked]
     if masks is not None:
         lowest = jnp.iinfo(_key_type(dtype)).min
         eligible = [jnp.asarray(mask) for mask in jax.tree.leaves(masks)]
-        eligible = _joined(eligible, groups, always)
+        eligible = _join(eligible, groups, always)
         keys = [jnp.where(m, key, lowest) for m, key in zip(eligible, keys)]
-    bracket = search(keys, k, whole(keys), _guesses(keys, k))
-    # Where k keys reach `low` there is no tie to break, and only a comparison is left.
-    kept = lax.cond(bracket.num_low == k, _all_reaching, _first_of_equals, keys, bracket, k)
+    limits, measure = jnp.iinfo(keys[0].dtype), _number(keys)
+    start = Bracket(
+        low=jnp.asarray(limits.min, keys[0].dtype),
+        below_low=jnp.uint32(0),
+        high=jnp.asarray(limits.max, keys[0].dtype),
+        below_high=jnp.uint32(size),
+    )
+    num_removed = jnp.uint32(size) - k
+    first = sampled_candidates(keys, measure, num_removed)
+    bracket = search(measure, num_removed, start, first)
+    # Where exactly k keys reach `low` there are no ties to break; one comparison suffices.
+    ties = num_removed - bracket.below_low
+    kept = lax.cond(ties == 0, _keep_reaching, _keep_first_ties, keys, bracket, num_removed)
     nonfinite = sum((_count_nonfinite(key) for key in keys), jnp.uint32(0))
     return Selection(
-        jax.tree.unflatten(treedef, _parted(kept, groups, [leaf.shape for leaf in leaves])),
-        _removed(keys, bracket, k),
+        jax.tree.unflatten(treedef, _split(kept, groups, [leaf.shape for leaf in leaves])),
+        _total_removed(keys, bracket.low, ties),
         lax.cond(
             (bracket.low > 0) & (k > 0), lambda keys: jnp.bool_(True), _any_positive, keys
         ),
@@ -150,7 +162,7 @@ def select(
 
 
 def select_per_layer(scores: Scores, ks: PyTree, masks: Masks | None = None) -> Selection:
-    """As `keep_top_per_layer`, with what is known of the scores on the way."""
+    """Like `keep_top_per_layer`, and returns statistics of the scores as well."""
     if jax.tree.structure(ks) != jax.tree.structure(scores):
         raise ValueError(
             "`ks` must hold one count for every leaf of `scores`.\n"
@@ -173,7 +185,7 @@ def select_per_layer(scores: Scores, ks: PyTree, masks: Masks | None = None) -> 
 
 def _check_count(k: int | np.integer | Leaf, size: int) -> None:
     if not jnp.issubdtype(jnp.result_type(k), jnp.integer):
-        raise ValueError(f"`k` is a whole number; got {k!r}.")
+        raise ValueError(f"`k` must be an integer; got {k!r}.")
     if not isinstance(k, jax.core.Tracer) and not 0 <= int(k) <= size:
         raise ValueError(f"`k` must lie between 0 and the {size} scores; got {k}.")
 
@@ -183,28 +195,32 @@ def _checked_size(scores: PyTree) -> int:
     for path, leaf in jax.tree_util.tree_leaves_with_path(scores):
         if not is_floating(leaf):
             raise ValueError(
-                f"`scores{jax.tree_util.keystr(path)}` has dtype {leaf.dtype}; scores are "
-                "floating."
+                f"`scores{jax.tree_util.keystr(path)}` has dtype {leaf.dtype}; scores must "
+                "be floating."
             )
         size += leaf.size
     if size > 2**32 - 2:
-        raise ValueError(f"`scores` has {size} entries; at most 2**32 - 2 are counted.")
+        raise ValueError(f"`scores` has {size} entries; at most 2**32 - 2 can be counted.")
     return size
 
 
-def _groups(sizes: list[int]) -> list[slice]:
-    """Leaves that are counted as one: neighbours that are small, where arrays are whole."""
+def _leaf_groups(sizes: list[int]) -> list[slice]:
+    """Groups of leaves to concatenate: neighbours that are small, and others by themselves.
+
+    With several devices no leaves are concatenated, as that could move entries.
+    """
     small = [size < _LARGE and one_device() for size in sizes]
     starts = [i for i in range(len(sizes)) if i == 0 or not (small[i - 1] and small[i])]
     return [slice(*ends) for ends in zip(starts, [*starts[1:], len(sizes)])]
 
 
-def _joined(leaves: list[Array], groups: list[slice], always: Array) -> list[Array]:
-    """An array for each group, with the entries of its leaves in their order.
+def _join(leaves: list[Array], groups: list[slice], always: Array) -> list[Array]:
+    """Concatenates the leaves of each group.
 
-    XLA on a CPU fuses a concatenation with its neighbours into one loop, in which every
-    entry looks for its leaf. It does not fuse across a branch: so this is one, which is
-    ``always`` taken, though XLA does not know that (where k is traced).
+    On a CPU, XLA fuses a concatenation with its neighbours into one loop, which searches
+    for the leaf of every single entry. It does not fuse across a branch, so the
+    concatenation is put into one. The condition ``always`` is always true, but XLA cannot
+    know that (if k is traced).
     """
 
     def join(leaves):
@@ -222,119 +238,126 @@ def _zeros(flat: list[Array]) -> Array:
     return jnp.zeros(sum(leaf.size for leaf in flat), flat[0].dtype)
 
 
-def _parted(
+def _split(
     joined: list[Array], groups: list[slice], shapes: list[tuple[int, ...]]
 ) -> list[Array]:
-    """What `_joined` copied together, in the shapes of the leaves."""
-    parts = []
+    """Undoes `_join`: splits each array into leaves of the given shapes."""
+    leaves = []
     for array, group in zip(joined, groups):
-        own = shapes[group]
-        if len(own) == 1:
-            parts.append(array)
+        if len(shapes[group]) == 1:
+            leaves.append(array)
             continue
-        ends = np.cumsum([math.prod(shape) for shape in own])
+        ends = np.cumsum([math.prod(shape) for shape in shapes[group]])
         flat = jnp.split(array, ends[:-1])
-        parts += [part.reshape(shape) for part, shape in zip(flat, own)]
-    return parts
+        leaves += [part.reshape(shape) for part, shape in zip(flat, shapes[group])]
+    return leaves
 
 
-def _key(scores: Array) -> Int[Array, "..."]:
-    """Whole numbers in the order of the scores. NaN is below all, above the type's least,
-    which is for what may not be kept; the type's greatest is no key."""
+def _to_key(scores: Array) -> Int[Array, "..."]:
+    """Maps scores to integers that sort like them.
+
+    NaN becomes the second lowest integer, the lowest marks entries that may not be kept,
+    the highest is unused.
+    """
     signed = _key_type(scores.dtype)
     lowest = jnp.iinfo(signed).min
     bits = lax.bitcast_convert_type(scores, signed)
-    # Sign and magnitude to two's complement; minus zero becomes zero.
+    # Floats store a sign and an absolute value, integers are in two's complement. Minus
+    # zero becomes zero.
     keys = jnp.where(bits < 0, lowest - bits, bits)
     return jnp.where(jnp.isnan(scores), lowest + 1, keys)
 
 
-def _score(key: Array) -> Float[Array, "..."]:
-    """The score that has this key."""
-    bits = jnp.where(key < 0, jnp.iinfo(key.dtype).min - key, key)
-    return lax.bitcast_convert_type(bits, f"float{key.dtype.itemsize * 8}")
+def _to_score(keys: Array) -> Float[Array, "..."]:
+    """The inverse of `_to_key`."""
+    bits = jnp.where(keys < 0, jnp.iinfo(keys.dtype).min - keys, keys)
+    return lax.bitcast_convert_type(bits, f"float{8 * keys.dtype.itemsize}")
 
 
 def _key_type(dtype) -> jnp.dtype:
     return jnp.dtype({4: jnp.int32, 8: jnp.int64}[jnp.dtype(dtype).itemsize])
 
 
+def _number(keys: list[Array]) -> Measure:
+    """The measure that counts the keys below a threshold."""
+    size = jnp.uint32(sum(key.size for key in keys))
+
+    def below(candidates):
+        return size - sum(count_reaching(key, candidates) for key in keys)
+
+    return Measure(below, weight=lambda key: jnp.ones(key.shape, jnp.float32))
+
+
 def _count_nonfinite(keys: Array) -> Integer[Array, ""]:
     lowest = jnp.iinfo(keys.dtype).min
-    infinity = jnp.asarray(jnp.inf, f"float{keys.dtype.itemsize * 8}")
-    low, high = _key(-infinity), _key(infinity)
+    infinity = jnp.asarray(jnp.inf, f"float{8 * keys.dtype.itemsize}")
+    low, high = _to_key(-infinity), _to_key(infinity)
     return count_where(lambda key: (key != lowest) & ((key <= low) | (key >= high)), keys)
 
 
-def _removed(keys: list[Array], bracket: Bracket, k: Array) -> Float[Array, ""]:
-    """The total below the threshold, and of those equal to it what is too many."""
-    nan = jnp.iinfo(bracket.low.dtype).min + 1
+def _total_removed(keys: list[Array], threshold: Array, ties: Array) -> Float[Array, ""]:
+    """The total of the scores below a threshold and of several that equal it."""
+    nan = jnp.iinfo(threshold.dtype).min + 1
 
-    def below(key):
-        counts = (key > nan) & (key < bracket.low)
-        return jnp.where(counts, _score(key), jnp.zeros((), _score(key).dtype))
+    def removed(key):
+        counts = (key > nan) & (key < threshold)
+        return jnp.where(counts, _to_score(key), jnp.zeros((), _to_score(key).dtype))
 
-    ties = bracket.num_low - k
-    threshold = _score(bracket.low)
-    tied = ties.astype(threshold.dtype) * threshold
-    tied = jnp.where(ties == 0, jnp.zeros_like(tied), tied)
-    return sum((sum_of(below, key) for key in keys), tied)
+    score = _to_score(threshold)
+    tied = jnp.where(ties == 0, jnp.zeros_like(score), ties.astype(score.dtype) * score)
+    return sum((sum_of(removed, key) for key in keys), tied)
 
 
 def _any_positive(keys: list[Array]) -> Bool[Array, ""]:
     return sum(count_where(lambda key: key > 0, key) for key in keys) > 0
 
 
-def _guesses(keys: list[Array], k: Array) -> Array | None:
-    """Candidates around the threshold, most likely, from a sample of every array."""
-    if not one_device():
-        return None  # a sample would have to be gathered
-    size = sum(key.size for key in keys)
-    stride = sample_stride(size)
-    sample = jnp.sort(jnp.concatenate([key.reshape(-1)[::stride] for key in keys]))
-    fraction = k.astype(jnp.float32) / float(size)
-    expected = (1.0 - fraction) * sample.size
-    deviation = jnp.sqrt(sample.size * fraction * (1.0 - fraction))
-    places = expected + jnp.array([-4.0, -1.0, 1.0, 4.0], jnp.float32) * deviation
-    places = places + jnp.array([-2.0, 0.0, 0.0, 2.0], jnp.float32)
-    return sample[jnp.clip(places.astype(jnp.int32), 0, sample.size - 1)]
-
-
-def _all_reaching(keys: list[Array], bracket: Bracket, k: Array) -> list[Array]:
-    # The lowest key is not eligible, and reaches only if fewer than k others are.
+def _keep_reaching(keys: list[Array], bracket: Bracket, num_removed: Array) -> list[Array]:
+    """Masks of the eligible entries whose keys reach ``low``."""
+    # The lowest key marks entries that are not eligible. It can be the threshold if fewer
+    # than k others are.
     low = jnp.maximum(bracket.low, jnp.iinfo(bracket.low.dtype).min + 1)
     return [key >= low for key in keys]
 
 
-def _first_of_equals(keys: list[Array], bracket: Bracket, k: Array) -> list[Array]:
-    """All keys above the threshold, and the first few of those equal to it."""
-    tied, last = _places(keys, bracket.low)
-    all_tied = Bracket(
+def _keep_first_ties(
+    keys: list[Array], bracket: Bracket, num_removed: Array
+) -> list[Array]:
+    """Masks of all keys above ``low``, and of the first few of those equal to it."""
+    positions, last = _position_keys(keys, bracket.low)
+    size = jnp.uint32(sum(key.size for key in keys))
+    num_above = size - bracket.below_high
+    start = Bracket(
         low=last,
-        num_low=bracket.num_low - bracket.num_high,
+        below_low=bracket.below_low + num_above,
         high=jnp.int32(jnp.iinfo(jnp.int32).max),
-        num_high=jnp.uint32(0),
+        below_high=size,
     )
-    chosen = search(tied, k - bracket.num_high, all_tied)
+    chosen = search(_number(positions), num_removed + num_above, start)
     lowest = jnp.iinfo(bracket.low.dtype).min
     return [
-        (key > bracket.low) | (place >= chosen.low) & (key > lowest)
-        for key, place in zip(keys, tied)
+        (key > bracket.low) | (position >= chosen.low) & (key > lowest)
+        for key, position in zip(keys, positions)
     ]
 
 
-def _places(keys: list[Array], tie: Array) -> tuple[list[Array], Array]:
-    """For keys that equal the tie a key that is higher the earlier they come, and the one
-    that the very last entry would have."""
+def _position_keys(keys: list[Array], tied: Array) -> tuple[list[Array], Array]:
+    """Keys that rank entries by position: the earlier an entry, the higher its key.
+
+    Entries whose key is not ``tied`` get the lowest integer.
+
+    Returns:
+      The keys, and that of the very last entry if it is tied.
+    """
     limits = jnp.iinfo(jnp.int32)
-    first, start = jnp.uint32(limits.max - 1), 0
+    highest, start = jnp.uint32(limits.max - 1), 0
 
-    def place(index):
-        return lax.bitcast_convert_type(first - index, jnp.int32)
+    def position_key(index):
+        return lax.bitcast_convert_type(highest - index, jnp.int32)
 
-    places = []
+    positions = []
     for key in keys:
         index = lax.iota(jnp.uint32, key.size).reshape(key.shape) + jnp.uint32(start)
-        places.append(jnp.where(key == tie, place(index), limits.min))
+        positions.append(jnp.where(key == tied, position_key(index), limits.min))
         start += key.size
-    return places, place(jnp.uint32(start - 1))
+    return positions, position_key(jnp.uint32(start - 1))

@@ -1,8 +1,11 @@
-"""How many entries, and how much in total: numbers that need no scores of other devices.
+"""Counts and sums over large arrays, fast on a CPU too.
 
-XLA reduces an array to one number on one CPU core and without wide registers. The sum of a
-few long rows it treats like elementwise code, in narrow integers twenty times faster and in
-floats five times; so on a CPU entries are counted and added in rows.
+XLA on a CPU reduces an array to one number on a single core and without SIMD instructions.
+It adds a few long rows to each other like elementwise code, 20 times faster for narrow
+integers and 5 times for floats. So on a CPU, arrays are reshaped to rows first.
+
+With several devices the results are plain reductions: only numbers are exchanged, no
+entries.
 """
 
 import functools
@@ -12,28 +15,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Integer, UInt
 
-# Candidates that `count_reaching` takes: their counts share one pass and one uint32.
+# Candidates of a pass. `count_reaching` packs their counts into the fields of one uint32.
 CANDIDATES = 4
-_BITS = 32 // CANDIDATES
+_FIELD_BITS = 32 // CANDIDATES
 
-# Rows of a pass for one number; and of a pass for CANDIDATES, where a field counts 15 rows
-# and the sums of 16 fields, at most 240, fit int16.
+# Rows to which `count_where` and `sum_of` reshape an array.
 _ROWS = 16
+
+# Rows to which `count_reaching` does: a field adds 15 rows, and the sum of 16 such fields,
+# at most 240, fits into int16.
 _FIELD_ROWS, _SUM_ROWS = 15, 16
-
-# Scores taken of each array in proportion to its size, to guess where to count: so many,
-# or a small part of all, since a sort of many takes as long as a few counts.
-_LARGEST_SAMPLE, _SAMPLED_PART, _SMALLEST_SAMPLE = 16384, 128, 1024
-
-
-def sample_stride(size: int) -> int:
-    """Of so many entries every which one is in a sample."""
-    wanted = min(max(size // _SAMPLED_PART, _SMALLEST_SAMPLE), _LARGEST_SAMPLE)
-    return -(-size // wanted)
 
 
 def one_device() -> bool:
-    """Whether arrays cannot be spread over devices, so that reshaping moves nothing."""
+    """True if there is one device, so that reshaping moves nothing between devices."""
     return jax.device_count() == 1
 
 
@@ -65,15 +60,15 @@ def count_where(holds: Callable[..., Array], *leaves: Array) -> Integer[Array, "
 def count_reaching(
     keys: Int[Array, "..."], candidates: Int[Array, " candidates"]
 ) -> UInt[Array, " candidates"]:
-    """Numbers of keys that reach each of `CANDIDATES` whole numbers, in one pass.
+    """Numbers of keys that are at least each of `CANDIDATES` integers, in one pass.
 
     Example:
       >>> count_reaching(jnp.arange(10), jnp.array([2, 3, 8, 20])).tolist()
       [8, 7, 2, 0]
     """
     if not _in_rows():
-        numbers = [jnp.sum(keys >= c, dtype=jnp.uint32) for c in candidates]
-        return jnp.stack(numbers)
+        counts = [jnp.sum(keys >= c, dtype=jnp.uint32) for c in candidates]
+        return jnp.stack(counts)
     flat = keys.reshape(-1)
     width = flat.size // (_FIELD_ROWS * _SUM_ROWS)
     size = width * _FIELD_ROWS * _SUM_ROWS
@@ -82,18 +77,18 @@ def count_reaching(
     if not width:
         return rest
     rows = flat[:size].reshape(_FIELD_ROWS, -1)
-    shifts = [jnp.uint32(_BITS * i) for i in range(CANDIDATES)]
+    shifts = [jnp.uint32(_FIELD_BITS * i) for i in range(CANDIDATES)]
     fields = [(rows >= c).astype(jnp.uint32) << s for c, s in zip(candidates, shifts)]
     columns = jnp.sum(sum(fields[1:], fields[0]), axis=0, dtype=jnp.uint32)
-    # Each field by itself: two sums of all of them, one after the other, XLA makes one
-    # loop of, eight times slower.
+    # Each field is unpacked and summed by itself. If two sums covered all fields, XLA would
+    # fuse them into one loop, which is 8 times slower.
     columns = columns.reshape(_SUM_ROWS, width)
-    numbers = [_total(columns >> s & jnp.uint32(2**_BITS - 1)) for s in shifts]
-    return jnp.stack(numbers) + rest
+    counts = [_sum_field(columns >> s & jnp.uint32(2**_FIELD_BITS - 1)) for s in shifts]
+    return jnp.stack(counts) + rest
 
 
-def _total(small: UInt[Array, "rows columns"]) -> Integer[Array, ""]:
-    return jnp.sum(jnp.sum(small, axis=0, dtype=jnp.int16), dtype=jnp.uint32)
+def _sum_field(values: UInt[Array, "rows columns"]) -> Integer[Array, ""]:
+    return jnp.sum(jnp.sum(values, axis=0, dtype=jnp.int16), dtype=jnp.uint32)
 
 
 def sum_of(value: Callable[..., Array], *leaves: Array) -> Array:
@@ -112,10 +107,34 @@ def sum_of(value: Callable[..., Array], *leaves: Array) -> Array:
         return jnp.sum(value(*leaves))
     flat, size = [leaf.reshape(-1) for leaf in leaves], width * _ROWS**2
     rows = [x[:size].reshape(_ROWS, _ROWS * width) for x in flat]
-    columns = _added([value(*(x[i] for x in rows)) for i in range(_ROWS)])
-    columns = _added(list(columns.reshape(_ROWS, width)))
+    columns = _sum_rows([value(*(x[i] for x in rows)) for i in range(_ROWS)])
+    columns = _sum_rows(list(columns.reshape(_ROWS, width)))
     return jnp.sum(columns) + jnp.sum(value(*(x[size:] for x in flat)))
 
 
-def _added(rows: list[Array]) -> Array:
+def _sum_rows(rows: list[Array]) -> Array:
     return functools.reduce(jnp.add, rows)
+
+
+def sums_of(value: Callable[..., Array], candidates: Array, *leaves: Array) -> Array:
+    """`sum_of` for each of several candidates, with the code of one.
+
+    Args:
+      value: takes a candidate and equally shaped slices of the leaves, and returns floats
+        of that shape.
+      candidates: an array with one axis.
+      leaves: arrays of one shape.
+
+    Example:
+      >>> at_least = lambda c, x: jnp.where(x >= c, x, 0.0)
+      >>> sums_of(at_least, jnp.array([2.0, 3.0]), jnp.arange(4.0)).tolist()
+      [5.0, 3.0]
+    """
+
+    def one(candidate):
+        return sum_of(functools.partial(value, candidate), *leaves)
+
+    if _in_rows():
+        return jax.vmap(one)(candidates)
+    # Separate reductions, which XLA on a GPU can fuse into one pass over the leaves.
+    return jnp.stack([one(candidate) for candidate in candidates])

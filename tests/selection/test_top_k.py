@@ -93,7 +93,7 @@ def _large(name: str) -> dict[str, np.ndarray]:
     "name", ["normal", "heavy", "integers", "equal", "zero", "mostly zero"]
 )
 def test_large_trees_agree_with_a_stable_sort(name):
-    """Large enough for the sample to narrow the search and for counting in slices."""
+    """Large enough for the sample to narrow the search and for counting in rows."""
     scores = _large(name)
     flat = np.concatenate([a.ravel() for a in scores.values()])
     order = np.argsort(-flat, kind="stable")
@@ -146,8 +146,8 @@ def test_minus_zero_is_zero():
     np.testing.assert_array_equal(got["w"], [True, False])
 
 
-def test_k_is_a_whole_number(no_typecheck):
-    with pytest.raises(ValueError, match="`k` is a whole number; got 1.7"):
+def test_k_is_an_integer(no_typecheck):
+    with pytest.raises(ValueError, match="`k` must be an integer; got 1.7"):
         sj.keep_top({"w": jnp.ones(3)}, 1.7)
 
 
@@ -162,7 +162,7 @@ def test_k_out_of_range_is_refused(k):
         sj.keep_top({"w": jnp.ones(3)}, k)
 
 
-def test_whole_numbers_are_no_scores(no_typecheck):
+def test_integers_are_no_scores(no_typecheck):
     with pytest.raises(ValueError, match=r"scores\['w'\].*int32"):
         sj.keep_top({"w": jnp.arange(3)}, 1)
 
@@ -230,7 +230,7 @@ assert all("[" not in what.replace("[]", "") for what, _ in exchanges), exchange
 
 
 def test_devices_exchange_counts_and_no_scores():
-    """Leaves spread over eight devices: the same masks, spread like them."""
+    """For leaves sharded over eight devices the masks are the same, sharded like them."""
     flags = "--xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", SHARDED], env=environment, check=True)
@@ -248,7 +248,7 @@ def test_scores_that_are_not_finite_are_counted_where_they_could_be_kept():
 
 @pytest.mark.parametrize("alive", [0.5, 0.01, 0.0])
 def test_large_trees_with_little_left_agree_with_a_stable_sort(alive):
-    """Where most entries may not be kept, and of the rest many tie."""
+    """Most entries may not be kept, and many of the others tie."""
     rng = np.random.default_rng(0)
     scores = np.round(rng.standard_normal(60_000), 2).astype(np.float32)
     masks = rng.random(scores.size) < alive
@@ -261,7 +261,7 @@ def test_large_trees_with_little_left_agree_with_a_stable_sort(alive):
 
 @pytest.mark.parametrize("eligible", [False, True])
 def test_large_leaves_among_small_ones_agree_with_a_stable_sort(eligible):
-    """Small leaves are counted together, before, between and behind large ones."""
+    """Small leaves are concatenated if they come before, between and after large ones."""
     shapes = [(3, 2), (7,), (300, 220), (5,), (70_000,), (), (0,), (4, 4)]
     rng = np.random.default_rng(0)
     scores = [np.float32(np.round(rng.standard_normal(shape), 3)) for shape in shapes]
@@ -287,10 +287,10 @@ def test_a_small_leaf_more_makes_no_program_of_its_own():
     def length(leaves):
         return lowered(leaves).as_text().count("\n")
 
-    # The loops over all leaves take hundreds of lines, what each leaf has of its own few.
+    # The loops over all leaves take hundreds of lines, the code of a single leaf takes few.
     assert length(100) - length(50) < 50 * 25
     if jax.default_backend() == "cpu":
-        # Copied as wholes, and not entry by entry in a loop that also makes the scores.
+        # Copied leaf by leaf, not entry by entry in a loop that also computes the scores.
         made = jax.jit(lambda parts, k: sj.keep_top(jax.tree.map(jnp.exp, parts), k))
         program = made.lower([jnp.zeros((3, 3, 16, 16))] * 5, jnp.int32(1)).compile()
         computations = program.as_text().split("\n}\n")
