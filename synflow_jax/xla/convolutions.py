@@ -1,4 +1,4 @@
-"""Sliding windows over an array: convolutions, also as matrix products, and pooling."""
+"""Convolutions: three implementations, and the choice of the fastest."""
 
 import functools
 import math
@@ -14,11 +14,13 @@ from jaxtyping import Array
 
 
 def conv(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
-    """A convolution in the fastest way: on a CPU by its shape, elsewhere XLA's own.
+    """Convolves with the fastest implementation.
+
+    On a CPU the shapes decide; elsewhere it is XLA's own.
 
     Args:
-      image, kernel: laid out as ``settings["dimension_numbers"]`` says.
-      settings: of `lax.conv_general_dilated`.
+      image, kernel: in the layout that ``settings["dimension_numbers"]`` describes.
+      settings: keyword arguments of `lax.conv_general_dilated`.
     """
     return _way(image.shape, kernel.shape, settings)(image, kernel, settings)
 
@@ -34,23 +36,25 @@ def _way(image: tuple[int, ...], kernel: tuple[int, ...], settings: dict[str, An
     padded = any(low or high for low, high in settings["padding"])
     if set(window) == {1} and not dilated and not padded:
         return conv_of_points
-    # XLA rearranges the kernel first, in each direction. Where it is large and the image
-    # small that takes longer than the product, up to ten times.
+    # XLA rearranges the kernel before each convolution and before those of its gradients.
+    # If the kernel is large and the image small, that takes up to ten times longer than
+    # the matrix product.
     small = 2 * batch * math.prod(space) <= channels
     return conv_of_patches if small else native_conv
 
 
 def native_conv(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
-    """A convolution as XLA does it, and its derivatives so that XLA does them well.
+    """XLA's convolution, with derivatives that XLA computes fast in the body of a loop.
 
-    XLA's CPU compiler has one layout of images and kernels for which convolutions are fast:
-    [batch, *space, channels] and [*window, in, out]. It brings others to that layout, but
-    not in the body of a loop, where they run ten times slower. So the results, and also the
-    tangents, once they are transposed to gradients, are written in it.
+    On a CPU, XLA's convolutions are fast for one layout of images and kernels only:
+    [batch, *space, channels] and [*window, in, out]. It converts other layouts to this one,
+    but not in the body of a loop, where they run ten times slower. So the convolution uses
+    this layout, and its tangents are written such that their transposes, the gradients, use
+    it too.
     """
     numbers = settings["dimension_numbers"]
     image, kernel = _channels_last(image, kernel, numbers)
-    settings = settings | {"dimension_numbers": _standard(image.ndim)}
+    settings = settings | {"dimension_numbers": _channels_last_numbers(image.ndim)}
 
     @jax.custom_jvp
     def conv(image, kernel):
@@ -59,38 +63,42 @@ def native_conv(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
     @functools.partial(conv.defjvp, symbolic_zeros=True)
     def _(primals, tangents):
         changes = [
-            along(*operands, settings)
-            for along, operands, tangent in (
-                (_in_image, (tangents[0], primals[1]), tangents[0]),
-                (_in_kernel, (primals[0], tangents[1]), tangents[1]),
+            tangent_conv(*operands, settings)
+            for tangent_conv, operands, tangent in (
+                (_conv_to_transpose_in_image, (tangents[0], primals[1]), tangents[0]),
+                (_conv_to_transpose_in_kernel, (primals[0], tangents[1]), tangents[1]),
             )
             if not isinstance(tangent, SymbolicZero)
         ]
         return conv(*primals), functools.reduce(lax.add, changes)
 
-    return _laid_out(conv(image, kernel), numbers)
+    return _from_channels_last(conv(image, kernel), numbers)
 
 
-def _standard(ndim: int) -> lax.ConvDimensionNumbers:
-    """[batch, *space, channels] and [*window, in, out]."""
+def _channels_last_numbers(ndim: int) -> lax.ConvDimensionNumbers:
+    """The dimension numbers of [batch, *space, channels] and [*window, in, out]."""
     space = range(1, ndim - 1)
     image = (0, ndim - 1, *space)
     return lax.ConvDimensionNumbers(image, (ndim - 1, ndim - 2, *range(ndim - 2)), image)
 
 
-def _in_image(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
-    """A convolution whose transpose in the image has XLA's layout."""
+def _conv_to_transpose_in_image(
+    image: Array, kernel: Array, settings: dict[str, Any]
+) -> Array:
+    """A convolution whose transpose with respect to the image has the fast layout."""
     axes = range(kernel.ndim - 2)
     kernel = lax.transpose(kernel, (*axes, kernel.ndim - 1, kernel.ndim - 2))
-    standard = settings["dimension_numbers"]
-    numbers = standard._replace(rhs_spec=(kernel.ndim - 2, kernel.ndim - 1, *axes))
+    numbers = settings["dimension_numbers"]
+    numbers = numbers._replace(rhs_spec=(kernel.ndim - 2, kernel.ndim - 1, *axes))
     return lax.conv_general_dilated(
         image, kernel, **settings | {"dimension_numbers": numbers}
     )
 
 
-def _in_kernel(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
-    """A convolution whose transpose in the kernel has XLA's layout."""
+def _conv_to_transpose_in_kernel(
+    image: Array, kernel: Array, settings: dict[str, Any]
+) -> Array:
+    """A convolution whose transpose with respect to the kernel has the fast layout."""
     last, space = image.ndim - 1, range(1, image.ndim - 1)
     image = lax.transpose(image, (last, *space, 0))
     kernel = lax.transpose(kernel, (last - 1, *range(last - 1), last))
@@ -106,29 +114,29 @@ def _in_kernel(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
 
 
 def conv_of_points(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
-    """A convolution with a kernel of 1x1: one product. No groups, no padding."""
+    """A 1x1 convolution as one matrix product. Allows neither groups nor padding."""
     numbers = settings["dimension_numbers"]
     image, kernel = _channels_last(image, kernel, numbers)
     steps = (1, *settings["window_strides"], 1)
     if set(steps) != {1}:
         image = lax.slice(image, [0] * image.ndim, image.shape, steps)
-    return _laid_out(_product(image, kernel), numbers)
+    return _from_channels_last(_multiply(image, kernel), numbers)
 
 
 def conv_of_patches(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
-    """A convolution as the product of the image's patches with the kernel. No groups.
+    """A convolution as the matrix product of image patches and kernel. Allows no groups.
 
-    The patches are themselves a product, of the image with a matrix of zeros and ones. For
-    the small images that this is meant for it runs as fast as slices put side by side, and
-    compiles several times faster: its derivatives are products too.
+    The patches are extracted by another matrix product, of a matrix of zeros and ones with
+    the image. For small images this runs as fast as concatenating slices, and it compiles
+    several times faster, as its derivatives are matrix products too.
     """
     numbers = settings["dimension_numbers"]
     image, kernel = _channels_last(image, kernel, numbers)
-    batch, *extent, channels = image.shape
-    places = [
-        _places(*axis)
+    batch, *space, channels = image.shape
+    axes = [
+        _entries_read(*axis)
         for axis in zip(
-            extent,
+            space,
             kernel.shape,
             settings["window_strides"],
             settings["padding"],
@@ -136,47 +144,53 @@ def conv_of_patches(image: Array, kernel: Array, settings: dict[str, Any]) -> Ar
             settings["rhs_dilation"],
         )
     ]
-    # All axes at once: [positions, entries of the window, entries of the image].
-    chosen = np.ones((1, 1, 1), bool)
-    for axis in places:
-        chosen = np.einsum("pwe,qvf->pqwvef", chosen, axis)
-        chosen = chosen.reshape(
-            [a * b for a, b in zip(chosen.shape[::2], chosen.shape[1::2])]
-        )
+    # For all axes together: [positions of the window, entries of the window, pixels].
+    reads = np.ones((1, 1, 1), bool)
+    for axis in axes:
+        reads = np.einsum("pwe,qvf->pqwvef", reads, axis)
+        reads = reads.reshape([a * b for a, b in zip(reads.shape[::2], reads.shape[1::2])])
     patches = lax.dot_general(
-        jnp.asarray(chosen.reshape(-1, chosen.shape[-1]), image.dtype),
+        jnp.asarray(reads.reshape(-1, reads.shape[-1]), image.dtype),
         image.reshape(batch, -1, channels),
         (((1,), (1,)), ((), ())),
         precision=lax.Precision.HIGHEST,
     )
     patches = _transposed(patches, (1, 0, 2))
-    patches = patches.reshape(batch, *(len(axis) for axis in places), -1)
-    return _laid_out(_product(patches, kernel), numbers)
+    patches = patches.reshape(batch, *(len(axis) for axis in axes), -1)
+    return _from_channels_last(_multiply(patches, kernel), numbers)
 
 
-def _places(extent, window, stride, padding, image_dilation, kernel_dilation) -> np.ndarray:
-    """Along one axis, which entry of the image each position of the window reads where.
+def _entries_read(
+    pixels: int,
+    window: int,
+    stride: int,
+    padding: Sequence[int],
+    image_dilation: int,
+    kernel_dilation: int,
+) -> np.ndarray:
+    """Which pixels a sliding window reads along one axis.
 
     Returns:
-      Booleans [positions, window, extent].
+      Booleans [positions, window, pixels]: True where, in this position, this entry of the
+      window lies on this pixel.
     """
-    length = (extent - 1) * image_dilation + 1 + sum(padding)
+    length = (pixels - 1) * image_dilation + 1 + sum(padding)
     reach = (window - 1) * kernel_dilation + 1
     positions = max(0, (length - reach) // stride + 1)
     reads = np.arange(positions)[:, None] * stride + np.arange(window) * kernel_dilation
-    return (reads - padding[0])[..., None] == np.arange(extent) * image_dilation
+    return (reads - padding[0])[..., None] == np.arange(pixels) * image_dilation
 
 
 def _channels_last(image: Array, kernel: Array, numbers: Any) -> tuple[Array, Array]:
-    """The image as [batch, *space, channels], the kernel as [*window, in, out]."""
+    """Transposes to [batch, *space, channels] and [*window, in, out]."""
     batch, channels, *space = numbers.lhs_spec
     out, into, *window = numbers.rhs_spec
     image = _transposed(image, (batch, *space, channels))
     return image, _transposed(kernel, (*window, into, out))
 
 
-def _product(patches: Array, kernel: Array) -> Array:
-    """Patches [batch, *space, window and channels] times kernel."""
+def _multiply(patches: Array, kernel: Array) -> Array:
+    """Multiplies patches, [batch, *space, window * channels], by the kernel."""
     return lax.dot_general(
         patches,
         kernel.reshape(-1, kernel.shape[-1]),
@@ -185,8 +199,8 @@ def _product(patches: Array, kernel: Array) -> Array:
     )
 
 
-def _laid_out(out: Array, numbers: Any) -> Array:
-    """What is [batch, *space, channels], as wanted."""
+def _from_channels_last(out: Array, numbers: Any) -> Array:
+    """Transposes from [batch, *space, channels] to the layout of the output."""
     order = (0, out.ndim - 1, *range(1, out.ndim - 1))
     axes = [order[numbers.out_spec.index(axis)] for axis in range(out.ndim)]
     return _transposed(out, axes)

@@ -1,4 +1,4 @@
-"""Any function, so that XLA compiles its convolutions well in the body of a loop."""
+"""Rewrites functions so that their convolutions run fast in the body of a loop."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,21 +10,21 @@ from jaxtyping import PyTree
 from synflow_jax.xla.convolutions import native_conv
 from synflow_jax.xla.jaxprs import bind, called, evaluate, opened, parameters
 
-_CALLS = frozenset(("jit", "pjit", "closed_call", "core_call"))
+_INLINED_CALLS = frozenset(("jit", "pjit", "closed_call", "core_call"))
 
 
 def fit_for_loops(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """The same function; on a CPU its convolutions are those of `native_conv`.
+    """On a CPU, replaces the convolutions of a function by `native_conv`.
 
-    The gradients of others run ten times slower there in the body of a loop, such as the
-    one over batches, or rounds. What stands in loops, branches, custom derivatives or
-    rematerialised parts of the function stays as it is.
+    The gradients of other convolutions run ten times slower in the body of a loop, such as
+    a loop over batches or rounds. Convolutions inside loops, branches, custom derivatives
+    or rematerialised parts of the function are not replaced.
 
     Args:
-      function: of pytrees of arrays, traceable by JAX.
+      function: takes pytrees of arrays; JAX must be able to trace it.
 
     Returns:
-      A function of the same arguments with the same results, to rounding.
+      A function of the same arguments with the same results up to rounding.
 
     Example:
       >>> import jax.numpy as jnp
@@ -47,6 +47,6 @@ def _step(eqn: core.JaxprEqn, operands: list[Any]) -> list[Any]:
         settings = dict(eqn.params)
         settings.pop("out_sharding", None)
         return [native_conv(*operands, settings)]
-    if eqn.primitive.name in _CALLS:
+    if eqn.primitive.name in _INLINED_CALLS:
         return evaluate(*opened(called(parameters(eqn))), operands, _step)
     return bind(eqn, operands)

@@ -1,4 +1,4 @@
-"""Compiled programs on disk, for the next process."""
+"""Caches compiled programs on disk."""
 
 import os
 
@@ -6,12 +6,12 @@ import jax
 
 
 def keep_programs() -> None:
-    """Keeps compiled programs on disk, so that the next process need not compile them.
+    """Caches compiled programs on disk, so that later processes need not compile them.
 
-    In ``~/.cache/synflow_jax``, unless JAX was told a place (JAX_COMPILATION_CACHE_DIR) or
-    not to (JAX_ENABLE_COMPILATION_CACHE=0).
+    The cache is in ``~/.cache/synflow_jax``, unless JAX_COMPILATION_CACHE_DIR names another
+    directory. JAX_ENABLE_COMPILATION_CACHE=0 turns it off.
     """
-    place = os.path.expanduser("~/.cache/synflow_jax")
-    found = not place.startswith("~")  # a home for whoever runs this
-    if found and jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", place)
+    directory = os.path.expanduser("~/.cache/synflow_jax")
+    has_home = not directory.startswith("~")  # expanduser leaves "~" if there is no home
+    if has_home and jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", directory)
