@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import synflow_jax as sj
+from synflow_jax import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -119,6 +120,11 @@ def test_the_version_is_said_once():
     assert f"\n## [{sj.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == sj.__version__
+
+
+def test_the_command_says_the_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"synflow_jax {sj.__version__}\n"
 
 
 def test_the_package_ships_its_types():
