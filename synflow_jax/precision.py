@@ -32,7 +32,7 @@ def cast_floating(tree: PyTree, dtype) -> PyTree:
     return jax.tree.map(lambda x: x.astype(dtype) if is_floating(x) else x, tree)
 
 
-def split_floating(tree: PyTree) -> tuple[list[Leaf], Callable[..., PyTree]]:
+def split_floating(tree: PyTree) -> tuple[list[Array], Callable[..., PyTree]]:
     """Separates the floating leaves, which can be differentiated, from the other leaves.
 
     Returns:

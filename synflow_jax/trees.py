@@ -1,4 +1,4 @@
-"""Parameter pytrees: their types, their leaves' names, and the one check."""
+"""Pytrees of parameters, masks and scores: types, leaf names, prunable leaves, checks."""
 
 import fnmatch
 from collections.abc import Callable, Sequence
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
-# Arrays, or descriptions of arrays where no value is read.
+# An array, or the description of one where only its shape and dtype are read.
 Leaf = Array | np.ndarray | jax.ShapeDtypeStruct
 
-# "?*w" lets each leaf have its own shape; the tag "P" makes all trees that are annotated
-# with it in one signature share a structure, and so pairs the shapes.
+# "?*w" lets each leaf have its own shape. The tag "P" says that all trees annotated with it
+# in one signature have the same structure, and corresponding leaves the same shape.
 Params = PyTree[Shaped[Leaf, "?*w"], "P"]
 Masks = PyTree[Bool[Leaf, "?*w"], "P"]
 Scores = PyTree[Float[Leaf, "?*w"], "P"]
@@ -21,7 +21,7 @@ Scores = PyTree[Float[Leaf, "?*w"], "P"]
 # Scores every weight of a masked network; higher means keep.
 ScoreFn = Callable[[Params, Masks], Scores]
 
-# Says whether the leaf with this name ("Dense_0/kernel") may lose weights.
+# Says whether the leaf with this name ("Dense_0/kernel") can be pruned.
 Prunable = Callable[[str, Leaf], bool]
 
 
@@ -37,16 +37,16 @@ def leaf_names(tree: PyTree) -> list[str]:
 
 
 def is_kernel(path: str, leaf: Leaf) -> bool:
-    """What is prunable unless you say otherwise: convolution and dense weights.
+    """The default of ``prunable``: selects convolution and dense weights.
 
     Args:
-      path: the leaf's name, its keys joined by slashes: ``"Dense_0/kernel"``.
+      path: the leaf's name, which is its keys joined by slashes: ``"Dense_0/kernel"``.
       leaf: the parameter, or anything with a shape and a dtype.
 
     Returns:
       True for a floating leaf of two or more dimensions whose last key is ``kernel``
-      (Flax) or ``weight`` (Equinox). Biases and normalisation parameters stay whole, as
-      in the paper's experiments.
+      (Flax) or ``weight`` (Equinox). Biases and normalisation parameters are not pruned,
+      as in the paper's experiments.
 
     Example:
       >>> is_kernel("Dense_0/kernel", jnp.ones((2, 3)))
@@ -58,11 +58,12 @@ def is_kernel(path: str, leaf: Leaf) -> bool:
 
 
 class Matching(NamedTuple):
-    """Leaves selected by their names; `matching` makes it.
+    """Selects leaves by their names: the result of `matching`.
 
     Attributes:
-      patterns: a leaf matches one of them, or with none is a kernel (`is_kernel`).
-      without: and none of these.
+      patterns: a leaf that matches one of them is selected; if there are none, a kernel is
+        (`is_kernel`).
+      without: a leaf that matches one of these is not selected.
     """
 
     patterns: tuple[str, ...]
@@ -77,18 +78,19 @@ class Matching(NamedTuple):
 
 
 def matching(*patterns: str, without: str | Sequence[str] = ()) -> Matching:
-    """Chooses leaves by patterns of their names, for ``prunable``.
+    """Selects leaves by patterns of their names, for ``prunable``.
 
-    ``*`` stands for anything, slashes included, as in a shell: ``"*/kernel"`` are all
-    kernels, ``"*/scale"`` the scales of norms, ``"*shortcut*"`` what lies in shortcuts.
+    Patterns are those of `fnmatch`; ``*`` matches any characters, slashes included.
+    ``"*/kernel"`` matches all kernels, ``"*/scale"`` the scales of normalisation layers,
+    and ``"*shortcut*"`` the parameters of shortcuts.
 
     Args:
-      patterns: leaves that match one of them are prunable. Default: `is_kernel`.
-      without: a pattern, or several, of leaves that are not.
+      patterns: leaves that match one of them are prunable. Default: those of `is_kernel`.
+      without: a pattern, or several patterns, of leaves that are not prunable.
 
     Returns:
-      ``prunable(path, leaf) -> bool``. Where it is used, a pattern that matches no leaf of
-      the parameters is a ValueError that names it.
+      ``prunable(path, leaf) -> bool``. The functions that it is given to raise a ValueError
+      if a pattern matches no leaf of the parameters, and name the pattern.
 
     Example:
       >>> no_classifier = matching(without="linear/*")
@@ -101,30 +103,30 @@ def matching(*patterns: str, without: str | Sequence[str] = ()) -> Matching:
     without = (without,) if isinstance(without, str) else tuple(without)
     for pattern in (*patterns, *without):
         if not isinstance(pattern, str):
-            raise ValueError(f"a pattern is a string such as '*/kernel'; got {pattern!r}.")
+            raise ValueError(f"a pattern is a string, such as '*/kernel'; got {pattern!r}.")
     return Matching(patterns, without)
 
 
 def names_kernel(path: str) -> bool:
-    """Whether a leaf's name is that of weights: its last key ``kernel`` or ``weight``."""
-    # Flax keeps the value of a partitioned parameter in a box, under its name.
+    """Whether the last key of a leaf's name is ``kernel`` or ``weight``."""
+    # Flax adds the key "value" to the name of a partitioned parameter.
     return path.removesuffix("/value").rsplit("/", 1)[-1] in ("kernel", "weight")
 
 
 def prunable_leaves(params: PyTree, prunable: Prunable) -> list[bool]:
-    """Asks ``prunable`` about every leaf, in `jax.tree.leaves` order.
+    """Calls ``prunable`` for every leaf, in `jax.tree.leaves` order.
 
     Raises:
-      ValueError: if no leaf is prunable, one that is holds no floating numbers, or a
-        pattern of `matching` matches no leaf.
+      ValueError: if no leaf is prunable, if a prunable leaf holds no floating numbers, or
+        if a pattern of `matching` matches no leaf.
     """
     names, leaves = leaf_names(params), jax.tree.leaves(params)
     if isinstance(prunable, Matching):
         for pattern in (*prunable.patterns, *prunable.without):
             if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
                 raise ValueError(
-                    f"the pattern {pattern!r} of `prunable` matches no leaf; they are "
-                    f"{', '.join(names) or '(none)'}."
+                    f"the pattern {pattern!r} of `prunable` matches no leaf; the leaves "
+                    f"are {', '.join(names) or '(none)'}."
                 )
     is_prunable = [bool(prunable(name, leaf)) for name, leaf in zip(names, leaves)]
     for name, leaf, yes in zip(names, leaves, is_prunable):
@@ -136,9 +138,9 @@ def prunable_leaves(params: PyTree, prunable: Prunable) -> list[bool]:
     if not any(is_prunable):
         raise ValueError(
             "`prunable` chose no leaf of the parameters, so there is nothing to prune. "
-            "The default takes leaves named `kernel` or `weight` of two or more "
-            f"dimensions; the leaves are {', '.join(names) or '(none)'}. To take all "
-            "matrices: prunable=lambda path, leaf: leaf.ndim >= 2."
+            "The default selects leaves of two or more dimensions named `kernel` or "
+            f"`weight`; the leaves are {', '.join(names) or '(none)'}. To select all "
+            "leaves of two or more dimensions: prunable=lambda path, leaf: leaf.ndim >= 2."
         )
     return is_prunable
 
@@ -169,7 +171,7 @@ def check_like(tree: PyTree, params: PyTree, *, name: str) -> None:
 
 
 def check_masks(masks: PyTree, params: PyTree) -> None:
-    """`check_like` for masks: they must also be boolean.
+    """Raises unless ``masks`` mirrors ``params`` leaf for leaf and is boolean.
 
     Raises:
       ValueError: naming the first leaf that differs from its parameter or is not boolean.
@@ -187,11 +189,13 @@ def check_key(key: Array) -> None:
     """Raises unless ``key`` is a single typed key.
 
     Raises:
-      ValueError: saying what came.
+      ValueError: showing the value that was given.
     """
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key) or shape:
-        raise ValueError(f"`key` is one jax.random.key(seed); got {key!r}.")
+        raise ValueError(
+            f"`key` must be a single typed key, as from jax.random.key(seed); got {key!r}."
+        )
 
 
 def is_floating(leaf: Leaf) -> bool:

@@ -45,7 +45,7 @@ def random(key: Key[Array, ""]) -> ScoreFn:
     """A uniform random number for each weight, the same in every round.
 
     Since the numbers do not change, pruning in many rounds removes the same weights as
-    pruning at once, and the result is a uniformly random set.
+    pruning in one round, and the kept weights are a uniformly random subset.
 
     Args:
       key: a `jax.random.key`.
@@ -68,7 +68,7 @@ def random(key: Key[Array, ""]) -> ScoreFn:
 def _uniform(function: None, key: Key[Array, ""], params: Params, masks: Masks) -> Scores:
     check_masks(masks, params)
     leaves, treedef = jax.tree.flatten(params)
-    # One call for the whole tree: a generator for each leaf takes long to compile.
+    # One call for the whole tree: one call for each leaf would take long to compile.
     ends = np.cumsum([leaf.size for leaf in leaves])
     numbers = jax.random.uniform(key, (int(ends[-1]) if leaves else 0,))
     parts = jnp.split(numbers, ends[:-1])

@@ -1,6 +1,7 @@
-"""Controls: what an ablation changes about a criterion, its input, or its masks."""
+"""Controls for ablations, which change a criterion, its input, or its masks."""
 
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,11 @@ from synflow_jax.trees import Masks, Params, ScoreFn, Scores, check_key, check_m
 
 
 def shuffled(key: Key[Array, ""], masks: Masks) -> Masks:
-    """The masks with the entries of every leaf in random order.
+    """Puts the entries of every leaf of the masks in random order.
 
-    Every layer keeps as many weights as before, but others. If training goes as well as
-    before, what the criterion found were the densities of the layers and not the weights.
+    Every layer keeps as many weights as before, but at random places. If training then
+    goes as well as before, the criterion's densities of layers were what mattered, and its
+    choice of weights within the layers was not.
 
     Args:
       key: a `jax.random.key`.
@@ -36,7 +38,7 @@ def shuffled(key: Key[Array, ""], masks: Masks) -> Masks:
 
     References:
       Frankle et al., "Pruning Neural Networks at Initialization: Why Are We Missing the
-      Mark?", ICLR 2021. In the authors' code of SynFlow this control changes nothing.
+      Mark?", ICLR 2021. In the authors' code of SynFlow this control has no effect.
     """
     check_key(key)
     check_masks(masks, masks)
@@ -52,26 +54,26 @@ def shuffled(key: Key[Array, ""], masks: Masks) -> Masks:
 def reinitialised(
     init_fn: Callable[[Key[Array, ""]], Params], key: Key[Array, ""], masks: Masks
 ) -> Params:
-    """New initial weights under old masks.
+    """Initialises the parameters again and applies the same masks.
 
-    If training goes as well as with the weights that the masks were made for, it was not
-    those weights that mattered.
+    If training goes as well as with the weights for which the masks were made, the values
+    of those weights did not matter.
 
     Args:
       init_fn: ``init_fn(key) -> params``, such as ``lambda key: net.init(key, x)``.
-      key: a `jax.random.key`, another than the one that made the first weights.
+      key: a `jax.random.key`, different from the one of the first initialisation.
       masks: boolean leaves shaped like the parameters.
 
     Returns:
-      The parameters, 0 where pruned.
+      The new parameters, 0 where pruned.
 
     Raises:
-      ValueError: if ``masks`` does not mirror what ``init_fn`` returns.
+      ValueError: if ``masks`` does not mirror the parameters that ``init_fn`` returns.
 
     Example:
       >>> masks = {"w": jnp.array([True, False])}
-      >>> draw = lambda key: {"w": jax.random.normal(key, (2,))}
-      >>> bool(reinitialised(draw, jax.random.key(0), masks)["w"][1] == 0)
+      >>> init = lambda key: {"w": jax.random.normal(key, (2,))}
+      >>> bool(reinitialised(init, jax.random.key(0), masks)["w"][1] == 0)
       True
 
     References:
@@ -81,7 +83,7 @@ def reinitialised(
 
 
 def inverted(score_fn: ScoreFn) -> ScoreFn:
-    """The criterion the other way round: what it would keep goes first.
+    """Inverts a criterion: the weights that it ranks highest are pruned first.
 
     Args:
       score_fn: a criterion.
@@ -97,7 +99,7 @@ def inverted(score_fn: ScoreFn) -> ScoreFn:
 
     References:
       Frankle et al. 2021, as above. The authors' code of SynFlow divides by the scores
-      instead, which is NaN for the weights already pruned.
+      instead, which gives NaN for weights that are already pruned.
     """
 
     def score(params: Params, masks: Masks) -> Scores:
@@ -107,11 +109,12 @@ def inverted(score_fn: ScoreFn) -> ScoreFn:
 
 
 def on_input(apply_fn: Callable[..., PyTree], inputs: PyTree) -> Callable[..., PyTree]:
-    """The network with given inputs in the place of SynFlow's ones.
+    """Replaces SynFlow's all-ones input by other inputs.
 
-    The input is multiplied by ``inputs``, so on ones it is them; in the flow they count in
-    their sizes. ``synflow(on_input(apply_fn, x), x.shape)`` asks whether all inputs should
-    weigh the same: with random ``x``, with an image, with a data set's mean.
+    The network that it returns multiplies its input by ``inputs``, so an all-ones input
+    becomes ``inputs``. The flow takes their absolute values. With ``x`` random, an image,
+    or the mean of a data set, ``synflow(on_input(apply_fn, x), x.shape)`` tests whether all
+    entries of the input should have the same weight.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> y``.
@@ -119,8 +122,8 @@ def on_input(apply_fn: Callable[..., PyTree], inputs: PyTree) -> Callable[..., P
         ``x``.
 
     Returns:
-      ``apply_fn(params, x) -> y`` of the product, which raises ValueError if ``inputs`` do
-      not fit ``x``.
+      ``network(params, x) -> y``, which applies ``apply_fn`` to the product. It raises
+      ValueError if ``inputs`` does not have the structure and the shapes of ``x``.
 
     Example:
       >>> from synflow_jax.criteria import synflow
@@ -135,8 +138,8 @@ def on_input(apply_fn: Callable[..., PyTree], inputs: PyTree) -> Callable[..., P
             given = jnp.asarray(given, x.dtype)
             if given.shape not in (x.shape, x.shape[1:]):
                 raise ValueError(
-                    f"`inputs` has shape {given.shape}; the network is given {x.shape}, so "
-                    f"that or {x.shape[1:]} is wanted."
+                    f"`inputs` has shape {given.shape}, but the input of the network has "
+                    f"shape {x.shape}; `inputs` must have that shape or {x.shape[1:]}."
                 )
             return x * given.reshape((1,) * (x.ndim - given.ndim) + given.shape)
 
@@ -151,13 +154,14 @@ def on_input(apply_fn: Callable[..., PyTree], inputs: PyTree) -> Callable[..., P
 
 
 def synflow_as_written(apply_fn: Callable[..., PyTree], input_shape: PyTree) -> ScoreFn:
-    """SynFlow by absolute values in the parameters alone, the network as it is written.
+    """SynFlow as the authors' code computes it: only the parameters are changed.
 
-    The paper's construction in the authors' code: on an all-ones input and with ``|w|``
-    for every parameter, ``|w * dR/dw|`` of the sum of the outputs. It is `synflow` times
-    ``R`` where the network is one of ReLUs, pooling and batch norm in evaluation mode
-    without shifts. Batch norm in training mode centres and rescales by the statistics of
-    the one image, and what is left is no flow: nothing is conserved. That is the control.
+    Every parameter is replaced by its absolute value, the network is run as it is written
+    on an all-ones input, and ``R`` is the sum of its outputs; the score of a weight is
+    ``|w * dR/dw|``. For networks of linear layers, ReLU, pooling and batch norm in
+    evaluation mode, without shifts, that is `synflow` times ``R``. In training mode, batch
+    norm centres and rescales by the statistics of the single image, so the scores are no
+    longer those of a flow and obey no conservation law. This is what the control tests.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> y``; for the control in training mode, as
@@ -166,7 +170,7 @@ def synflow_as_written(apply_fn: Callable[..., PyTree], input_shape: PyTree) -> 
       input_shape: as in `synflow_jax.synflow`.
 
     Returns:
-      ``score(params, masks) -> scores``: not normalised, so deep networks overflow.
+      ``score(params, masks) -> scores``: not normalised, so they overflow in deep networks.
 
     Example:
       >>> score = synflow_as_written(lambda params, x: x @ params["w"], input_shape=(2,))
@@ -181,7 +185,8 @@ def synflow_as_written(apply_fn: Callable[..., PyTree], input_shape: PyTree) -> 
     """
 
     def total(params: Params, inputs: PyTree) -> Array:
-        return sum(jnp.sum(y) for y in jax.tree.leaves(apply_fn(params, inputs)))
+        outputs = jax.tree.leaves(apply_fn(params, inputs))
+        return cast(Array, sum(jnp.sum(y) for y in outputs))  # 0 only without any output
 
     saliency = snip(total, jax.tree.map(lambda x: x[None], ones(input_shape)))
 

@@ -1,49 +1,51 @@
-"""How many weights each layer keeps, whichever weights those are.
+"""Allocations: how many weights each layer keeps; a criterion then selects them.
 
-An allocation is a function ``allocation(shapes, k) -> shares``: of the prunable leaves, by
-name, the shapes; of ``k`` weights to keep, how many fall to each leaf, as real numbers that
-sum to ``k``. `whole_counts` makes whole numbers of them.
+An allocation is a function ``allocation(shapes, k) -> shares``. It is given the shapes of
+the prunable leaves, by name, and the number ``k`` of weights to keep, and returns how many
+of them each leaf keeps, as real numbers that sum to ``k``. `whole_counts` rounds them to
+integers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from synflow_jax.trees import Masks, check_masks, leaf_names
 
 Shapes = Mapping[str, tuple[int, ...]]
-Allocation = Callable[[Shapes, int], Sequence[float]]
+Allocation = Callable[[Shapes, int], Sequence[float] | np.ndarray]
 
 
 def uniform(shapes: Shapes, k: int) -> np.ndarray:
     """Every layer keeps the same fraction of its weights.
 
     Args:
-      shapes: of the prunable leaves, by name.
-      k: number of weights to keep, all layers together.
+      shapes: the shapes of the prunable leaves, by name.
+      k: number of weights to keep in all layers together.
 
     Returns:
-      float64 [leaves], in the order of ``shapes``, sum ``k``.
+      float64 [leaves], in the order of ``shapes``; their sum is ``k``.
 
     Example:
       >>> uniform({"a/kernel": (2, 30), "b/kernel": (30, 1)}, 9)
       array([6., 3.])
     """
-    return _filled(_sizes(shapes), _sizes(shapes), k)
+    return _proportional(_sizes(shapes), _sizes(shapes), k)
 
 
 def balanced(shapes: Shapes, k: int) -> np.ndarray:
-    """Every layer keeps the same number of weights; one that has fewer keeps all.
+    """Every layer keeps the same number of weights; a layer that has fewer keeps all.
 
-    SynFlow comes to such layers by itself as compression grows.
+    SynFlow's own allocation approaches this one as compression grows.
 
     Args:
-      shapes: of the prunable leaves, by name.
-      k: number of weights to keep, all layers together.
+      shapes: the shapes of the prunable leaves, by name.
+      k: number of weights to keep in all layers together.
 
     Returns:
-      float64 [leaves], in the order of ``shapes``, sum ``k``.
+      float64 [leaves], in the order of ``shapes``; their sum is ``k``.
 
     Example:
       >>> balanced({"a/kernel": (2, 30), "b/kernel": (30, 1), "c/kernel": (1, 2)}, 22)
@@ -53,22 +55,22 @@ def balanced(shapes: Shapes, k: int) -> np.ndarray:
       Gadhikar et al., "Why Random Pruning Is All We Need to Start Sparse", ICML 2023.
     """
     sizes = _sizes(shapes)
-    return _filled(sizes, np.ones_like(sizes), k)
+    return _proportional(sizes, np.ones_like(sizes), k)
 
 
 def erk(shapes: Shapes, k: int) -> np.ndarray:
     """Erdős–Rényi–Kernel: a layer keeps weights in proportion to the sum of its dimensions.
 
-    So the fraction kept is in proportion to ``(in + out + height + width) / (in * out *
-    height * width)``: small layers stay denser than large ones. One that would keep more
-    than it has keeps all.
+    The fraction that a layer keeps is then proportional to ``(in + out + height + width) /
+    (in * out * height * width)``, so small layers stay denser than large ones. A layer that
+    has fewer weights than its share keeps all.
 
     Args:
-      shapes: of the prunable leaves, by name.
-      k: number of weights to keep, all layers together.
+      shapes: the shapes of the prunable leaves, by name.
+      k: number of weights to keep in all layers together.
 
     Returns:
-      float64 [leaves], in the order of ``shapes``, sum ``k``.
+      float64 [leaves], in the order of ``shapes``; their sum is ``k``.
 
     Example:
       >>> erk({"a/kernel": (3, 3, 4, 10), "b/kernel": (10, 20)}, 50)
@@ -80,28 +82,30 @@ def erk(shapes: Shapes, k: int) -> np.ndarray:
       2020, for kernels.
     """
     dimensions = np.array([max(sum(s), 1) for s in shapes.values()], np.float64)
-    return _filled(_sizes(shapes), dimensions, k)
+    return _proportional(_sizes(shapes), dimensions, k)
 
 
 def densities_of(masks: Masks) -> Allocation:
-    """The densities that another criterion found, for any criterion within the layers.
+    """Gives every layer the density that it has in ``masks``, for use with any criterion.
 
-    With masks of SynFlow it separates what SynFlow says about layers from what it says
-    about weights: ``prune(random(key), params, density, allocation=densities_of(masks))``.
+    With masks made by SynFlow it separates SynFlow's densities of layers from its choice of
+    weights: ``prune(random(key), params, density, allocation=densities_of(masks))`` keeps
+    the densities and selects the weights within each layer at random.
 
-    At the number of weights that ``masks`` keep, every layer keeps as many as they do. At
-    more, as in the rounds before the last, a layer of density ``d`` has the density ``d **
-    t``, with one ``t`` below 1 for all; at fewer, all layers lose the same fraction.
+    If ``k`` is the number of weights that ``masks`` keep, every layer keeps as many as
+    there. If ``k`` is larger, as in the rounds before the last, a layer with density ``d``
+    in ``masks`` has density ``d ** t``, with the same ``t`` below 1 for all layers. If
+    ``k`` is smaller, all layers lose the same fraction of the weights that they keep there.
 
     Args:
-      masks: boolean leaves with the names of the parameters, True = kept; not traced.
+      masks: boolean leaves with the names of the parameters; True = kept; not traced.
 
     Returns:
       An allocation.
 
     Raises:
-      ValueError: if ``masks`` are traced or not boolean; when called, if a leaf to prune
-        is not in them or has another shape.
+      ValueError: if ``masks`` are traced or not boolean. The allocation raises it if a
+        prunable leaf is missing from ``masks`` or has another shape there.
 
     Example:
       >>> masks = {"a": np.array([True, False, False, False]), "b": np.array([True, False])}
@@ -112,10 +116,10 @@ def densities_of(masks: Masks) -> Allocation:
 
     References:
       Tanaka et al. 2020 (arXiv 2006.05467), section 8, and Frankle et al., "Pruning Neural
-      Networks at Initialization: Why Are We Missing the Mark?", ICLR 2021, for layerwise
-      fractions as what matters.
+      Networks at Initialization: Why Are We Missing the Mark?", ICLR 2021, who find that
+      the fractions kept in each layer matter, and not which weights are kept.
     """
-    if any(isinstance(mask, jax.core.Tracer) for mask in jax.tree.leaves(masks)):
+    if any(isinstance(mask, Tracer) for mask in jax.tree.leaves(masks)):
         raise ValueError(
             "`masks` are traced, but how many weights each layer keeps must be known on "
             "the host: call `densities_of` outside jit and vmap."
@@ -129,15 +133,17 @@ def densities_of(masks: Masks) -> Allocation:
         for name, shape in shapes.items():
             if shape_of.get(name) != tuple(shape):
                 raise ValueError(
-                    f"the masks of `densities_of` have for `{name}` the shape "
-                    f"{shape_of.get(name, '(no such leaf)')}; its parameter has {shape}."
+                    f"the masks given to `densities_of` have for `{name}` the shape "
+                    f"{shape_of.get(name, '(no such leaf)')}, but its parameter has shape "
+                    f"{shape}."
                 )
         sizes = _sizes(shapes)
         kept = np.array([kept_of[name] for name in shapes], np.float64)
         if k <= kept.sum():
             return kept * (k / max(kept.sum(), 1))
         some = kept > 0
-        if k >= sizes[some].sum():  # the layers that end up empty go first
+        # Layers that are empty in `masks` keep weights only while all others are full.
+        if k >= sizes[some].sum():
             empty = np.where(some, 0, sizes)
             rest = (k - sizes[some].sum()) / max(empty.sum(), 1)
             return np.where(some, sizes, empty * rest)
@@ -158,21 +164,21 @@ def densities_of(masks: Masks) -> Allocation:
 def whole_counts(
     allocation: Allocation, shapes: Shapes, totals: Sequence[int]
 ) -> list[list[int]]:
-    """Whole numbers of weights for each layer after each round, exact in total.
+    """Integer numbers of weights that each layer keeps after each round.
 
     Args:
-      allocation: how a total is shared out.
-      shapes: of the prunable leaves, by name.
-      totals: number of weights to keep after each round, falling.
+      allocation: divides a total among the layers.
+      shapes: the shapes of the prunable leaves, by name.
+      totals: number of weights to keep after each round, never rising.
 
     Returns:
-      For each round one count a leaf, in the order of ``shapes``: they sum to the total of
-      the round, differ from the allocation's by rounding, and never grow from round to
-      round.
+      For each round a list with one count for each leaf, in the order of ``shapes``. The
+      counts of a round sum exactly to its total and differ from the allocation's shares by
+      rounding. The count of a leaf never rises from one round to the next.
 
     Raises:
-      ValueError: if the allocation returns something else than one share a leaf, from 0 to
-        its size, with the sum that was asked for; or if totals rise.
+      ValueError: if the allocation does not return one share for each leaf, each between 0
+        and the leaf's number of weights, with the requested sum; or if ``totals`` rise.
 
     Example:
       >>> whole_counts(uniform, {"a": (30,), "b": (40,)}, [69, 8])
@@ -183,12 +189,12 @@ def whole_counts(
         raise ValueError(
             f"`schedule` must not rise with an allocation; got {list(totals)}."
         )
-    # From the last round to the first, since no weight may be missing later.
+    # Backwards, so that every round keeps at least as many weights as the round after it.
     counts, fewest = [], [0] * len(sizes)
     for total in reversed(totals):
         shares = np.asarray(allocation(shapes, total), np.float64)
-        _check(shares, shapes, sizes, total)
-        fewest = _rounded(shares, fewest, sizes, total)
+        _check_shares(shares, shapes, sizes, total)
+        fewest = _largest_remainders(shares, fewest, sizes, total)
         counts.append(fewest)
     return counts[::-1]
 
@@ -197,8 +203,8 @@ def _sizes(shapes: Shapes) -> np.ndarray:
     return np.array([np.prod(shape) for shape in shapes.values()], np.float64)
 
 
-def _filled(sizes: np.ndarray, parts: np.ndarray, k: int) -> np.ndarray:
-    """Shares ``min(size, c * part)`` that sum to ``k``."""
+def _proportional(sizes: np.ndarray, parts: np.ndarray, k: int) -> np.ndarray:
+    """Shares ``min(size, c * part)``, with the ``c`` for which they sum to ``k``."""
     shares, open_ = np.zeros_like(sizes), np.ones(len(sizes), bool)
     while open_.any():
         left = k - shares[~open_].sum()
@@ -211,10 +217,13 @@ def _filled(sizes: np.ndarray, parts: np.ndarray, k: int) -> np.ndarray:
     return shares
 
 
-def _rounded(
+def _largest_remainders(
     shares: np.ndarray, fewest: Sequence[int], sizes: Sequence[int], total: int
 ) -> list[int]:
-    """The largest remainders are rounded up; nothing goes below ``fewest``."""
+    """Rounds shares to integers that sum to ``total``: the largest remainders go up.
+
+    No count is below ``fewest`` or above ``sizes``.
+    """
     counts = np.clip(np.floor(shares + 1e-9).astype(np.int64), fewest, sizes)
     while counts.sum() != total:
         step = 1 if counts.sum() < total else -1
@@ -224,7 +233,9 @@ def _rounded(
     return counts.tolist()
 
 
-def _check(shares: np.ndarray, shapes: Shapes, sizes: Sequence[int], total: int) -> None:
+def _check_shares(
+    shares: np.ndarray, shapes: Shapes, sizes: Sequence[int], total: int
+) -> None:
     if shares.shape != (len(sizes),):
         raise ValueError(
             f"`allocation` must return one number for each of the {len(sizes)} prunable "
@@ -234,10 +245,11 @@ def _check(shares: np.ndarray, shapes: Shapes, sizes: Sequence[int], total: int)
     for name, size, share in zip(shapes, sizes, shares):
         if not -slack <= share <= size + slack:
             raise ValueError(
-                f"`allocation` gave `{name}`, which has {size} weights, {share} to keep."
+                f"`allocation` must give each leaf between 0 and all of its weights; it "
+                f"gave `{name}`, which has {size} weights, {share} to keep."
             )
     if abs(shares.sum() - total) > max(slack, 0.5):
         raise ValueError(
-            f"`allocation` was asked to share out {total} weights, but its numbers sum to "
+            f"`allocation` was asked to share out {total} weights, but its shares sum to "
             f"{shares.sum()}."
         )

@@ -10,12 +10,12 @@ Schedule = Callable[[float, int], np.ndarray]
 
 
 def num_kept(size: int, density: float) -> int:
-    """Whole number of weights that ``density`` keeps out of ``size``.
+    """Number of weights, an integer, that ``density`` keeps out of ``size``.
 
-    The package's only rounding rule, on the host, in double precision: the smallest whole
-    number that is not below ``density * size``, as in the authors' code. (In float32
-    ``density * size`` is already off by one for networks above 16.7 million weights; the
-    slack keeps ``num_kept(n, m / n) == m``.)
+    The package's only rounding rule, on the host, in double precision: the smallest integer
+    that is not below ``density * size``, as in the authors' code. (In float32, ``density *
+    size`` is already off by one for networks above 16.7 million weights. A relative slack
+    of 1e-9 makes ``num_kept(n, m / n) == m``.)
 
     Args:
       size: number of prunable weights.
@@ -32,14 +32,14 @@ def num_kept(size: int, density: float) -> int:
       3
     """
     if size < 0:
-        raise ValueError(f"`size` is a number of weights, not negative; got {size}.")
+        raise ValueError(f"`size` is a number of weights, at least 0; got {size}.")
     if not 0.0 <= density <= 1.0:
         raise ValueError(f"`density` is the fraction kept, in [0, 1]; got {density}.")
     return math.ceil(density * size * (1 - 1e-9))
 
 
 def exponential(density: float, rounds: int) -> np.ndarray:
-    """Keeps the same fraction of what is left in every round.
+    """Keeps the same fraction of the remaining weights in every round.
 
     After round ``r`` of ``n`` the density is ``density ** (r / n)``: the paper's
     ``rho ** (-r / n)``, the schedule with which SynFlow avoids layer-collapse.
@@ -49,7 +49,7 @@ def exponential(density: float, rounds: int) -> np.ndarray:
       rounds: number of rounds, the paper's n; at least 1.
 
     Returns:
-      float64 [rounds], falling, the last entry ``density``.
+      float64 [rounds], falling; the last entry is ``density``.
 
     Raises:
       ValueError: if ``density`` is outside (0, 1] or ``rounds`` is below 1.
@@ -61,7 +61,7 @@ def exponential(density: float, rounds: int) -> np.ndarray:
     References:
       Tanaka et al. 2020 (arXiv 2006.05467), Algorithm 1, line 5.
     """
-    _check(density, rounds)
+    _check_arguments(density, rounds)
     return float(density) ** (np.arange(1, rounds + 1) / rounds)
 
 
@@ -75,7 +75,7 @@ def linear(density: float, rounds: int) -> np.ndarray:
       rounds: number of rounds; at least 1.
 
     Returns:
-      float64 [rounds], falling, the last entry ``density``.
+      float64 [rounds], falling; the last entry is ``density``.
 
     Raises:
       ValueError: if ``density`` is outside (0, 1] or ``rounds`` is below 1.
@@ -87,32 +87,32 @@ def linear(density: float, rounds: int) -> np.ndarray:
     References:
       Tanaka et al. 2020 (arXiv 2006.05467), appendix, the schedule of Fig. 7a.
     """
-    _check(density, rounds)
+    _check_arguments(density, rounds)
     densities = 1.0 - (1.0 - float(density)) * (np.arange(1, rounds + 1) / rounds)
-    densities[-1] = density  # 1 - (1 - d) is d only up to rounding
+    densities[-1] = density  # 1 - (1 - density) equals density only up to rounding
     return densities
 
 
-def _check(density: float, rounds: int) -> None:
+def _check_arguments(density: float, rounds: int) -> None:
     check_density(density)
     check_rounds(rounds)
 
 
 def check_density(density: float) -> None:
-    """Raises unless ``density`` is a fraction of weights that can be kept.
+    """Raises unless ``density`` is above 0 and at most 1.
 
     Raises:
-      ValueError: saying what came.
+      ValueError: with the density that was given.
     """
     if not 0.0 < density <= 1.0:
         raise ValueError(f"`density` is the fraction kept, in (0, 1]; got {density}.")
 
 
 def check_rounds(rounds: int) -> None:
-    """Raises unless ``rounds`` is a whole number of at least 1.
+    """Raises unless ``rounds`` is an integer of at least 1.
 
     Raises:
-      ValueError: saying what came.
+      ValueError: with the number that was given.
     """
     if rounds != int(rounds) or rounds < 1:
-        raise ValueError(f"`rounds` is a whole number of at least 1; got {rounds}.")
+        raise ValueError(f"`rounds` is an integer of at least 1; got {rounds}.")

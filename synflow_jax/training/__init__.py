@@ -1,4 +1,4 @@
-"""Training under masks: optimiser transformations, and pruning with rewinding."""
+"""Training with masks: optax transformations, and pruning with rewinding."""
 
 from synflow_jax.training.optim import freeze_pruned as freeze_pruned
 from synflow_jax.training.optim import mask_train_state as mask_train_state

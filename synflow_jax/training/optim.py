@@ -1,10 +1,11 @@
 """Training under masks with optax."""
 
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from synflow_jax.masks import apply_masks
@@ -22,18 +23,19 @@ class FreezePrunedState(NamedTuple):
 def freeze_pruned(masks: Masks) -> optax.GradientTransformation:
     """Sets the update of every pruned weight to zero.
 
-    Chain it last, so that momentum and weight decay are cut too; a weight that starts at
-    zero (`apply_masks`) then stays exactly zero. (`optax.masked` cannot do this: its mask
-    switches whole leaves and must be known while tracing.)
+    Chain it last, so that it also removes the updates of momentum and weight decay; a
+    weight that starts at zero (`apply_masks`) then stays exactly zero. (`optax.masked`
+    cannot do this: its mask switches whole leaves and must be known while tracing.)
 
-    It may stand inside `optax.MultiSteps` and `optax.inject_hyperparams` or after them, but
-    only after `optax.multi_transform`, whose parts see only some of the leaves. What mixes
-    weights, such as `optax.clip_by_global_norm` or Adafactor, still reads the gradients of
-    pruned ones; to keep them out of it, chain a second `freeze_pruned` first.
+    It can be inside `optax.MultiSteps` and `optax.inject_hyperparams` or after them, but
+    must be after `optax.multi_transform`, whose parts see only some of the leaves.
+    Transformations that combine weights, such as `optax.clip_by_global_norm` or Adafactor,
+    still read the gradients of pruned weights; to prevent that, chain a second
+    `freeze_pruned` before them.
 
-    The masks ride in the state, not in a closure: they are then an argument of the
-    compiled step rather than a constant baked into it, and they can be vmapped over,
-    checkpointed and replaced (`replace_masks`).
+    The masks are part of the state, not of a closure. They are therefore an argument of the
+    compiled step rather than a constant in it, and they can be vmapped over, checkpointed
+    and replaced (`replace_masks`).
 
     Args:
       masks: boolean leaves shaped like the parameters; True = trained.
@@ -53,7 +55,7 @@ def freeze_pruned(masks: Masks) -> optax.GradientTransformation:
 
     def init(params: Params) -> FreezePrunedState:
         check_masks(masks, params)
-        return FreezePrunedState(jax.tree.map(_copy_beside, masks, params))
+        return FreezePrunedState(jax.tree.map(_copy_placed_like, masks, params))
 
     def update(updates, state, params=None):
         del params
@@ -66,20 +68,20 @@ def freeze_pruned(masks: Masks) -> optax.GradientTransformation:
 
 
 def replace_masks(opt_state: PyTree, masks: Masks) -> PyTree:
-    """An optimizer's state with other masks in it.
+    """Replaces the masks in the state of an optimizer.
 
-    Everything else in the state stays, and a compiled step takes the new state as it took
-    the old one. The parameters are not touched: `apply_masks` makes newly pruned weights
-    zero, in an average of the parameters as well. A weight that the new masks bring back
-    starts from zero, with the momentum that gathered while its updates were cut.
+    Everything else in the state stays, and a compiled step is not compiled again for the
+    new state. The parameters are not changed: set newly pruned weights to zero with
+    `apply_masks`, in averages of the parameters too. A weight that the new masks bring back
+    starts from zero, with the momentum that it gathered while its updates were set to zero.
 
     Args:
-      opt_state: the state of an optimizer with `freeze_pruned` anywhere in it; if it is
-        there several times, each gets the new masks. Also a batch of states.
+      opt_state: the state of an optimizer that contains `freeze_pruned` at any depth; if it
+        contains several, each gets the new masks. It can also be a batch of states.
       masks: boolean leaves shaped like the masks in the state.
 
     Returns:
-      The new state. Its masks are copies, placed on the devices of the old ones.
+      The new state. Its masks are copies, on the devices of the old masks.
 
     Raises:
       ValueError: if ``opt_state`` holds no masks, or ``masks`` does not mirror them.
@@ -101,21 +103,22 @@ def replace_masks(opt_state: PyTree, masks: Masks) -> PyTree:
         if not _is_frozen(node):
             return node
         check_masks(masks, node.masks)
-        return FreezePrunedState(jax.tree.map(_copy_beside, masks, node.masks))
+        return FreezePrunedState(jax.tree.map(_copy_placed_like, masks, node.masks))
 
     return jax.tree.map(replaced, opt_state, is_leaf=_is_frozen)
 
 
 def mask_train_state(state: State, masks: Masks) -> State:
-    """Puts a Flax train state under masks: pruned weights are zero and stay zero.
+    """Masks a Flax train state: pruned weights become zero and stay zero.
 
-    The first call chains `freeze_pruned` behind ``state.tx``. Later ones only replace the
-    masks and keep ``tx``, so a compiled step is not compiled again. For one compilation
-    under many masks, call it first with `all_kept` and then, on that state, with each of
-    them.
+    The first call chains `freeze_pruned` after ``state.tx``. Later calls only replace the
+    masks and keep ``tx``, so a compiled step is not compiled again. To train with many
+    masks and compile once, call it first with `all_kept` and then, on the state that it
+    returns, with each of the masks.
 
-    The optimizer's own state is kept, so training goes on where it was. Momentum of pruned
-    weights is kept too: it acts on parameters through updates only, and those are cut.
+    The optimizer's own state is kept, so training continues where it was. The momentum of
+    pruned weights is kept too: it acts on parameters only through updates, and those are
+    set to zero.
 
     Args:
       state: a `flax.training.train_state.TrainState` or a subclass, new or already trained;
@@ -123,8 +126,9 @@ def mask_train_state(state: State, masks: Masks) -> State:
       masks: boolean leaves shaped like ``state.params``; True = kept.
 
     Returns:
-      A state of the same type; what is not masked in it is shared with ``state``. Its
-      ``tx.init`` starts with the masks of the first call, so mask again after it.
+      A state of the same type, which shares with ``state`` everything that is not masked.
+      Its ``tx.init`` uses the masks of the first call; after calling it, mask the state
+      again.
 
     Raises:
       ValueError: if ``state`` lacks one of the fields, or ``masks`` does not mirror
@@ -146,14 +150,15 @@ def mask_train_state(state: State, masks: Masks) -> State:
             "`state` must have the fields of a flax TrainState; "
             f"{type(state).__name__} has no {', '.join(missing)}."
         )
-    params = apply_masks(state.params, masks)
-    if _has_masks(state.opt_state):
-        return state.replace(params=params, opt_state=replace_masks(state.opt_state, masks))
+    old: Any = state  # has these fields, whatever its type is
+    params = apply_masks(old.params, masks)
+    if _has_masks(old.opt_state):
+        return old.replace(params=params, opt_state=replace_masks(old.opt_state, masks))
     freeze = freeze_pruned(masks)
-    return state.replace(
+    return old.replace(
         params=params,
-        tx=optax.chain(state.tx, freeze),
-        opt_state=(state.opt_state, freeze.init(params)),  # as `optax.chain` pairs them
+        tx=optax.chain(old.tx, freeze),
+        opt_state=(old.opt_state, freeze.init(params)),  # a pair, as in `optax.chain`
     )
 
 
@@ -165,12 +170,13 @@ def _has_masks(opt_state: PyTree) -> bool:
     return any(map(_is_frozen, jax.tree.leaves(opt_state, is_leaf=_is_frozen)))
 
 
-def _copy_beside(mask: Leaf, other: Leaf) -> Array:
-    """A copy of a mask, on the devices of another array if that was placed on any.
+def _copy_placed_like(mask: Leaf, other: Leaf) -> Array:
+    """Copies a mask, to the devices of another array if that is committed to devices.
 
-    A copy, because a training step may donate its state. Beside the other array, because a
-    compiled step is compiled again for an argument that lies elsewhere.
+    It copies because a training step may donate its state, and places the copy because a
+    step is compiled again for an argument on other devices.
     """
-    mask = jnp.array(mask)
-    is_array = isinstance(other, jax.Array) and not isinstance(other, jax.core.Tracer)
-    return jax.device_put(mask, other.sharding) if is_array and other.committed else mask
+    copy = jnp.array(mask)
+    if isinstance(other, Tracer) or not isinstance(other, jax.Array):
+        return copy
+    return jax.device_put(copy, other.sharding) if other.committed else copy

@@ -1,6 +1,6 @@
-"""Jaxprs, whatever the version of JAX: the one loop over equations, and what it reads.
+"""Reads jaxprs: the one loop over equations, and the parameters and lines of equations.
 
-Everything that JAX names differently from one version to the next is read here.
+All names that differ between versions of JAX are read in this file and nowhere else.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 
 class FlowError(ValueError):
-    """A network that has no flow: names the primitive and the line of the model."""
+    """The network has no flow; the message names the primitive and the model's line."""
 
 
 # --- the loop over equations --------------------------------------------------------------
@@ -28,17 +28,17 @@ def evaluate(
     args: Sequence[Any],
     step: Callable[[core.JaxprEqn, list[Any]], Sequence[Any]],
 ) -> list[Any]:
-    """Evaluates a jaxpr equation by equation, with an evaluation of one's own.
+    """Evaluates a jaxpr equation by equation, with a function that evaluates one equation.
 
     Args:
-      jaxpr: of any function.
+      jaxpr: the jaxpr of any function.
       consts: the values of its constants.
-      args: the values of its arguments: arrays, or whatever ``step`` understands.
+      args: the values of its arguments: arrays, or any other objects that ``step`` accepts.
       step: ``step(equation, operands) -> results``, called for each equation in order.
-        Literals are numpy arrays of the type that the jaxpr gives them.
+        Literal operands are numpy arrays of the dtype that the jaxpr says.
 
     Returns:
-      The values of its results.
+      The values of the jaxpr's results.
 
     Example:
       >>> import jax.numpy as jnp
@@ -56,7 +56,8 @@ def evaluate(
 
     def read(atom):
         if isinstance(atom, core.Literal):
-            return np.asarray(atom.val, atom.aval.dtype)
+            aval: Any = atom.aval  # an array's, though the annotation is more general
+            return np.asarray(atom.val, aval.dtype)
         return values[atom]
 
     for equation in jaxpr.eqns:
@@ -66,25 +67,30 @@ def evaluate(
 
 
 def opened(jaxpr: Any) -> tuple[core.Jaxpr, Sequence[Any]]:
-    """A jaxpr among an equation's parameters, and the values of its constants."""
+    """Splits a jaxpr, closed or not, into the jaxpr itself and its constants' values."""
     closed = isinstance(jaxpr, core.ClosedJaxpr)
     return (jaxpr.jaxpr, jaxpr.consts) if closed else (jaxpr, ())
 
 
 def bind(equation: core.JaxprEqn, operands: Sequence[Any]) -> list[Array]:
-    """The results of one equation, computed as it is written."""
+    """Evaluates one equation as it is written, and returns its results."""
     bound = equation.primitive.get_bind_params(equation.params)
-    # Before JAX 0.9 the functions among the parameters came apart, in a pair.
+    # Before JAX 0.9 this is a pair: the parameters that are functions, and the others.
     functions, params = bound if isinstance(bound, tuple) else ([], bound)
     outs = equation.primitive.bind(*functions, *operands, **params)
     return outs if equation.primitive.multiple_results else [outs]
+
+
+def typed(atom: Any) -> Any:
+    """The shape and dtype of an equation's operand or result: ``typed(atom).shape``."""
+    return atom.aval  # which JAX annotates with a class that has neither
 
 
 # --- the parameters of a primitive --------------------------------------------------------
 
 
 class Parameters(dict):
-    """A primitive's parameters; one that is missing is a `FlowError`, not a KeyError."""
+    """A primitive's parameters. Reading a missing one raises `FlowError`, not KeyError."""
 
     def __init__(self, equation: core.JaxprEqn, params: dict[str, Any]):
         super().__init__(params)
@@ -94,16 +100,16 @@ class Parameters(dict):
         line = user_line(self.equation) or "an unknown line"
         raise FlowError(
             f"the primitive `{self.equation.primitive.name}`, called at {line}, has no "
-            f"parameter `{name}` in JAX {jax.__version__}, whose names have changed; it "
-            f"has {', '.join(sorted(self)) or 'none'}."
+            f"parameter `{name}` in JAX {jax.__version__}, whose names have changed; its "
+            f"parameters are {', '.join(sorted(self)) or '(none)'}."
         )
 
 
 def parameters(equation: core.JaxprEqn) -> Parameters:
-    """The parameters of an equation's primitive, under the same names in every JAX.
+    """The parameters of an equation's primitive, by the same names in every version of JAX.
 
     ``num_consts`` and ``num_carry`` of a scan say how many of its operands are constants
-    and how many are carried; from JAX 0.11 on they are the lengths of two groups.
+    and how many are carried. From JAX 0.11 on they are the lengths of two groups.
     """
     params = equation.params
     if equation.primitive.name == "scan" and "num_consts" not in params:
@@ -111,7 +117,7 @@ def parameters(equation: core.JaxprEqn) -> Parameters:
             consts, carry, _ = params["ft_in"].unpack()
             params = {**params, "num_consts": len(consts), "num_carry": len(carry)}
         except (KeyError, AttributeError, TypeError, ValueError):
-            pass  # another form yet: whoever asks for the numbers is told
+            pass  # a form of a later version: reading the numbers raises `FlowError`
     return Parameters(equation, params)
 
 
@@ -119,7 +125,7 @@ def called(params: Parameters) -> Any:
     """The jaxpr that a call evaluates.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: if none of the parameters is a jaxpr under a name that is known.
     """
     for name in ("jaxpr", "call_jaxpr"):
         if name in params:
@@ -131,10 +137,10 @@ def called(params: Parameters) -> Any:
 
 
 def user_line(equation: core.JaxprEqn) -> str | None:
-    """File, line and function of the innermost frame that is the user's own code.
+    """File, line and function of the innermost frame in the user's own code.
 
-    That is outside of JAX, Flax, Python's library and this package; of a model made of
-    Flax's layers alone, the line of the layer.
+    Frames in JAX, Flax, Python's standard library and this package are skipped. If the
+    model is made of Flax's layers alone, the result is the line in Flax's layer.
     """
     traceback = equation.source_info.traceback
     frames = traceback.frames if traceback else []
@@ -152,7 +158,7 @@ def _folder(file: str) -> str:
     return os.path.dirname(os.path.abspath(file)) + os.sep
 
 
-# Code that stands between the user's model and the primitive. Flax is not imported for it.
+# Folders whose frames `user_line` skips. Flax's folder is found without importing Flax.
 _JAX, _PYTHON = _folder(jax.__file__), os.path.dirname(os.__file__)
 _FLAX = tuple(
     os.path.abspath(folder) + os.sep
@@ -164,9 +170,10 @@ _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def _traces(file: str) -> bool:
-    """Whether a frame's file is one that traces models, so that the user's code ends there.
+    """Whether this file traces models, so that frames outside of it are not the model's.
 
-    JAX's tracing of a jitted function is among them: its callers may be of an earlier call.
+    True of this package, apart from its models, and of JAX's file that traces a jitted
+    function: JAX keeps the trace, so the frames outside may be those of an earlier call.
     """
     if file == os.path.join(_JAX, "_src", "linear_util.py"):
         return True
