@@ -1,4 +1,4 @@
-"""Facts about masks and networks: what is kept, what is connected, what is conserved."""
+"""Analyses of masks and networks: kept weights, connected layers, conserved flow."""
 
 from synflow_jax.analysis.collapse import Connectivity as Connectivity
 from synflow_jax.analysis.collapse import connectivity as connectivity

@@ -1,9 +1,10 @@
-"""Where a network stops being connected: what must be kept, and what a criterion keeps.
+"""Layer-collapse and connectivity: at which compression a network stops being connected.
 
 A network is connected if a path of weights that are not zero leads from its input to its
-output, which is R > 0. In a chain of layers that takes a weight in every layer. A shortcut
-takes the place of layers, and a weight in every layer need not make a path; so it is paths
-that are looked for here, and layers are only named.
+output, which means R > 0. A chain of layers needs a weight in every layer for that. With
+shortcuts this is not necessary, since a path can avoid layers; and it is never sufficient,
+since one weight in every layer need not form a path. The functions here therefore search
+for paths, and report layers only by name.
 """
 
 import functools
@@ -30,17 +31,17 @@ from synflow_jax.trees import Masks, Params, Prunable, ScoreFn, is_kernel, pruna
 
 
 class Connectivity(NamedTuple):
-    """What masks leave of a network, as `connectivity` reports it.
+    """Whether a masked network is connected, and which layers are: see `connectivity`.
 
     Attributes:
       connected: whether a path of kept weights leads from input to output.
-      log_flow: natural logarithm of R; minus infinity if not connected, or if what is left
-        is lost in one array beside entries 2**100 times larger.
-      kept: prunable weights kept.
-      effective: those of them that lie on a path from input to output.
-      empty: names of the prunable leaves of which nothing is kept.
-      starved: names of the prunable leaves, empty or not, that no path runs through while
-        others connect the network. None if it is not connected.
+      log_flow: natural logarithm of R. Minus infinity if the network is not connected, or
+        if the remaining flow underflows in an array with entries 2**100 times larger.
+      kept: number of prunable weights kept.
+      effective: number of those that lie on a path from input to output.
+      empty: names of the prunable leaves that have no kept weights.
+      starved: names of the prunable leaves, empty or not, that are on no path although the
+        network is connected. No names if the network is not connected.
     """
 
     connected: bool
@@ -67,12 +68,12 @@ def connectivity(
     prunable: Prunable = is_kernel,
     rules: Rules = flow_rules,
 ) -> Connectivity:
-    """Whether masks leave a network connected, and what they cut off.
+    """Tells whether a masked network is connected, and which layers are on no path.
 
-    The paper calls it layer-collapse when a layer is empty. In a network with shortcuts an
-    empty layer may leave the network whole: SynFlow starves the shortcuts of residual
-    networks, since their branches carry nearly all of the flow. And a network may be cut
-    without an empty layer.
+    An empty layer is what the paper calls layer-collapse. A network with shortcuts can be
+    connected although a layer is empty: SynFlow leaves no path through the shortcuts of
+    residual networks, since their branches carry nearly all of the flow. And a network can
+    be disconnected although no layer is empty.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> y``, in evaluation mode.
@@ -83,7 +84,7 @@ def connectivity(
       rules: as in `flow`.
 
     Returns:
-      A `Connectivity`, whose ``str`` is a line of text.
+      A `Connectivity`, whose ``str`` is one line of text.
 
     Raises:
       ValueError: if ``masks`` does not mirror ``params``, no leaf is prunable, or the
@@ -129,17 +130,18 @@ def largest_compression(
     prunable: Prunable = is_kernel,
     rules: Rules = flow_rules,
 ) -> float:
-    """The compression beyond which no pruning leaves a network connected.
+    """The compression above which no masks leave a network connected.
 
-    ``log10(N / n)``, of N prunable weights and the fewest n that keep a path. For a chain
-    of L layers that is the paper's N / L; shortcuts allow more.
+    It is ``log10(N / n)``, where N is the number of prunable weights and n the smallest
+    number of them that forms a path. For a chain of L layers ``N / n`` is the paper's
+    N / L; with shortcuts it is larger.
 
     Args:
-      apply_fn, params, input_shape, prunable, rules: as in `fewest_weights`, whose limits
-        hold.
+      apply_fn, params, input_shape, prunable, rules: as in `fewest_weights`. The limits
+        stated there apply here too.
 
     Returns:
-      A compression: log10 of one over the density. Infinite if a path meets no prunable
+      A compression: log10 of one over the density. Infinite if a path contains no prunable
       weight.
 
     Raises:
@@ -154,7 +156,7 @@ def largest_compression(
       2.0
 
     References:
-      Tanaka et al. 2020 (arXiv 2006.05467), section 3, the maximal compression.
+      Tanaka et al. 2020 (arXiv 2006.05467), section 3, maximal compression.
     """
     fewest = fewest_weights(apply_fn, params, input_shape, prunable=prunable, rules=rules)
     return _compression(params, prunable_leaves(params, prunable), fewest)
@@ -175,12 +177,13 @@ def critical_compression(
 ) -> float:
     """The largest compression at which a criterion leaves a network connected.
 
-    Found by bisection on whole numbers of weights, so it takes about log2(N) runs of
-    `prune`, which is compiled once. Bisection takes for granted that a network which is
-    connected with k weights is so with more. That is true of criteria whose order of the
-    weights does not change, in one round or in many (`magnitude`, `random`); of others,
-    such as SynFlow in rounds, it is not a theorem. Whatever they do, at the compression
-    returned the network is connected, and with one weight less asked for it is not.
+    Found by bisection on the integer number of weights, so it takes about log2(N) runs of
+    `prune`, which is compiled once. Bisection assumes that a network which is connected
+    with k weights is also connected with more. That is true of criteria whose ranking of
+    the weights does not change, in one round or in many (`magnitude`, `random`); for
+    others, such as SynFlow in rounds, it is not a theorem. In any case the network is
+    connected at the compression that is returned, and is not if one weight less is
+    requested.
 
     Args:
       score_fn: the criterion.
@@ -188,12 +191,12 @@ def critical_compression(
       params: a pytree of arrays.
       input_shape: as in `synflow`.
       rounds, schedule, scope, prunable, regrow: as in `prune`.
-      rules: as in `flow`; `score_fn` has its own.
+      rules: as in `flow`; they do not change those of ``score_fn``.
 
     Returns:
       A compression: log10 of one over the density. The paper's axiom of maximal critical
-      compression says that it should be `largest_compression`. Infinite if a path meets no
-      prunable weight.
+      compression says that it should be `largest_compression`. Infinite if a path contains
+      no prunable weight.
 
     Raises:
       ValueError: if the network is not connected before it is pruned, or as `prune` does.
@@ -218,10 +221,10 @@ def critical_compression(
         raise ValueError(NO_PATH)
     if is_connected(apply_fn, _without(params, is_prunable), input_shape, rules):
         return math.inf
-    size = _size(params, is_prunable)
+    size = _num_prunable(params, is_prunable)
     low, high, kept = 0, size, size
     while high - low > 1:
-        # Half-way in compression: what is sought may be a handful out of millions.
+        # Their geometric mean, since the answer may be a few weights out of millions.
         k = max(low + 1, math.isqrt(low * high))
         masks, info = prune(
             score_fn,
@@ -241,15 +244,16 @@ def critical_compression(
 
 
 def _compression(params: Params, is_prunable: Sequence[bool], kept: int) -> float:
-    size = _size(params, is_prunable)
+    size = _num_prunable(params, is_prunable)
     return math.log10(size / kept) if kept else math.inf
 
 
-def _size(params: Params, is_prunable: Sequence[bool]) -> int:
+def _num_prunable(params: Params, is_prunable: Sequence[bool]) -> int:
     return sum(leaf.size for leaf, yes in zip(jax.tree.leaves(params), is_prunable) if yes)
 
 
 def _without(params: Params, is_prunable: Sequence[bool]) -> Params:
+    """The parameters with zeros in the prunable leaves."""
     leaves, treedef = jax.tree.flatten(params)
     leaves = [jnp.zeros_like(x) if yes else x for x, yes in zip(leaves, is_prunable)]
     return jax.tree.unflatten(treedef, leaves)

@@ -1,4 +1,4 @@
-"""Whether scores obey the law of conservation: unit by unit, and cut by cut."""
+"""Checks scores against the conservation law, for every hidden unit and every cut."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,10 +18,10 @@ from synflow_jax.trees import Masks, Params, Scores, check_like, check_masks, le
 
 
 class UnitFlow(NamedTuple):
-    """The hidden units of a network, one entry each.
+    """The hidden units of a network: arrays with one entry for each unit.
 
     Attributes:
-      layer: place in the list of layers of the first layer that leads into the unit.
+      layer: index in the list of layers of the first layer that leads into the unit.
       into: sum of the scores of the weights that lead into it.
       out: sum of the scores of the weights that lead out of it.
       gap: ``|into - out| / max(|into|, |out|)``.
@@ -43,24 +43,27 @@ class LayerFlow(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Weights that separate the input from the output: whole layers, or where a layer
-    reads several values side by side the rows that cross."""
+    """A set of weights that separates the input from the output.
+
+    It consists of whole layers. Of a layer that reads several concatenated values it can
+    contain a part: the rows that read some of these values.
+    """
 
     layers: tuple[str, ...]
     total: float
 
 
 class Conservation(NamedTuple):
-    """What `conservation` finds.
+    """The result of `conservation`.
 
     Attributes:
       units: the hidden units, as arrays.
       layers: the layers, in the order of the network.
       cuts: the cuts, from the input to the output.
-      unit_gap: the largest gap of a unit; 0 if none can be compared.
-      cut_gap: the largest difference between the totals of two cuts, over the largest
-        total; 0 if there are fewer than two.
-      gap: the larger of both.
+      unit_gap: the largest gap of a unit; 0 if no unit can be compared.
+      cut_gap: the largest difference between the totals of two cuts, divided by the
+        largest absolute total; 0 if there are fewer than two cuts.
+      gap: the larger of the two.
     """
 
     units: UnitFlow
@@ -71,10 +74,11 @@ class Conservation(NamedTuple):
     gap: float
 
 
-# Nothing is subtracted in the flow, so the score of a weight that carries 1e-20 of it has
-# as many digits as any other, and its unit is held to the same gap. That ends where float32
-# does, at 2**-126: a million weights of a unit may lose 2**-106 of the whole there, which
-# is 1e-6 of this share. Below it a gap counts relative to this share of the largest layer.
+# The flow is computed without subtractions, so the score of a weight that carries 1e-20 of
+# it has the relative precision of any other, and its unit must have as small a gap. Only
+# underflow is different: scores below 2**-126 are lost in float32. A unit of a million
+# weights may lose 2**-106 of the flow in this way, which is 1e-6 of the share below. If a
+# unit carries less, its gap is therefore relative to this share of the largest layer.
 _NEGLIGIBLE = 2.0**-86
 
 
@@ -87,45 +91,47 @@ def conservation(
     scores: Scores | None = None,
     rules: Rules = flow_rules,
 ) -> Conservation:
-    """Holds scores against the law of conservation.
+    """Checks whether scores obey the conservation law.
 
     For SynFlow, as for every synaptic saliency ``w * dR/dw`` of a homogeneous network, the
-    scores of the weights into a hidden unit and of those out of it have the same sum, and
-    so have the scores of all sets of weights that separate the input from the output. Any
-    other scores may be held against it too.
+    scores of the weights into a hidden unit have the same sum as those of the weights out
+    of it, and the scores of all sets of weights that separate the input from the output
+    have the same sum. Any other scores can be checked as well.
 
     Units, layers and cuts are read from the network's jaxpr:
 
-    - A unit is a neuron or a channel. Values that are added to each other are one unit, so
-      with shortcuts it is a channel of the residual stream, into which the stem and all
-      blocks lead.
-    - Weights are a layer where they meet the flow as entries of one leaf of the
-      parameters, moved about, masked or scaled. Biases and normalisation are not; leaves
-      that are computed with before they are used pass the flow on without being listed.
-    - A leaf that is used twice makes one unit of what it leads from in both uses, and of
-      what it leads to.
-    - Two flows that are multiplied (a gate, the parts of an attention head) share what they
-      make, so all three are one unit.
-    - Units at which flow starts or ends other than through weights (the input, the output,
-      such factors) are not compared.
+    - A unit is a neuron or a channel. Values that are added to each other share their
+      units, so with shortcuts a unit is a channel of the residual stream, and weights of
+      the stem and of all blocks lead into it.
+    - A layer is a leaf of the parameters whose entries are multiplied with the flow. They
+      may be rearranged, masked or scaled before. Biases and normalisation are not layers;
+      a leaf that enters any other computation before it is used, such as a standardised
+      kernel, passes the flow on but is not listed.
+    - If a leaf is used twice, the units that it leads from in the two uses are one unit,
+      and so are the units that it leads to.
+    - Two flows that are multiplied (a gate, the parts of an attention head) share the flow
+      of their product, so the two and the product are one unit.
+    - Units in which flow starts or ends other than through weights, such as the input and
+      the output, are not compared.
 
     Runs on the host, not under `jit`.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> y``.
       params: the parameters.
-      masks: boolean leaves shaped like ``params``; a pruned weight counts 0.
+      masks: boolean leaves shaped like ``params``; pruned weights count as having score 0.
       input_shape: as in `synflow`.
-      scores: shaped like ``params``; default, those of `synflow`. Sums keep the signs of
-        signed scores, as the law does; the paper's figures show absolute values.
+      scores: shaped like ``params``; by default, those of `synflow`. Signed scores are
+        summed with their signs, as in the law; the paper's figures show absolute values.
       rules: as in `flow`.
 
     Returns:
-      A `Conservation`. With synflow's scores its ``gap`` is rounding: at most 1e-5 on the
-      paper's networks, and near that only on VGG-19 at 224 pixels, whose first scores are
-      float32 sums over 50,000 positions. Each gap is relative to what the unit itself
-      carries, however little; only units that carry less than 2**-86 of the largest
-      layer's total, where float32 ends, are measured against that.
+      A `Conservation`. For synflow's scores its ``gap`` is only rounding: at most 1e-5 on
+      the paper's networks, and close to that only on VGG-19 at 224 pixels, where the scores
+      of the first layer are float32 sums over 50,000 positions. Each gap is relative to the
+      scores of the unit itself, however small they are. Only if they are less than 2**-86
+      of the largest layer's total, where float32 underflows, is the gap relative to 2**-86
+      of that total.
 
     Raises:
       ValueError: if ``masks`` or ``scores`` do not mirror ``params``, or the network has
@@ -179,8 +185,8 @@ def conservation(
     hidden = (first >= 0) & feeding & ~structure.starts & ~structure.ends
     into, out = into[hidden], out[hidden]
     floor = _NEGLIGIBLE * max((abs(layer.total) for layer in layers), default=0.0)
-    size = np.maximum(np.maximum(abs(into), abs(out)), floor)
-    gap = abs(into - out) / np.where(size == 0, 1, size)
+    scale = np.maximum(np.maximum(abs(into), abs(out)), floor)
+    gap = abs(into - out) / np.where(scale == 0, 1, scale)
     cuts = _cuts(pieces, structure, [layer.name for layer in layers])
     totals = np.array([cut.total for cut in cuts])
     largest = abs(totals).max(initial=0.0)
@@ -192,18 +198,19 @@ def conservation(
         cuts,
         unit_gap,
         cut_gap,
-        float(np.maximum(unit_gap, cut_gap)),  # a NaN stays one
+        float(np.maximum(unit_gap, cut_gap)),  # NaN if one of them is
     )
 
 
 def _sums(values: np.ndarray, units: np.ndarray, count: int) -> np.ndarray:
-    """For each unit the sum of the values that belong to it, in double precision."""
+    """For each unit the sum, in double precision, of the values that lead to or from it."""
     (small,) = compact(units)
     sums = _summed_to(values, small.shape)
     return np.bincount(small[small >= 0], sums[small >= 0], minlength=count)
 
 
 def _summed_to(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Sums over the axes along which ``shape`` is 1, and keeps them."""
     axes = tuple(k for k, n in enumerate(shape) if n == 1)
     return values.sum(axis=axes, keepdims=True, dtype=np.float64)
 
@@ -212,7 +219,7 @@ def _summed_to(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class _Piece(NamedTuple):
-    """What a layer carries from one space to another."""
+    """Sum of the scores of a layer's weights from one space to another (`Units.space`)."""
 
     layer: int
     source: int
@@ -223,6 +230,8 @@ class _Piece(NamedTuple):
 def _pieces(
     values: np.ndarray, number: int, layer: Layer, space: np.ndarray
 ) -> list[_Piece]:
+    """Sums the scores of a layer for each pair of spaces that its weights connect."""
+
     def spaces(units):
         numbers = np.append(space, -1)[compact(units)[0]]
         same = numbers.size and (numbers == numbers.flat[0]).all()
@@ -231,32 +240,36 @@ def _pieces(
     ends = np.broadcast_arrays(spaces(layer.sources), spaces(layer.targets))
     sums = _summed_to(values, ends[0].shape)
     both = (ends[0] >= 0) & (ends[1] >= 0)
-    # One number for a pair: numpy sorts numbers faster than pairs.
+    # A pair is stored as one number, since numpy sorts numbers faster than pairs.
     pairs = ends[0][both] * len(space) + ends[1][both]
     pairs, which = np.unique(pairs, return_inverse=True)
     totals = np.bincount(which.reshape(-1), sums[both], minlength=len(pairs))
     pairs = zip(*divmod(pairs, len(space)))
-    return [_Piece(number, *map(int, p), total) for p, total in zip(pairs, totals)]
+    return [
+        _Piece(number, int(source), int(target), total)
+        for (source, target), total in zip(pairs, totals)
+    ]
 
 
 def _cuts(pieces: list[_Piece], structure: Units, names: list[str]) -> list[Cut]:
     """The cuts between the levels of the network.
 
-    Spaces that lead back into each other, as the stream of a residual stage and the blocks
-    beside it do, are one place; a place's level is the length of the longest way to it.
-    No way leads back to a lower level, so all that crosses from one to the next is a cut.
+    Spaces on a cycle, such as the stream of a residual stage and the inner layers of its
+    blocks, form one component. The level of a component is the length of the longest path
+    to it. No path leads back to a lower level, so the weights that cross from one level to
+    the next are a cut.
     """
     spaces = structure.space.max(initial=-1) + 1
     place = np.arange(spaces)
     source, target = spaces, spaces + 1
     place[structure.space[structure.starts]] = source
     if source in place[structure.space[structure.ends]]:
-        return []  # a way without weights
+        return []  # a path without weights, which no cut separates
     place[structure.space[structure.ends]] = target
     tails = place[np.array([p.source for p in pieces], int)]
     heads = place[np.array([p.target for p in pieces], int)]
 
-    from scipy import sparse  # half a second that `import synflow_jax` does without
+    from scipy import sparse  # takes half a second to import, and only cuts need it
     from scipy.sparse import csgraph
 
     graph = sparse.coo_matrix((np.ones(len(pieces)), (tails, heads)), (spaces + 2,) * 2)

@@ -1,4 +1,4 @@
-"""Which weights lie on a path from input to output."""
+"""Finds the weights that lie on a path from input to output, and those that do not."""
 
 from collections.abc import Callable
 
@@ -30,11 +30,11 @@ def unreached(
     prunable: Prunable = is_kernel,
     rules: Rules = flow_rules,
 ) -> list[str]:
-    """Names of the prunable leaves through which no flow passes before anything is pruned.
+    """Names of the prunable leaves that carry no flow, even before anything is pruned.
 
     All their SynFlow scores are 0, so `prune` removes them first, and completely. Either
-    the output does not depend on them (a second head whose output is not returned), or a
-    parameter that is zero blocks every path: a kernel or a scale that starts at zero.
+    the output does not depend on them (a second head whose output is not returned), or
+    parameters that are zero block every path (a kernel or a scale that starts at zero).
 
     Args:
       apply_fn: ``apply_fn(params, x) -> y``.
@@ -44,7 +44,7 @@ def unreached(
       rules: as in `flow`.
 
     Returns:
-      Leaf names, in `jax.tree.leaves` order; leaves without entries are not among them.
+      Leaf names, in `jax.tree.leaves` order, without leaves that have no entries.
 
     Raises:
       ValueError: if no leaf is prunable, or the network has no flow (`flow`).
@@ -75,25 +75,26 @@ def effective_masks(
     prunable: Prunable = is_kernel,
     rules: Rules = flow_rules,
 ) -> Masks:
-    """The kept weights that still matter: those on a path of kept weights.
+    """Keeps only the weights on a path of kept weights from input to output.
 
-    If every path through a weight from input to output meets a pruned weight, the weight
-    has no influence on the output, kept or not. The answer does not depend on how large the
-    weights are, on their dtype or on the depth of the network, but a parameter that is 0
-    blocks every path through it, a normalisation's scale included. In max pooling, and in
-    the maximum of two values, every entry counts. The flow is the same under both masks.
+    If every path through a weight contains a pruned weight, the weight has no influence on
+    the output, whether it is kept or not. The result does not depend on the absolute values
+    of the weights, on their dtype or on the depth of the network, except that a parameter
+    that is 0, such as a normalisation's scale, blocks every path through it. Max pooling
+    and the maximum of two values let paths pass through all of their entries. The flow is
+    the same under both masks.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> y``, in evaluation mode.
-      params: a pytree of arrays. To ask about the masks independently of the weights,
-        replace kernels that are zero by ones.
+      params: a pytree of arrays. To make the result depend on the masks alone, replace
+        kernels that are zero by ones.
       masks: boolean leaves shaped like ``params``.
       input_shape: as in `synflow`.
-      prunable: as in `prune`; masks of leaves that it refuses are returned unchanged.
+      prunable: as in `prune`; masks of leaves that are not prunable are returned as given.
       rules: as in `flow`.
 
     Returns:
-      Masks that keep what ``masks`` keeps or less.
+      Masks that keep a subset of the weights that ``masks`` keeps.
 
     Raises:
       ValueError: if ``masks`` does not mirror ``params``, no leaf is prunable, or the

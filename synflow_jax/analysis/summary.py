@@ -1,4 +1,4 @@
-"""Read-only facts about masks and networks."""
+"""Tables of masks: how many weights each leaf keeps."""
 
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ class Row(NamedTuple):
 
 
 def summarize(params: Params, masks: Masks) -> list[Row]:
-    """What is kept of every leaf.
+    """Counts the weights that are kept of every leaf.
 
     Args:
       params: a pytree of arrays.
@@ -57,8 +57,8 @@ def summarize(params: Params, masks: Masks) -> list[Row]:
 def collapsed(params: Params, masks: Masks, *, prunable: Prunable = is_kernel) -> list[str]:
     """Names of the prunable leaves that have lost all their weights.
 
-    The paper's layer-collapse. In a network with shortcuts an empty leaf need not cut the
-    network: `log_flow` of the masked parameters is finite where a path is left.
+    This is the paper's layer-collapse. In a network with shortcuts, an empty leaf need not
+    disconnect the network: `log_flow` of the masked parameters is finite if a path is left.
 
     Args:
       params: a pytree of arrays.

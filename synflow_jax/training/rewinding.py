@@ -1,4 +1,4 @@
-"""Rounds of training, pruning and rewinding: how lottery tickets are found."""
+"""Lottery tickets: rounds of training, pruning and rewinding."""
 
 import itertools
 from collections.abc import Callable
@@ -28,22 +28,22 @@ from synflow_jax.trees import (
     prunable_leaves,
 )
 
-# (params, masks, rounds done before) -> trained params; pruned weights stay zero.
+# (params, masks, number of rounds done before) -> trained params; pruned weights stay zero.
 Train = Callable[[Params, Masks, int], Params]
 
-# (given params, trained params) -> the params from which the next round trains.
+# (given params, trained params) -> the params with which the next round starts.
 Rewind = Callable[[Params, Params], Params]
 
 
 class RewindState(NamedTuple):
-    """What one round of `train_and_prune` hands to the next, and nothing else.
+    """All that one round of `train_and_prune` passes to the next.
 
-    A pytree of arrays and one integer, which any library for checkpoints can save.
+    It is a pytree of arrays and one integer, which any library for checkpoints can save.
 
     Attributes:
-      params: the weights that the next round trains; the pruned ones are zero.
+      params: the weights that the next round trains; pruned weights are zero.
       masks: boolean leaves shaped like ``params``; True = kept.
-      round: rounds done so far.
+      round: number of rounds done so far.
     """
 
     params: Params
@@ -71,55 +71,58 @@ def train_and_prune(
     state: RewindState | None = None,
     on_round: Callable[[RewindState, PruneInfo], None] | None = None,
 ) -> tuple[RewindState, PruneInfo]:
-    """Iterative magnitude pruning: train, prune what became small, rewind, again.
+    """Iterative magnitude pruning: rounds that train, prune small weights, and rewind.
 
-    Every round trains the weights under the masks so far, scores the trained weights,
-    prunes to the next density of the schedule, and sets what is left back to its value in
-    ``params``. With the parameters of the initialisation this is rewinding to
-    initialisation; with those after ``t`` steps of training, and a ``train`` that starts
-    at step ``t``, it is rewinding to step ``t`` (late rewinding).
+    Every round trains the weights with the masks so far, scores the trained weights, prunes
+    to the next density of the schedule, and resets the remaining weights to their values in
+    ``params``. If ``params`` are the initial parameters, this is rewinding to
+    initialisation. If they are the parameters after ``t`` steps of training, and ``train``
+    starts at step ``t``, it is rewinding to step ``t`` (late rewinding).
 
-    A loop on the host around your own training; not under `jax.jit` or `jax.vmap`.
+    It is a loop on the host around your own training, so it cannot be called under
+    `jax.jit` or `jax.vmap`.
 
     Args:
-      train: ``train(params, masks, round) -> params``, your training. ``round`` counts the
-        rounds done before, from 0, when everything is kept. The weights it is given are
-        zero where pruned and must be so when it is done (`freeze_pruned`). What else it
-        needs, such as the state of the optimizer and batch statistics, it makes afresh.
-        Under `jax.jit` it is traced once for all rounds, and it may donate ``params``.
+      train: ``train(params, masks, round) -> params``, your training. ``round`` is the
+        number of rounds done before: 0 in the first, in which every weight is kept. Pruned
+        weights are zero in the parameters that it receives, and must be zero in those that
+        it returns (`freeze_pruned`). It must initialise everything else that it needs, such
+        as optimizer state and batch statistics. Under `jax.jit` it is traced once for all
+        rounds, and it may donate ``params``.
       params: a pytree of arrays: the values to which weights are rewound.
-      density: fraction of the prunable weights kept in the end, in (0, 1].
+      density: fraction of the prunable weights kept after the last round, in (0, 1].
       rounds: number of rounds, each of which trains once.
       schedule: ``schedule(density, rounds) -> densities``; `exponential` prunes the same
-        fraction of what is left in every round.
+        fraction of the remaining weights in every round.
       score_fn: the criterion for the trained weights.
       scope, allocation, prunable: as in `prune`.
-      rewind: ``rewind(params, trained) -> params``: where the next round starts, before
-        the masks are applied. ``lambda params, trained: trained`` goes on from the
-        trained weights (fine-tuning).
-      state: continues after that state's rounds, all other arguments being as before. If
-        ``train`` is a function of its arguments, the run ends as it would have without the
-        interruption, bit for bit. Unless ``rewind`` uses ``trained``, the masks are all
-        that need be saved of a state: `RewindState(params, masks, round)`.
-      on_round: called with the new state and that round's `PruneInfo` after each round, to
-        save the one and show the other.
+      rewind: ``rewind(params, trained) -> params``: the parameters with which the next
+        round starts, before the masks are applied. ``lambda params, trained: trained``
+        continues from the trained weights (fine-tuning).
+      state: the state after some rounds of an interrupted run. The run continues with the
+        next round; all other arguments must be those of the interrupted run. If the result
+        of ``train`` depends on its arguments only, the run ends as it would have without
+        the interruption, bit for bit. Unless ``rewind`` uses ``trained``, only the masks of
+        a state have to be saved: `RewindState(params, masks, round)` is the state again.
+      on_round: called after each round with the new state and the `PruneInfo` of that
+        round, for example to save the state and print the info.
 
     Returns:
-      ``(state, info)``: ``state.params`` is rewound, with the pruned weights zero, ready
-      to be trained; ``state.masks`` keeps exactly ``num_kept(size, density)`` prunable
-      weights (in each leaf for scope "layer"). The arrays of ``info`` have a leading axis:
-      the rounds that this call ran.
+      ``(state, info)``: ``state.params`` are the rewound parameters, zero where pruned,
+      ready to be trained; ``state.masks`` keep exactly ``num_kept(size, density)`` prunable
+      weights (of each leaf for scope "layer"). The arrays of ``info`` have a leading axis
+      over the rounds that this call ran.
 
     Raises:
       ValueError: before any training, if an argument is out of range, no leaf is prunable,
-        the criterion does not fit the parameters, or ``state`` is not of such a run. After
-        a training, if ``train`` or ``rewind`` returns something that does not mirror
-        ``params``, or a pruned weight is no longer zero.
-      FloatingPointError: if training makes a number NaN or infinite, or a score is.
+        the criterion does not fit the parameters, or ``state`` is not one of a run with
+        these arguments. After a training, if ``train`` or ``rewind`` returns something that
+        does not mirror ``params``, or if a pruned weight is no longer zero.
+      FloatingPointError: if training makes a parameter NaN or infinite, or a score is.
 
     Example:
-      A training that reaches its target at once; the two largest of the trained weights
-      are kept, at their initial values:
+      This training reaches its target at once. The two largest trained weights are kept,
+      and rewound to their initial values:
 
       >>> params = {"kernel": jnp.array([[1.0, -2.0, 3.0, -4.0]])}
       >>> target = {"kernel": jnp.array([[8.0, 7.0, 6.0, 5.0]])}
@@ -131,7 +134,8 @@ def train_and_prune(
       >>> info.kept
       Array([3, 2], dtype=int32)
 
-      Saved after each round, and taken up again after the first:
+      Here the masks are saved after each round, and a second run continues after the first
+      round:
 
       >>> import tempfile
       >>> from synflow_jax.mask_files import load_masks, save_masks
@@ -149,7 +153,7 @@ def train_and_prune(
       Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019. Rewinding to step t:
       Frankle et al., "Linear Mode Connectivity and the Lottery Ticket Hypothesis", ICML
       2020. Tanaka et al. 2020 (arXiv 2006.05467), Fig. 5a, which was made without
-      rewinding, as the README of its code says.
+      rewinding, according to the README of the authors' code.
     """
     params = jax.tree.map(jnp.asarray, params)
     counts = counts_per_round(
@@ -179,13 +183,13 @@ def train_and_prune(
         # Compiled once for all rounds and calls, like `prune`.
         return single_round(method, COUNTS, constants, params, masks, k[None], np.int32(0))
 
-    # So a criterion that does not fit is refused before the first training, not after it.
+    # Raises before the first training, and not after it, if the criterion does not fit.
     _, shapes = jax.eval_shape(step, params, state.masks, counts[0])
     infos = jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), shapes)
 
     def one_round(state: RewindState, k) -> tuple[RewindState, PruneInfo]:
         when = f"in round {state.round + 1} of {len(counts)}"
-        # A copy, since `train` may donate what it is given, and `on_round` may keep states.
+        # A copy, since `train` may donate its arguments and `on_round` may keep states.
         start = apply_masks(state.params, state.masks)
         trained = train(start, state.masks, state.round)
         check_like(trained, params, name="train(...)")
@@ -215,10 +219,10 @@ def _checked(
     counts: Integer[np.ndarray, "rounds *leaves"],
     prunable: Prunable,
 ) -> RewindState:
-    """The state as a round leaves it, from what was saved; raises unless of this run.
+    """Checks that a saved state belongs to this run, and returns it as a round would.
 
     Args:
-      counts: weights kept after no round, after one, and so on.
+      counts: numbers of weights kept after 0 rounds, after 1 round, and so on.
     """
     check_like(state.params, params, name="state.params")
     check_like(state.masks, params, name="state.masks")
@@ -226,7 +230,7 @@ def _checked(
     last = len(counts) - 1
     if state.round != int(state.round) or not 0 <= state.round <= last:
         raise ValueError(
-            "`state.round` is the number of rounds done, a whole number from 0 to `rounds` "
+            "`state.round` is the number of rounds done, an integer from 0 to `rounds` "
             f"= {last}; got {state.round}."
         )
     weights, masks = jax.tree.map(jnp.asarray, state[:2])
@@ -249,20 +253,21 @@ def _check_trained(state: RewindState, trained: Params, when: str) -> None:
     names = leaf_names(trained)
     if any(lost):
         raise FloatingPointError(
-            f"{when}, training made NaN or infinite what was finite: "
+            f"{when}, training made parameters NaN or infinite that were finite: "
             f"{', '.join(itertools.compress(names, lost))}."
         )
     if any(moved):
         raise ValueError(
             f"{when}, `train` returned pruned weights that are not zero: "
-            f"{', '.join(itertools.compress(names, moved))}. So it did not train the "
-            "pruned network; chain `freeze_pruned(masks)` last in its optimizer."
+            f"{', '.join(itertools.compress(names, moved))}. To keep them at zero, chain "
+            "`freeze_pruned(masks)` last in its optimizer."
         )
 
 
 @jax.jit
 def _faults(before: Params, after: Params, masks: Masks) -> tuple[PyTree, PyTree]:
-    """For each leaf: whether a finite number was lost, and whether a pruned one moved."""
+    """For each leaf, whether a finite number became NaN or infinite, and whether a pruned
+    weight is not zero."""
 
     def lost(b, a):
         return (jnp.isfinite(b) & ~jnp.isfinite(a)).any() if is_floating(b) else False
