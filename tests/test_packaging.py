@@ -103,13 +103,15 @@ def test_requirements_are_the_wheels_and_more():
 @pytest.mark.parametrize("name", ["lowest", "newest"])
 def test_constraints_pin_what_the_tests_are_run_with(name, python):
     pinned = pins(f"constraints/{name}.txt", python)
-    assert set(pinned) == set(TESTED) - {"synflow-jax"}
+    pinned.pop("pyparsing", None)  # the file says why it is there
+    assert set(pinned) == set(TESTED)
     for package, version in pinned.items():
         assert version in TESTED[package][0].specifier, package
 
 
 def test_the_lowest_constraints_are_the_lower_bounds():
-    for package, version in pins("constraints/lowest.txt", "3.11").items():
+    pinned = pins("constraints/lowest.txt", "3.11")
+    for package, version in ((p, v) for p, v in pinned.items() if p in TESTED):
         (bound,) = (s for s in TESTED[package][0].specifier if s.operator == ">=")
         assert version == Version(bound.version), package
 
