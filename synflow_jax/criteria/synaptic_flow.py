@@ -85,7 +85,10 @@ def synflow(
 
     def why_not(params: Params, is_prunable: Sequence[bool]) -> str | None:
         if biases:
-            return "with `biases` the flow starts at biases too, and needs no path."
+            return (
+                "with `biases` the scores are not shares of the flow along paths, since "
+                "flow starts at biases too."
+            )
         return why_not_certifiable(apply_fn, params, is_prunable, inputs, rules)
 
     return FlowCriterion(score, why_not)

@@ -6,7 +6,7 @@ path of at most one, of at most two, and so on. A weight shifts the row by one p
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from synflow_jax.transform.scaled import Scaled
 from synflow_jax.transform.values import (
     Flowing,
     Plain,
+    Rule,
     Rules,
     checked_rules,
     plain_or_flow,
@@ -86,7 +87,7 @@ def fewest_weights(
     levels = 16  # enough for most networks with shortcuts, and chains of fewer layers
     while True:
         reached = np.asarray(
-            _reached(apply_fn, rules, levels, is_prunable, samples, inputs)
+            _reached_through(apply_fn, rules, levels, is_prunable, samples, inputs)
         )
         if not reached.any():
             raise ValueError(NO_PATH)
@@ -110,7 +111,9 @@ def is_connected(
 ) -> bool:
     """Whether any path of parameters that are not zero leads from input to output."""
     none = (False,) * len(jax.tree.leaves(params))
-    reached = _reached(apply_fn, checked_rules(rules), 0, none, params, ones(input_shape))
+    reached = _reached_through(
+        apply_fn, checked_rules(rules), 0, none, params, ones(input_shape)
+    )
     return bool(reached[0])
 
 
@@ -142,9 +145,9 @@ def _sampled(params: Params, is_prunable: Sequence[bool]) -> PyTree:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _reached(
+def _reached_through(
     apply_fn: Callable[..., PyTree],
-    rules: Rules,
+    rules: Mapping[str, Rule],
     levels: int,
     is_sampled: Sequence[bool],
     params: PyTree,

@@ -81,7 +81,7 @@ def on_paths(
         jnp.dtype(dtype),
         rules={**rules, **unions},
         absolute=connects,
-        after_rule=_rounded,
+        after_rule=_zero_or_one,
     )
 
     @jax.jit
@@ -132,7 +132,7 @@ _connects.defvjp(
 )
 
 
-def _rounded(value: Flowing) -> Flowing:
+def _zero_or_one(value: Flowing) -> Flowing:
     mantissa, exponent = plain_or_flow(value)
     count = mantissa * jnp.exp2(exponent.astype(mantissa.dtype))
     flow = Scaled(_reached(count), jnp.zeros_like(exponent))

@@ -1,11 +1,11 @@
 """Rounds as large as a share of the flow allows, so that none can cut the last path."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Bool
+from jaxtyping import Array, ArrayLike
 
 from synflow_jax.masks import count
 from synflow_jax.pruning.rounds import WHOLE, Choice, Plan, PruneInfo, Scored
@@ -99,7 +99,7 @@ def _choose(targets: Targets, number: ArrayLike, scored: Scored) -> Choice:
     return Choice(k, stopped=(k == before) & (before > targets.k))
 
 
-def _goes_on(targets: Targets, number: ArrayLike, info: PruneInfo) -> Bool[ArrayLike, ""]:
+def _goes_on(targets: Targets, number: Any, info: PruneInfo) -> Array:
     going = (info.kept.astype(jnp.uint32) > targets.k) & ~info.stopped
     return going & (info.nonfinite == 0) & (number < MAX_ROUNDS)
 

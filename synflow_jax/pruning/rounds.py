@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer, PyTree
 
 from synflow_jax.masks import all_kept, count
@@ -213,7 +214,7 @@ def run_rounds(
     """
     if on_round is None:
         masks, infos, done = _all_rounds(method, plan, limit, constants, params, targets)
-        if not isinstance(done, jax.core.Tracer) and int(done) < limit:
+        if not isinstance(done, Tracer) and int(done) < limit:
             infos = jax.tree.map(lambda x: x[: int(done)], infos)
         check_finite(infos, params, first=1)
         return masks, infos
@@ -287,7 +288,7 @@ def check_finite(info: PruneInfo, params: Params, first: int) -> None:
     Raises:
       FloatingPointError: naming the round and the leaves.
     """
-    if isinstance(info.nonfinite, jax.core.Tracer):
+    if isinstance(info.nonfinite, Tracer):
         return
     nonfinite = np.asarray(info.nonfinite)
     if not nonfinite.any():

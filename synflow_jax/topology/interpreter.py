@@ -3,33 +3,33 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core
 
 from synflow_jax.topology.rules import RULES, embedding, mixing
 from synflow_jax.topology.values import (
     Flow,
-    Network,
     Plain,
     Step,
+    Topology,
     Value,
     Weights,
     leaves_of,
     plain,
 )
 from synflow_jax.topology.wires import MOVES, joined
-from synflow_jax.xla.jaxprs import called, evaluate, opened, parameters
+from synflow_jax.xla.jaxprs import called, evaluate, opened, parameters, typed
 
 
 def interpret(
-    network: Network, jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Value]
+    topology: Topology, jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Value]
 ) -> list[Value]:
     """The results of a jaxpr, of which the arguments are values (`topology.values`)."""
 
     def step(eqn, operands):
-        return _outcome(network, eqn, [*map(_value, operands)])
+        return _outcome(topology, eqn, [*map(_value, operands)])
 
     return [*map(_value, evaluate(jaxpr, consts, args, step))]
 
@@ -38,16 +38,16 @@ def _value(x: Any) -> Value:
     """A constant as a value."""
     if isinstance(x, Flow | Weights | Plain):
         return x
-    return Plain() if isinstance(x, jax.core.Tracer) else Plain(value=lambda: x)
+    return Plain() if isinstance(x, Tracer) else Plain(value=lambda: x)
 
 
 def _outcome(
-    network: Network, eqn: core.JaxprEqn, operands: list[Value]
+    topology: Topology, eqn: core.JaxprEqn, operands: list[Value]
 ) -> Sequence[Value]:
     name = eqn.primitive.name
     if name in CONTROL:
-        return CONTROL[name](network, eqn, *operands)
-    floating = [jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars]
+        return CONTROL[name](topology, eqn, *operands)
+    floating = [jnp.issubdtype(typed(v).dtype, jnp.inexact) for v in eqn.outvars]
     data = any(isinstance(x, Flow) or (isinstance(x, Plain) and x.data) for x in operands)
     if not any(floating) and data:  # a comparison, an index
         return [Plain(data=True)] * len(floating)
@@ -55,14 +55,14 @@ def _outcome(
     if name in _STARTS and not flows and data and leaves_of(*operands):
         # Weights chosen by integers of the input (tokens): the flow starts at them.
         if name == "gather":
-            return embedding(network, eqn, *operands)
+            return embedding(topology, eqn, *operands)
         operands = [
-            network.source(atom.aval.shape) if isinstance(x, Plain) and x.data else x
+            topology.source(typed(atom).shape) if isinstance(x, Plain) and x.data else x
             for x, atom in zip(operands, eqn.invars)
         ]
         flows = True
     if flows:
-        outs = RULES.get(name, mixing)(network, eqn, *operands)
+        outs = RULES.get(name, mixing)(topology, eqn, *operands)
     else:
         outs = plain(eqn, operands)
     return [
@@ -77,37 +77,37 @@ _STARTS = ("gather", "dot_general", "conv_general_dilated")
 # --- calls, branches, loops ---------------------------------------------------------------
 
 
-def call(network: Network, eqn: core.JaxprEqn, *operands: Value):
+def call(topology: Topology, eqn: core.JaxprEqn, *operands: Value):
     """Goes inside, unless `flow` treats the function as a nonlinearity by its name."""
     inner = called(parameters(eqn))
     flows = [x for x in operands if isinstance(x, Flow)]
-    shapes = [v.aval.shape for v in eqn.outvars]
+    shapes = [typed(v).shape for v in eqn.outvars]
     if (
-        f"jit:{parameters(eqn).get('name')}" in network.rules
+        f"jit:{parameters(eqn).get('name')}" in topology.rules
         and [x.ids.shape for x in flows] == shapes
         and not leaves_of(*operands)
         and not inner.consts
     ):
         return flows
-    return _inside(network, inner, operands)
+    return _inside(topology, inner, operands)
 
 
-def cond(network: Network, eqn: core.JaxprEqn, index: Value, *operands: Value):
+def cond(topology: Topology, eqn: core.JaxprEqn, index: Value, *operands: Value):
     """Goes inside every branch; the results of all branches become one wire."""
-    network.computed |= leaves_of(index)
-    branches = [_inside(network, b, operands) for b in parameters(eqn)["branches"]]
-    return [_either(network, outs) for outs in zip(*branches, strict=True)]
+    topology.computed |= leaves_of(index)
+    branches = [_inside(topology, b, operands) for b in parameters(eqn)["branches"]]
+    return [_either(topology, outs) for outs in zip(*branches, strict=True)]
 
 
-def _either(network: Network, outs: Sequence[Value]) -> Value:
+def _either(topology: Topology, outs: Sequence[Value]) -> Value:
     flows = [out for out in outs if isinstance(out, Flow)]
     if not flows:
         data = any(isinstance(out, Plain) and out.data for out in outs)
         return Plain(leaves_of(*outs), data)
-    return network.flow(network.wires.unite(*(flow.ids for flow in flows)), *flows)
+    return topology.flow(topology.wires.unite(*(flow.ids for flow in flows)), *flows)
 
 
-def scan(network: Network, eqn: core.JaxprEqn, *operands: Value):
+def scan(topology: Topology, eqn: core.JaxprEqn, *operands: Value):
     """Goes through the steps, so that weights stacked for them are consecutive layers."""
     params = parameters(eqn)
     length = params["length"]
@@ -117,9 +117,9 @@ def scan(network: Network, eqn: core.JaxprEqn, *operands: Value):
     rows = [()] * length
     for i in steps:
         args = (*consts, *carry, *(_row(x, i) for x in xs))
-        outs = _inside(network, params["jaxpr"], args)
+        outs = _inside(topology, params["jaxpr"], args)
         carry, rows[i] = outs[: len(carry)], outs[len(carry) :]
-    stacked = [_stacked(network, column) for column in zip(*rows)]
+    stacked = [_stacked(topology, column) for column in zip(*rows)]
     return [*carry, *(stacked or [Plain()] * (len(eqn.outvars) - len(carry)))]
 
 
@@ -133,22 +133,22 @@ def _row(x: Value, i: int) -> Value:
     return x if x.value is None else x._replace(value=lambda: x.value()[i])
 
 
-def _stacked(network: Network, rows: Sequence[Value]) -> Value:
+def _stacked(topology: Topology, rows: Sequence[Value]) -> Value:
     flows = [row for row in rows if isinstance(row, Flow)]
     if not flows:
-        return _either(network, rows)
+        return _either(topology, rows)
     nothing = np.broadcast_to(-1, flows[0].ids.shape)
     arrays = [row.ids if isinstance(row, Flow) else nothing for row in rows]
-    return network.flow(joined([ids[None] for ids in arrays], axis=0), *flows)
+    return topology.flow(joined([ids[None] for ids in arrays], axis=0), *flows)
 
 
-def barrier(network: Network, eqn: core.JaxprEqn, *operands: Value):
+def barrier(topology: Topology, eqn: core.JaxprEqn, *operands: Value):
     """Returns its operands."""
     return operands
 
 
-def _inside(network: Network, jaxpr: Any, operands: Sequence[Value]) -> list[Value]:
-    return interpret(network, *opened(jaxpr), operands)
+def _inside(topology: Topology, jaxpr: Any, operands: Sequence[Value]) -> list[Value]:
+    return interpret(topology, *opened(jaxpr), operands)
 
 
 _CALLS = "jit pjit closed_call core_call remat2 checkpoint custom_jvp_call custom_vjp_call"

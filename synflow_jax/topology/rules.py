@@ -11,24 +11,24 @@ from jax.extend import core
 
 from synflow_jax.topology.values import (
     Flow,
-    Network,
     Plain,
+    Topology,
     Value,
     Weights,
     leaves_of,
     mover,
 )
 from synflow_jax.topology.wires import MOVES, joined, placed, windows
-from synflow_jax.xla.jaxprs import parameters
+from synflow_jax.xla.jaxprs import parameters, typed
 
 # --- weights ------------------------------------------------------------------------------
 
 
-def dot_general(network: Network, eqn: core.JaxprEqn, left: Value, right: Value):
+def dot_general(topology: Topology, eqn: core.JaxprEqn, left: Value, right: Value):
     """A layer, if weights of one leaf meet the flow. Two flows and their product are one
     wire for each batch entry."""
     (cl, cr), (bl, br) = parameters(eqn)["dimension_numbers"]
-    shape, shapes = eqn.outvars[0].aval.shape, [atom.aval.shape for atom in eqn.invars]
+    shape, shapes = typed(eqn.outvars[0]).shape, [typed(atom).shape for atom in eqn.invars]
     free = [
         [k for k in range(len(s)) if k not in (*c, *b)]
         for s, c, b in zip(shapes, (cl, cr), (bl, br))
@@ -42,41 +42,43 @@ def dot_general(network: Network, eqn: core.JaxprEqn, left: Value, right: Value)
     contracted, batched = ((cl, bl), (cr, br))[first]
     if isinstance(other, Weights):
         kernel = shapes[1 - first]
-        met = network.wires.along(flow.ids, free[first])
+        met = topology.wires.along(flow.ids, free[first])
         met = met.transpose([*batched, *contracted, *free[first]])
         met = met.reshape(met.shape[: len(batched) + len(contracted)])
         contracted, batched = ((cr, br), (cl, bl))[first]
         axes = [*batched, *free[1 - first]]
-        fresh = network.wires.new([kernel[k] for k in axes])
-        network.layer(
+        fresh = topology.wires.new([kernel[k] for k in axes])
+        topology.layer(
             flow,
             other,
             placed(met, [*batched, *contracted], kernel),
             placed(fresh, axes, kernel),
         )
-        return [network.flow(placed(fresh, [*batch, *places[1 - first]], shape))]
+        return [topology.flow(placed(fresh, [*batch, *places[1 - first]], shape))]
     if isinstance(other, Flow):
         wires = []
         for value, c, b, f in ((left, cl, bl, free[0]), (right, cr, br, free[1])):
-            wire = network.wires.along(value.ids, [*c, *f]).transpose([*b, *c, *f])
+            wire = topology.wires.along(value.ids, [*c, *f]).transpose([*b, *c, *f])
             wires.append(wire.reshape(wire.shape[: len(b)]))
-        ids = placed(network.wires.unite(*wires), batch, shape)
-        return [network.flow(ids, left, right)]
-    network.not_as_weights(other)
-    kept = network.wires.along(flow.ids, contracted)
+        ids = placed(topology.wires.unite(*wires), batch, shape)
+        return [topology.flow(ids, left, right)]
+    topology.not_as_weights(other)
+    kept = topology.wires.along(flow.ids, contracted)
     kept = kept.transpose([*batched, *free[first], *contracted])
     kept = kept.reshape(kept.shape[: len(batched) + len(free[first])])
-    return [network.flow(placed(kept, [*batch, *places[first]], shape), flow)]
+    return [topology.flow(placed(kept, [*batch, *places[first]], shape), flow)]
 
 
-def conv_general_dilated(network: Network, eqn: core.JaxprEqn, image: Value, kernel: Value):
+def conv_general_dilated(
+    topology: Topology, eqn: core.JaxprEqn, image: Value, kernel: Value
+):
     """A layer from channels to channels: all positions of a channel meet the same
     weights."""
     if not isinstance(image, Flow) or isinstance(kernel, Flow):
-        return mixing(network, eqn, image, kernel)
-    params, wires = parameters(eqn), network.wires
+        return mixing(topology, eqn, image, kernel)
+    params, wires = parameters(eqn), topology.wires
     numbers = params["dimension_numbers"]
-    shape = eqn.invars[1].aval.shape
+    shape = typed(eqn.invars[1]).shape
     ids = image.ids.transpose(numbers.lhs_spec)
     ids = wires.along(ids, range(2, ids.ndim))
     batch, channels = ids.shape[:2]
@@ -93,22 +95,22 @@ def conv_general_dilated(network: Network, eqn: core.JaxprEqn, image: Value, ker
             sources = placed(ids[0], [into], shape)
         else:
             sources = placed(np.repeat(ids, each, axis=0), [out, into], shape)
-        network.layer(image, kernel, sources, placed(channel, [out], shape))
+        topology.layer(image, kernel, sources, placed(channel, [out], shape))
     else:
         channel, parents = np.repeat(wires.along(ids, [1])[:, 0], each), [image]
-        network.not_as_weights(kernel)
-    ids = placed(channel, [numbers.out_spec[1]], eqn.outvars[0].aval.shape)
-    return [network.flow(ids, *parents)]
+        topology.not_as_weights(kernel)
+    ids = placed(channel, [numbers.out_spec[1]], typed(eqn.outvars[0]).shape)
+    return [topology.flow(ids, *parents)]
 
 
-def embedding(network: Network, eqn: core.JaxprEqn, table: Value, index: Value):
+def embedding(topology: Topology, eqn: core.JaxprEqn, table: Value, index: Value):
     """A table read at integers: a layer from the input to the entries of a row."""
-    shape, rows = eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape
+    shape, rows = typed(eqn.outvars[0]).shape, typed(eqn.invars[0]).shape
     numbers, sizes = parameters(eqn)["dimension_numbers"], parameters(eqn)["slice_sizes"]
     if not isinstance(table, Weights) or isinstance(index, Weights):
-        network.not_as_weights(table, index)
-        return [network.source(shape)]
-    start = network.source(())
+        topology.not_as_weights(table, index)
+        return [topology.source(shape)]
+    start = topology.source(())
     chosen = numbers.collapsed_slice_dims
     whole = [k for k in range(len(rows)) if k not in chosen]
     by_row = (
@@ -117,138 +119,140 @@ def embedding(network: Network, eqn: core.JaxprEqn, table: Value, index: Value):
         and all(sizes[k] == rows[k] for k in whole)
     )
     axes, places = (whole, numbers.offset_dims) if by_row else ((), ())
-    fresh = network.wires.new([rows[k] for k in axes])
-    network.layer(start, table, np.broadcast_to(start.ids, rows), placed(fresh, axes, rows))
-    return [network.flow(placed(fresh, places, shape))]
+    fresh = topology.wires.new([rows[k] for k in axes])
+    topology.layer(
+        start, table, np.broadcast_to(start.ids, rows), placed(fresh, axes, rows)
+    )
+    return [topology.flow(placed(fresh, places, shape))]
 
 
 # --- entry by entry -----------------------------------------------------------------------
 
 
-def entrywise(network: Network, eqn: core.JaxprEqn, *operands: Value):
+def entrywise(topology: Topology, eqn: core.JaxprEqn, *operands: Value):
     """Sums and nonlinearities: entries at the same position become one wire."""
     flows = [x for x in operands if isinstance(x, Flow)]
-    shape = eqn.outvars[0].aval.shape
-    ids = network.wires.unite(np.broadcast_to(-1, shape), *(x.ids for x in flows))
-    return [network.flow(ids, *flows)]
+    shape = typed(eqn.outvars[0]).shape
+    ids = topology.wires.unite(np.broadcast_to(-1, shape), *(x.ids for x in flows))
+    return [topology.flow(ids, *flows)]
 
 
-def first_operand(network: Network, eqn: core.JaxprEqn, left: Value, right: Value):
+def first_operand(topology: Topology, eqn: core.JaxprEqn, left: Value, right: Value):
     """Centring and normalising drop the second operand, as `flow` does."""
     if isinstance(left, Flow) and isinstance(right, Flow):
-        return entrywise(network, eqn, left)
-    return entrywise(network, eqn, left, right)
+        return entrywise(topology, eqn, left)
+    return entrywise(topology, eqn, left, right)
 
 
-def divide(network: Network, eqn: core.JaxprEqn, left: Value, right: Value):
+def divide(topology: Topology, eqn: core.JaxprEqn, left: Value, right: Value):
     """As `first_operand`. A plain value divided by flow is a factor that carries no
     flow."""
     if not isinstance(left, Flow):
-        return gone(network, eqn, left, right)
-    network.not_as_weights(right)
-    network.computed |= leaves_of(right)
-    return first_operand(network, eqn, left, right)
+        return gone(topology, eqn, left, right)
+    topology.not_as_weights(right)
+    topology.computed |= leaves_of(right)
+    return first_operand(topology, eqn, left, right)
 
 
-def multiply(network: Network, eqn: core.JaxprEqn, left: Value, right: Value):
+def multiply(topology: Topology, eqn: core.JaxprEqn, left: Value, right: Value):
     """Scaling keeps the wires. Of two flows each contributes to the product."""
-    network.not_as_weights(left, right)
-    return entrywise(network, eqn, left, right)
+    topology.not_as_weights(left, right)
+    return entrywise(topology, eqn, left, right)
 
 
-def power(network: Network, eqn: core.JaxprEqn, flow: Value, *exponent: Value):
+def power(topology: Topology, eqn: core.JaxprEqn, flow: Value, *exponent: Value):
     """A nonlinearity; a negative exponent makes it a normalisation."""
     if parameters(eqn).get("y", 1) < 0:
-        return gone(network, eqn, flow)
-    return entrywise(network, eqn, flow)
+        return gone(topology, eqn, flow)
+    return entrywise(topology, eqn, flow)
 
 
-def gone(network: Network, eqn: core.JaxprEqn, *operands: Value):
+def gone(topology: Topology, eqn: core.JaxprEqn, *operands: Value):
     """One divided by a flow is a factor that carries no flow."""
     return [Plain(leaves_of(*operands), data=True) for _ in eqn.outvars]
 
 
-def select_n(network: Network, eqn: core.JaxprEqn, which: Value, *cases: Value):
+def select_n(topology: Topology, eqn: core.JaxprEqn, which: Value, *cases: Value):
     """Entries of all cases become one wire; the condition carries no flow."""
-    network.computed |= leaves_of(which)
+    topology.computed |= leaves_of(which)
     if not any(isinstance(case, Flow) for case in cases):
-        return gone(network, eqn, *cases)
-    return entrywise(network, eqn, *cases)
+        return gone(topology, eqn, *cases)
+    return entrywise(topology, eqn, *cases)
 
 
 # --- structure ----------------------------------------------------------------------------
 
 
-def moving(network: Network, eqn: core.JaxprEqn, flow: Value, *places: Value):
+def moving(topology: Topology, eqn: core.JaxprEqn, flow: Value, *places: Value):
     """The wires move with the entries, if the positions are known."""
     run = mover(eqn, places)
     if run is None or not isinstance(flow, Flow):
-        return mixing(network, eqn, flow, *places)
-    return [network.flow(run(flow.ids, -1), flow)]
+        return mixing(topology, eqn, flow, *places)
+    return [topology.flow(run(flow.ids, -1), flow)]
 
 
-def split(network: Network, eqn: core.JaxprEqn, flow: Flow):
+def split(topology: Topology, eqn: core.JaxprEqn, flow: Flow):
     """Consecutive pieces."""
     ends = np.cumsum(parameters(eqn)["sizes"])[:-1]
     pieces = np.split(flow.ids, ends, parameters(eqn)["axis"])
-    return [network.flow(piece, flow) for piece in pieces]
+    return [topology.flow(piece, flow) for piece in pieces]
 
 
-def unstack(network: Network, eqn: core.JaxprEqn, flow: Flow):
+def unstack(topology: Topology, eqn: core.JaxprEqn, flow: Flow):
     """Slices along an axis."""
     rows = np.moveaxis(flow.ids, parameters(eqn)["axis"], 0)
-    return [network.flow(row, flow) for row in rows]
+    return [topology.flow(row, flow) for row in rows]
 
 
-def concatenate(network: Network, eqn: core.JaxprEqn, *operands: Value):
+def concatenate(topology: Topology, eqn: core.JaxprEqn, *operands: Value):
     """Concatenation; some of the arrays may carry no flow."""
     flows, arrays = _ids_of(eqn, operands)
-    return [network.flow(joined(arrays, parameters(eqn)["dimension"]), *flows)]
+    return [topology.flow(joined(arrays, parameters(eqn)["dimension"]), *flows)]
 
 
-def stack(network: Network, eqn: core.JaxprEqn, *operands: Value):
+def stack(topology: Topology, eqn: core.JaxprEqn, *operands: Value):
     """Concatenation along a new axis."""
     flows, arrays = _ids_of(eqn, operands)
     axis = parameters(eqn)["axis"]
     arrays = [np.expand_dims(ids, axis) for ids in arrays]
-    return [network.flow(joined(arrays, axis), *flows)]
+    return [topology.flow(joined(arrays, axis), *flows)]
 
 
 def _ids_of(eqn: core.JaxprEqn, operands: Sequence[Value]):
     flows = [x for x in operands if isinstance(x, Flow)]
     return flows, [
-        x.ids if isinstance(x, Flow) else np.broadcast_to(-1, atom.aval.shape)
+        x.ids if isinstance(x, Flow) else np.broadcast_to(-1, typed(atom).shape)
         for x, atom in zip(operands, eqn.invars)
     ]
 
 
-def reducing(network: Network, eqn: core.JaxprEqn, flow: Flow):
+def reducing(topology: Topology, eqn: core.JaxprEqn, flow: Flow):
     """Sums and maxima over whole axes."""
     axes = tuple(parameters(eqn)["axes"])
-    return [network.flow(network.wires.along(flow.ids, axes).squeeze(axes), flow)]
+    return [topology.flow(topology.wires.along(flow.ids, axes).squeeze(axes), flow)]
 
 
-def cumulating(network: Network, eqn: core.JaxprEqn, flow: Flow):
+def cumulating(topology: Topology, eqn: core.JaxprEqn, flow: Flow):
     """Running sums: all entries along the axis become one wire."""
-    one = network.wires.along(flow.ids, [parameters(eqn)["axis"]])
-    return [network.flow(np.broadcast_to(one, flow.ids.shape), flow)]
+    one = topology.wires.along(flow.ids, [parameters(eqn)["axis"]])
+    return [topology.flow(np.broadcast_to(one, flow.ids.shape), flow)]
 
 
-def pooling(network: Network, eqn: core.JaxprEqn, flow: Value, *init: Value):
+def pooling(topology: Topology, eqn: core.JaxprEqn, flow: Value, *init: Value):
     """Entries of a window become one wire, whichever of them is the largest."""
     if not isinstance(flow, Flow) or set(parameters(eqn)["base_dilation"]) != {1}:
-        return mixing(network, eqn, flow, *init)
+        return mixing(topology, eqn, flow, *init)
     seen = windows(flow.ids, parameters(eqn))
-    return [network.flow(network.wires.unite(*seen), flow)]
+    return [topology.flow(topology.wires.unite(*seen), flow)]
 
 
-def mixing(network: Network, eqn: core.JaxprEqn, *operands: Value):
+def mixing(topology: Topology, eqn: core.JaxprEqn, *operands: Value):
     """An unknown primitive: all operands and all results become one wire."""
     flows = [x for x in operands if isinstance(x, Flow)]
-    network.not_as_weights(*operands)
-    network.computed |= leaves_of(*operands)
-    one = network.flow(network.everything(flows), *flows)
-    return [Flow(np.broadcast_to(one.ids, v.aval.shape), one.note) for v in eqn.outvars]
+    topology.not_as_weights(*operands)
+    topology.computed |= leaves_of(*operands)
+    one = topology.flow(topology.everything(flows), *flows)
+    return [Flow(np.broadcast_to(one.ids, typed(v).shape), one.note) for v in eqn.outvars]
 
 
 _ENTRYWISE = (

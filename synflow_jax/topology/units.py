@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from synflow_jax.topology.interpreter import interpret
-from synflow_jax.topology.values import Flow, Network, Note, Plain, Use, Value, Weights
+from synflow_jax.topology.values import Flow, Note, Plain, Topology, Use, Value, Weights
 from synflow_jax.topology.wires import classes, compact
 from synflow_jax.transform.rules import flow_rules
 
@@ -61,33 +61,33 @@ def units_of(
 ) -> Units:
     """Reads a network's structure from shapes: arrays or `jax.ShapeDtypeStruct`."""
     traced = jax.make_jaxpr(apply_fn)(params, inputs)
-    network = Network(rules)
+    topology = Topology(rules)
     args: list[Value] = [Weights(i) for i in range(len(jax.tree.leaves(params)))]
     for x in jax.tree.leaves(inputs):
         if jnp.issubdtype(x.dtype, jnp.floating):
-            network.inputs.append(network.wires.new(x.shape))
-            args.append(network.flow(network.inputs[-1]))
+            topology.inputs.append(topology.wires.new(x.shape))
+            args.append(topology.flow(topology.inputs[-1]))
         else:
             args.append(Plain(data=True))
-    outs = interpret(network, traced.jaxpr, traced.consts, args)
+    outs = interpret(topology, traced.jaxpr, traced.consts, args)
     outs = [out for out in outs if isinstance(out, Flow)]
-    network.passes(*outs)
-    network.ends += [out.ids for out in outs]
-    return _resolved(network, [x.shape for x in jax.tree.leaves(params)])
+    topology.passes(*outs)
+    topology.ends += [out.ids for out in outs]
+    return _resolved(topology, [x.shape for x in jax.tree.leaves(params)])
 
 
-def _resolved(network: Network, shapes: Sequence[tuple[int, ...]]) -> Units:
+def _resolved(topology: Topology, shapes: Sequence[tuple[int, ...]]) -> Units:
     """From wires to units."""
-    wires, layers = network.wires, []
-    for leaf, uses in network.uses.items():
-        if leaf in network.not_layers:  # its scores do not belong to these weights alone
+    wires, layers = topology.wires, []
+    for leaf, uses in topology.uses.items():
+        if leaf in topology.not_layers:  # its scores do not belong to these weights alone
             for use in uses:
                 every = [Flow(use.sources, Note()), Flow(use.targets, Note())]
-                network.everything(every)
-            network.passes()
+                topology.everything(every)
+            topology.passes()
         else:
-            layers.append(_layer(network, leaf, uses, shapes[leaf]))
-    pairs = np.concatenate(network.pairs)
+            layers.append(_layer(topology, leaf, uses, shapes[leaf]))
+    pairs = np.concatenate(topology.pairs)
     unit = classes(wires.size, pairs)
     count = unit.max(initial=-1) + 1
 
@@ -110,9 +110,9 @@ def _resolved(network: Network, shapes: Sequence[tuple[int, ...]]) -> Units:
             for layer in layers
         ],
         space,
-        marked(network.inputs),
-        marked(network.ends),
-        frozenset(network.computed),
+        marked(topology.inputs),
+        marked(topology.ends),
+        frozenset(topology.computed),
     )
 
 
@@ -123,11 +123,11 @@ def _renumbered(ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 
 def _layer(
-    network: Network, leaf: int, uses: Sequence[Use], shape: tuple[int, ...]
+    topology: Topology, leaf: int, uses: Sequence[Use], shape: tuple[int, ...]
 ) -> Layer:
     """One layer of all uses of a leaf. The units that a weight leads from in its different
     uses are one unit, since its score is the sum over the uses."""
-    unite = network.wires.unite
+    unite = topology.wires.unite
     arrangements: list[Use] = []
     for use in uses:
         for i, other in enumerate(arrangements):
@@ -140,7 +140,7 @@ def _layer(
             arrangements.append(use)
     first = arrangements[0]
     if len(arrangements) == 1 and first.weights.once:
-        network.passes()
+        topology.passes()
         return Layer(leaf, first.weights.arranged, first.sources, first.targets)
     # Entry by entry of the leaf.
     places = np.arange(int(np.prod(shape))).reshape(shape)
@@ -152,7 +152,7 @@ def _layer(
             unite(end[there], ids)
             end[there] = ids
             unite(end[there], ids)
-    network.passes()
+    topology.passes()
     return Layer(leaf, lambda x, fill: x.reshape(-1), *ends)
 
 

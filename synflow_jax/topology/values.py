@@ -5,14 +5,14 @@ Only shapes are read, and constants that depend on no parameter.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
 from synflow_jax.topology.wires import MOVES, Wires
-from synflow_jax.xla.jaxprs import bind, parameters
+from synflow_jax.xla.jaxprs import bind, parameters, typed
 
 # --- the types of values ------------------------------------------------------------------
 
@@ -86,7 +86,11 @@ class Plain(NamedTuple):
     value: Callable[[], Any] | None = None
 
 
-Value = Flow | Weights | Plain
+# Rules tell values apart at run time, which a type checker cannot follow.
+if TYPE_CHECKING:
+    Value: TypeAlias = Any
+else:
+    Value = Flow | Weights | Plain
 
 
 def leaves_of(*values: Value) -> frozenset[int]:
@@ -111,7 +115,7 @@ class Use(NamedTuple):
     targets: np.ndarray
 
 
-class Network:
+class Topology:
     """All that is known about a network while its jaxpr is read, and the table of rules."""
 
     def __init__(self, rules: Mapping[str, Any]):
@@ -185,10 +189,10 @@ def _evaluated(eqn: core.JaxprEqn, operands: Sequence[Plain]) -> list[Value]:
 
     @functools.cache
     def run():
-        values = [x.value() for x in operands]
+        values = [x.value() for x in operands if x.value is not None]
         return bind(eqn, values)
 
-    if all(v.aval.size == 1 for v in eqn.outvars):
+    if all(typed(v).size == 1 for v in eqn.outvars):
         run()  # otherwise the counters of a long loop form a chain as long as the loop
     return [Plain(value=functools.partial(_item, run, i)) for i in range(len(eqn.outvars))]
 
@@ -201,12 +205,12 @@ def _weights(eqn: core.JaxprEqn, operands: Sequence[Value]) -> Weights | None:
     """The result, if it still consists of weights of one leaf: moved, masked or scaled."""
     name = eqn.primitive.name
     at = [i for i, x in enumerate(operands) if isinstance(x, Weights)]
-    result = eqn.outvars[0].aval
+    result = typed(eqn.outvars[0])
     if not at or not jnp.issubdtype(result.dtype, jnp.floating):
         return None
     # Of two operands made of weights, the one that is not repeated: the kernel, not its
     # scale.
-    shapes = [atom.aval.shape for atom in eqn.invars]
+    shapes = [typed(atom).shape for atom in eqn.invars]
     at.sort(key=lambda i: not (operands[i].once and shapes[i] == result.shape))
     weights = operands[at[0]]
     others = [x for i, x in enumerate(operands) if i != at[0]]
@@ -233,7 +237,7 @@ def _weights(eqn: core.JaxprEqn, operands: Sequence[Value]) -> Weights | None:
     if run is None:
         return None
     step = Step((name, parameters(eqn)) if name in MOVES else None, run)
-    grown = result.size > eqn.invars[0].aval.size
+    grown = result.size > typed(eqn.invars[0]).size
     once = weights.once and name != "gather" and (name == "pad" or not grown)
     return weights._replace(steps=(*weights.steps, step), once=once)
 

@@ -82,7 +82,8 @@ def placed(
     ids: np.ndarray, axes: Sequence[int | np.integer], shape: Sequence[int]
 ) -> np.ndarray:
     """An array whose ``axes`` are those of ``ids``, in order, constant on all others."""
-    axes, ids = list(axes), ids.transpose(np.argsort(axes))
+    axes = [int(axis) for axis in axes]
+    ids = ids.transpose(np.argsort(axes))
     others = tuple(k for k in range(len(shape)) if k not in axes)
     return np.broadcast_to(np.expand_dims(ids, others), shape)
 
@@ -115,7 +116,7 @@ def windows(ids: np.ndarray, params: dict) -> list[np.ndarray]:
     for k in np.flatnonzero(constant):
         sizes[k], strides[k], dilation[k] = 1, 1, 1
     padding = [(0, 0) if c else pair for c, pair in zip(constant, padding)]
-    ids = pad(ids, [(int(low), int(high), 0) for low, high in padding], -1)
+    ids = padded(ids, [(int(low), int(high), 0) for low, high in padding], -1)
     slices = []
     for place in np.ndindex(*sizes):
         spans = zip(place, dilation, strides, sizes, ids.shape)
@@ -124,7 +125,7 @@ def windows(ids: np.ndarray, params: dict) -> list[np.ndarray]:
     return slices
 
 
-def pad(x: np.ndarray, config: Sequence[Sequence[int]], fill: int) -> np.ndarray:
+def padded(x: np.ndarray, config: Sequence[Sequence[int]], fill: int) -> np.ndarray:
     """`jax.lax.pad`: entries before, after (fewer if negative) and between."""
     spread = [(n - 1) * inner + n if n else 0 for n, (_, _, inner) in zip(x.shape, config)]
     shape = [low + n + high for n, (low, high, _) in zip(spread, config)]
@@ -152,7 +153,7 @@ def _slice(x, params, fill):
 def _pad(x, params, fill):
     config = [tuple(map(int, pads)) for pads in params["padding_config"]]
     still = [c and not any(pads) for c, pads in zip(constant_axes(x), config)]
-    out = pad(x[tuple(slice(0, 1) if s else slice(None) for s in still)], config, fill)
+    out = padded(x[tuple(slice(0, 1) if s else slice(None) for s in still)], config, fill)
     shape = [x.shape[k] if s else out.shape[k] for k, s in enumerate(still)]
     return np.broadcast_to(out, shape)
 

@@ -43,10 +43,10 @@ def activation(equation: Equation, *operands: Value):
 def cond(equation: Equation, index: Value, *operands: Value):
     """Goes inside every branch. A branch that returns a parameter value returns no flow."""
     must_be_plain([index], "the branch that it takes")
-    operands = [_without_history(x) for x in operands]
+    values = [_without_history(x) for x in operands]
     branches = equation.params["branches"]
     shapes = [
-        jax.eval_shape(lambda *x, branch=branch: _inside(equation, branch, x), *operands)
+        jax.eval_shape(lambda *x, branch=branch: _inside(equation, branch, x), *values)
         for branch in branches
     ]
     kinds = [max(map(_kind, outs)) for outs in zip(*shapes)]
@@ -57,18 +57,16 @@ def cond(equation: Equation, index: Value, *operands: Value):
 
         return run
 
-    return lax.switch(
-        plain_or_flow(index), [taken(branch) for branch in branches], *operands
-    )
+    return lax.switch(plain_or_flow(index), [taken(branch) for branch in branches], *values)
 
 
 def scan(equation: Equation, *operands: Value):
     """Goes inside at every step. A carried value that later meets the flow starts as zero
     flow."""
     params = equation.params
-    operands = [_without_history(x) for x in operands]
+    values = [_without_history(x) for x in operands]
     start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts, init, xs = operands[:start], operands[start:stop], operands[stop:]
+    consts, init, xs = values[:start], values[start:stop], values[stop:]
     dtype = equation.dtype
 
     def step(carry, rows):
@@ -104,10 +102,10 @@ def while_loop(equation: Equation, *operands: Value):
     """Goes inside at every step; the number of steps is a parameter value. JAX has no
     reverse-mode derivative of it, so it has a flow but no scores."""
     params = equation.params
-    operands = [_without_history(x) for x in operands]
+    values = [_without_history(x) for x in operands]
     first, second = params["cond_nconsts"], params["body_nconsts"]
-    of_test, of_body = operands[:first], operands[first : first + second]
-    init, dtype = operands[first + second :], equation.dtype
+    of_test, of_body = values[:first], values[first : first + second]
+    init, dtype = values[first + second :], equation.dtype
 
     def body(carry):
         return _inside(equation, params["body_jaxpr"], [*of_body, *carry])

@@ -22,6 +22,9 @@ from synflow_jax.transform.values import (
     plain_or_flow,
 )
 
+# Types of an exponent that is known while tracing.
+_NUMBERS = (np.ndarray, np.generic, int, float)
+
 # An added constant below this masks entries of a softmax (minus infinity); it is no shift.
 _MASK = -1e9
 
@@ -131,7 +134,7 @@ def _inverse(equation: Equation, flow: Scaled, factor: Plain) -> Inverse:
 def power(equation: Equation, base: Value, *exponents: Value):
     """A nonlinearity; a negative exponent makes it a normalisation."""
     exponent = exponents[0] if exponents else equation.params.get("y", -0.5)
-    if isinstance(exponent, np.ndarray | np.generic | int | float) and np.all(exponent < 0):
+    if isinstance(exponent, _NUMBERS) and np.all(np.less(exponent, 0)):
         flow = plain_or_flow(base)
         return [_inverse(equation, flow, np.ones((), flow.mantissa.dtype))]
     return identity(equation, base, *exponents)

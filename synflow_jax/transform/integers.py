@@ -20,12 +20,13 @@ from synflow_jax.transform.values import (
     Value,
     plain_or_flow,
 )
+from synflow_jax.xla.jaxprs import typed
 
 
 def starting_rule(eqn: core.JaxprEqn, operands: Sequence[Plain | Tokens]) -> Rule | None:
     """The rule that starts the flow at this equation, or None if it does not start here."""
     name = eqn.primitive.name
-    floats = jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating)
+    floats = jnp.issubdtype(typed(eqn.outvars[0]).dtype, jnp.floating)
     if not floats:
         return None
     if name == "convert_element_type":
@@ -75,8 +76,8 @@ def look_up_one(equation: Equation, table: Array, *places: Value):
     axes = [i for i, place in enumerate(places) if isinstance(place, Tokens)]
     if any(sizes[axis] != 1 for axis in axes):
         raise ValueError("a look-up by an integer of the input must take one row.")
-    places = [jnp.zeros_like(p.ids) if isinstance(p, Tokens) else p for p in places]
-    rows = equation.bind(_sum_of_rows(equation, table, axes), *places)
+    at = [jnp.zeros_like(p.ids) if isinstance(p, Tokens) else p for p in places]
+    rows = equation.bind(_sum_of_rows(equation, table, axes), *at)
     return [normalised(row) for row in rows]
 
 

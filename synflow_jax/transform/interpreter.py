@@ -28,7 +28,15 @@ from synflow_jax.transform.values import (
     plain_or_flow,
 )
 from synflow_jax.trees import is_floating
-from synflow_jax.xla.jaxprs import FlowError, bind, evaluate, opened, parameters, user_line
+from synflow_jax.xla.jaxprs import (
+    FlowError,
+    bind,
+    evaluate,
+    opened,
+    parameters,
+    typed,
+    user_line,
+)
 
 
 class Settings(NamedTuple):
@@ -105,7 +113,7 @@ class _Interpreter(NamedTuple):
             return self.apply(rule, eqn, operands, line)
         if name in ("jit", "pjit", "closed_call"):
             return self.apply(CALL, eqn, operands, line)
-        return plain.evaluate(eqn, operands, bind)
+        return plain.as_written(eqn, operands, bind)
 
     def apply(
         self, rule: Rule | None, eqn: core.JaxprEqn, operands: list[Value], line: str
@@ -123,7 +131,7 @@ class _Interpreter(NamedTuple):
         equation = Equation(
             name=name,
             params=parameters(eqn),
-            out_shapes=[var.aval.shape for var in eqn.outvars],
+            out_shapes=[typed(var).shape for var in eqn.outvars],
             dtype=settings.dtype,
             absolute=settings.absolute or absolute,
             biases=settings.biases,
@@ -179,11 +187,11 @@ def _check_results(rule: Rule, equation: Equation, outs: Any) -> None:
 def _unknown(name: str, line: str) -> str:
     return (
         f"flow has no rule for the primitive `{name}`, called at {line}. It acts on values "
-        "that depend on the input, so what it does to the flow must be known. Give a rule "
-        f"to the function that needs it, with rules={{**synflow_jax.flow_rules, {name!r}: "
-        "rule}: the rule of 'tanh' lets the flow pass as through a nonlinearity, the rule "
-        "of 'rev' moves entries, the rule of 'reduce_sum' adds them up: rule = "
-        f"synflow_jax.flow_rules['tanh']. Known: {', '.join(sorted(flow_rules))}."
+        "that depend on the input, so what it does to the flow must be known. If it is a "
+        "nonlinearity that acts on each entry by itself, give it the rule of another: "
+        f"rules={{**synflow_jax.flow_rules, {name!r}: synflow_jax.flow_rules['tanh']}}. If "
+        "not, write a rule (docs/flow.md). There are rules for "
+        f"{', '.join(sorted(flow_rules))}."
     )
 
 

@@ -16,24 +16,24 @@ from jax.extend import core
 from jaxtyping import Array
 
 from synflow_jax.transform.values import Plain
-from synflow_jax.xla.jaxprs import parameters
+from synflow_jax.xla.jaxprs import parameters, typed
 
 Bind = Callable[[core.JaxprEqn, Sequence[Plain]], list[Array]]
 
 
-def evaluate(eqn: core.JaxprEqn, operands: Sequence[Plain], bind: Bind) -> list[Plain]:
+def as_written(eqn: core.JaxprEqn, operands: Sequence[Plain], bind: Bind) -> list[Plain]:
     """The results of one equation."""
     name = eqn.primitive.name
-    if name == "convert_element_type" and _narrows(
-        operands[0], parameters(eqn)["new_dtype"]
-    ):
-        return [operands[0]]
-    if any(_is_float(x) and x.dtype != v.aval.dtype for x, v in zip(operands, eqn.invars)):
+    if name == "convert_element_type":
+        if _narrows(operands[0], parameters(eqn)["new_dtype"]):
+            return [operands[0]]
+    pairs = zip(operands, eqn.invars)
+    if any(_is_float(x) and x.dtype != typed(v).dtype for x, v in pairs):
         eqn, operands = _wide(eqn, operands)
     if name == "div":
         operands = [operands[0], lax.stop_gradient(operands[1])]
     outs = bind(eqn, operands)
-    return [lax.stop_gradient(out) for out in outs] if _inverts(eqn, operands) else outs
+    return [*map(lax.stop_gradient, outs)] if _inverts(eqn, operands) else [*outs]
 
 
 def _narrows(operand: Plain, dtype) -> bool:
@@ -52,7 +52,7 @@ def _wide(eqn: core.JaxprEqn, operands: Sequence[Plain]):
     )
     if fixed:  # written for its own types
         return eqn, [
-            x.astype(v.aval.dtype) if _is_float(x) else x
+            x.astype(typed(v).dtype) if _is_float(x) else x
             for x, v in zip(operands, eqn.invars)
         ]
     widest = max((x.dtype for x in operands if _is_float(x)), key=lambda d: d.itemsize)

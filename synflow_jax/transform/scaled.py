@@ -1,7 +1,7 @@
 """Numbers that cannot overflow: an array times a power of two.
 
-Powers of two round nothing, so a `Scaled` array has the digits of an ordinary float and an
-exponent that no network is deep enough to exhaust.
+Multiplying by a power of two is exact. So a `Scaled` array has the digits of a float, and
+an int32 exponent that no network is deep enough to exhaust.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-# The exponent of an array of zeros: below every exponent that a computation can reach.
+# The exponent of an array of zeros: below every exponent that a network can reach.
 _ZERO = -(2**24)
 
 
@@ -30,13 +30,13 @@ class Scaled(NamedTuple):
 
 
 def normalised(mantissa: Array, exponent: Int[Array, ""] | int = 0) -> Scaled:
-    """Moves the size of the mantissa's largest entry into the exponent.
+    """Moves the power of two of the mantissa's largest entry into the exponent.
 
-    Entries more than 100 binary places below the largest become zero and pass no gradient,
-    which keeps every gradient finite: by the conservation law an entry times its gradient
-    is at most the total.
+    Entries below 2**-100 of the largest become zero and pass no gradient. That keeps every
+    gradient finite: by the conservation law an entry times its gradient is at most the
+    total.
     """
-    biased, moved = _size(mantissa)
+    biased, moved = _exponent_of_largest(mantissa)
     bias, digits, whole = _layout(mantissa.dtype)
     factor = lax.shift_left(whole.type(2 * bias) - biased, whole.type(digits))
     factor = lax.bitcast_convert_type(factor, mantissa.dtype)
@@ -44,13 +44,14 @@ def normalised(mantissa: Array, exponent: Int[Array, ""] | int = 0) -> Scaled:
 
 
 def normalised_once(mantissa: Array, exponent: Int[Array, ""] | int = 0) -> Scaled:
-    """As `normalised`, for what many later equations read, such as a residual stream.
+    """As `normalised`, for a value that many later equations read, such as a residual
+    stream.
 
-    XLA computes a chain of sums and products anew in everything that reads its end. After
-    hundreds of residual sums that would be most of the program, and hours of compiling. A
-    division it computes once.
+    XLA recomputes a chain of sums and products in every equation that reads its end. After
+    hundreds of residual sums that would be most of the program, and take hours to compile.
+    XLA computes a division only once.
     """
-    biased, moved = _size(mantissa)
+    biased, moved = _exponent_of_largest(mantissa)
     _, digits, whole = _layout(mantissa.dtype)
     divisor = lax.bitcast_convert_type(
         lax.shift_left(biased, whole.type(digits)), mantissa.dtype
@@ -58,15 +59,16 @@ def normalised_once(mantissa: Array, exponent: Int[Array, ""] | int = 0) -> Scal
     return Scaled(_visible(lax.div, mantissa, divisor), moved + exponent)
 
 
-def _size(x: Array) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """The exponent of the largest entry, as a float's bits have it and as a number."""
-    # In lax, not in jax.numpy: every equation of a network comes here, and jax.numpy takes
-    # longer to trace.
+def _exponent_of_largest(x: Array) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """The exponent of the largest entry: biased, as in the bits of a float, and
+    unbiased."""
+    # In lax instead of jax.numpy, which takes longer to trace: every equation of a network
+    # comes here.
     bias, digits, whole = _layout(x.dtype)
     integer = whole.type
     if x.size:
-        # Sizes of floats compare as their bits do, and XLA looks for the largest integer in
-        # one pass, for the largest float in two.
+        # Absolute values of floats compare like their bits, and XLA finds the largest
+        # integer in one pass but the largest float in two.
         bits = lax.bitcast_convert_type(lax.abs(lax.stop_gradient(x)), whole)
         bits = lax.reduce_max(bits, range(x.ndim))
     else:
@@ -79,7 +81,7 @@ def _size(x: Array) -> tuple[Int[Array, ""], Int[Array, ""]]:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _visible(scaled: Callable, x: Array, unit: Array) -> Array:
-    """``x`` scaled, without its smallest entries. A NaN is not small: it is reported."""
+    """``x`` scaled, without its smallest entries. A NaN stays, to be reported."""
     x = scaled(x, lax.broadcast(unit, x.shape))
     small = lax.lt(lax.abs(x), lax.full_like(x, 2.0**-100))
     return lax.select(small, lax.full_like(x, 0), x)
@@ -87,8 +89,8 @@ def _visible(scaled: Callable, x: Array, unit: Array) -> Array:
 
 @_visible.defjvp
 def _(scaled, primals, tangents):
-    # In terms of the result, which is kept anyway: in terms of ``x``, the compiler would
-    # keep that too until the backward pass.
+    # The derivative is written in terms of the result, which is kept anyway. Written in
+    # terms of ``x``, it would keep ``x`` too until the backward pass.
     result = _visible(scaled, *primals)
     change = scaled(tangents[0], lax.broadcast(primals[1], result.shape))
     seen = lax.ne(result, lax.full_like(result, 0))
@@ -96,12 +98,12 @@ def _(scaled, primals, tangents):
 
 
 def nothing(shape: tuple[int, ...], dtype) -> Scaled:
-    """Zeros, smaller than any other flow."""
+    """A flow of zeros, with an exponent below that of any other flow."""
     return normalised(jnp.zeros(shape, dtype))
 
 
 def aligned(values: list[Scaled]) -> tuple[list[Array], Int[Array, ""]]:
-    """The mantissas on a common exponent, the largest of theirs."""
+    """The mantissas for a common exponent, the largest of all."""
     top = values[0].exponent
     for value in values[1:]:
         top = jnp.maximum(top, value.exponent)
@@ -119,13 +121,14 @@ def log(value: Scaled) -> Float[Array, "..."]:
 
 
 def power_of_two(exponent: Int[Array, "..."], dtype) -> Float[Array, "..."]:
-    """Two to a whole power that is not positive; zero if too small for the type."""
+    """Two to an integer power that is at most 0; zero if it is too small for the type."""
     bias, digits, whole = _layout(dtype)
     biased = jnp.maximum(exponent + bias, 0).astype(whole)
     return lax.bitcast_convert_type(biased << digits, dtype)
 
 
 def _layout(dtype) -> tuple[int, int, jnp.dtype]:
-    """Of a float's bits: the exponent's bias, the digits below it, and integers as wide."""
+    """Layout of a float type: exponent bias, number of mantissa bits, integer type as
+    wide."""
     info = jnp.finfo(dtype)
     return 1 - int(info.minexp), info.nmant, jnp.dtype(f"int{info.bits}")

@@ -25,17 +25,18 @@ def structural(equation: Equation, flow: Value, *places: Value):
     if not carries_flow(flow):
         raise ValueError("the flow must enter it as the array that is moved.")
     must_be_plain(places, "the positions that it reads")
-    places = [plain_or_flow(place) for place in places]
+    at = [plain_or_flow(place) for place in places]
     mantissa, exponent = plain_or_flow(flow)
-    moved = [Scaled(out, exponent) for out in equation.bind(mantissa, *places)]
+    moved = [Scaled(out, exponent) for out in equation.bind(mantissa, *at)]
     if isinstance(flow, Inverse):
-        return [*map(Inverse, moved, equation.bind(flow.factor, *places))]
+        return [*map(Inverse, moved, equation.bind(flow.factor, *at))]
     return [*map(Stopped, moved)] if isinstance(flow, Stopped) else moved
 
 
 def taking(equation: Equation, flow: Value, *places: Value):
     """Moves entries and drops some, perhaps the largest: so the result is normalised."""
-    return [normalised(*out) for out in structural(equation, flow, *places)]
+    moved = map(plain_or_flow, structural(equation, flow, *places))
+    return [normalised(mantissa, exponent) for mantissa, exponent in moved]
 
 
 def joining(equation: Equation, *operands: Value):

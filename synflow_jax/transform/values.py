@@ -11,7 +11,7 @@ input, before the flow starts.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +52,11 @@ class Tokens(NamedTuple):
 
 Plain = Array | np.ndarray
 Flowing = Scaled | Pointwise | Inverse | Stopped
-Value = Plain | Flowing | Tokens
+# Rules tell values apart at run time, which a type checker cannot follow.
+if TYPE_CHECKING:
+    Value: TypeAlias = Any
+else:
+    Value = Plain | Flowing | Tokens
 
 
 class Equation(NamedTuple):
@@ -147,6 +151,9 @@ class RuleTable(Mapping[str, Rule]):
             f"that needs it: rules={{**synflow_jax.flow_rules, {name!r}: rule}}."
         )
 
+    def __delitem__(self, name: str) -> None:
+        self[name] = None  # says that it is read-only
+
 
 def checked_rules(rules: Rules) -> Mapping[str, Rule]:
     """A copy of a table, in which every rule is a record.
@@ -175,7 +182,7 @@ def checked_rules(rules: Rules) -> Mapping[str, Rule]:
     return RuleTable(checked)
 
 
-def plain_or_flow(value: Value) -> Plain | Scaled:
+def plain_or_flow(value: Value) -> Any:
     """The value without its history."""
     if isinstance(value, Tokens):
         return value.ids

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 from jax.extend import core
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from synflow_jax.xla.jaxprs import bind, called, evaluate, opened, parameters
 
@@ -39,13 +39,13 @@ class Hoisted:
     program: core.Jaxpr = dataclasses.field(compare=False, repr=False)
     results: Any = dataclasses.field(compare=False, repr=False)
 
-    def __call__(self, constants: list[Array], *args: PyTree) -> PyTree:
+    def __call__(self, constants: list[Any], *args: PyTree) -> PyTree:
         program = core.ClosedJaxpr(self.program, constants)
         outs = core.jaxpr_as_fun(program)(*jax.tree.leaves(args))
         return jax.tree.unflatten(self.results, outs)
 
 
-def hoisted(function: Callable[..., PyTree], *args: PyTree) -> tuple[Hoisted, list[Array]]:
+def hoisted(function: Callable[..., PyTree], *args: PyTree) -> tuple[Hoisted, list[Any]]:
     """Splits a function into one without constants, and those constants.
 
     It traces the function, or finds the trace that JAX keeps of it.

@@ -121,7 +121,7 @@ def parameters(equation: core.JaxprEqn) -> Parameters:
     return Parameters(equation, params)
 
 
-def called(params: Parameters) -> Any:
+def called(params: dict[str, Any]) -> Any:
     """The jaxpr that a call evaluates.
 
     Raises:

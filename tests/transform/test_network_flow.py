@@ -422,14 +422,16 @@ def test_an_unknown_primitive_is_named_with_the_line_that_calls_it():
         sj.log_flow(model.apply, variables, (2,))
     source = pathlib.Path(__file__).read_text().splitlines()
     line = next(i for i, text in enumerate(source, 1) if "# the line to name" in text)
-    assert f"test_flow.py:{line} (Model.__call__)" in str(error.value)
+    assert f"test_network_flow.py:{line} (Model.__call__)" in str(error.value)
 
 
 def test_a_library_call_is_traced_to_the_users_line():
     def model(params, x):
         return jnp.median(x @ params, keepdims=True) * x
 
-    with pytest.raises(sj.FlowError, match=r"called at .*test_flow\.py:\d+ \(model\)"):
+    with pytest.raises(
+        sj.FlowError, match=r"called at .*test_network_flow\.py:\d+ \(model\)"
+    ):
         sj.log_flow(model, W, (4,))
 
 
