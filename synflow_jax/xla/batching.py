@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 from jax import lax
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 
@@ -15,7 +16,7 @@ def one_by_one(function: Callable) -> Callable:
     """
 
     def call(*args):
-        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
+        traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(args))
         if jax.default_backend() != "cpu" or not traced:
             return function(*args)
         # The function may close over arrays that are part of the batch, such as the data of

@@ -90,9 +90,8 @@ def _conv_to_transpose_in_image(
     kernel = lax.transpose(kernel, (*axes, kernel.ndim - 1, kernel.ndim - 2))
     numbers = settings["dimension_numbers"]
     numbers = numbers._replace(rhs_spec=(kernel.ndim - 2, kernel.ndim - 1, *axes))
-    return lax.conv_general_dilated(
-        image, kernel, **settings | {"dimension_numbers": numbers}
-    )
+    settings = {**settings, "dimension_numbers": numbers}
+    return lax.conv_general_dilated(image, kernel, **settings)
 
 
 def _conv_to_transpose_in_kernel(
@@ -107,9 +106,8 @@ def _conv_to_transpose_in_kernel(
         rhs_spec=(last, 0, *space),
         out_spec=(last - 1, last, *range(last - 1)),
     )
-    out = lax.conv_general_dilated(
-        image, kernel, **settings | {"dimension_numbers": numbers}
-    )
+    settings = {**settings, "dimension_numbers": numbers}
+    out = lax.conv_general_dilated(image, kernel, **settings)
     return lax.transpose(out, (last - 1, *range(last - 1), last))
 
 

@@ -46,7 +46,8 @@ def _step(eqn: core.JaxprEqn, operands: list[Any]) -> list[Any]:
     if eqn.primitive.name == "conv_general_dilated":
         settings = dict(eqn.params)
         settings.pop("out_sharding", None)
-        return [native_conv(*operands, settings)]
+        image, kernel = operands
+        return [native_conv(image, kernel, settings)]
     if eqn.primitive.name in _INLINED_CALLS:
         return evaluate(*opened(called(parameters(eqn))), operands, _step)
     return bind(eqn, operands)

@@ -13,5 +13,5 @@ def keep_programs() -> None:
     """
     directory = os.path.expanduser("~/.cache/synflow_jax")
     has_home = not directory.startswith("~")  # expanduser leaves "~" if there is no home
-    if has_home and jax.config.jax_compilation_cache_dir is None:
+    if has_home and jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", directory)
