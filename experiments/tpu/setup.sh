@@ -45,7 +45,7 @@ send synflow_jax "$stage/synflow_jax" synflow_jax
 on_host all "cd synflow_jax \
 && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv \
 && python3 -m uv venv --quiet --allow-existing --python 3.12 .venv \
-&& python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu,plots]'"
+&& python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu,experiments]'"
 
 check=(.venv/bin/python -m experiments.tpu.launch experiments.tpu.devices --platform tpu)
 [[ -z $devices ]] || check+=(--count "$devices")

@@ -35,7 +35,7 @@ elif [[ -n $seeds ]]; then
 fi
 need_program sbatch 'submit from a login node of the cluster'
 [[ -n $dry_run || -x .venv/bin/python ]] ||
-  fail ".venv is missing: python3 -m venv .venv && .venv/bin/pip install -e '.[gpu,plots]'"
+  fail ".venv is missing: python3 -m venv .venv && .venv/bin/pip install -e '.[gpu,experiments]'"
 through_launcher
 
 # The job: a line of sh. {seed} always stands in single quotes there, as braces are quoted;

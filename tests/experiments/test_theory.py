@@ -260,10 +260,12 @@ def test_figures_are_drawn_of_very_deep_networks(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(PNG)
 
 
-def test_the_page_has_the_table_of_the_results():
+def test_the_page_links_the_table_of_the_results():
     root = pathlib.Path(__file__).parents[2]
     rows = command.results(root / "results/theory/cpu")
     networks = [row["network"] for row in figures.networks(rows)]
     assert sorted(networks) == sorted(run.network for run in theory.scaled_runs("cpu"))
     (table,) = figures.tables(rows)
-    assert tables.markdown(table) in (root / "docs/theory.md").read_text()
+    page, place = "docs/theory.md", "results/theory/cpu/tables.md"
+    assert tables.markdown(table) in (root / place).read_text()
+    assert f"](../{place})" in (root / page).read_text()

@@ -46,7 +46,7 @@ INSTALL = ssh(
     "cd synflow_jax "
     "&& PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv "
     "&& python3 -m uv venv --quiet --allow-existing --python 3.12 .venv "
-    "&& python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu,plots]'"
+    "&& python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu,experiments]'"
 )
 CHECK = (
     "cd synflow_jax && SYNFLOW_DISTRIBUTED=1 .venv/bin/python -m experiments.tpu.launch "
