@@ -89,6 +89,20 @@ def test_scores_lost_in_rounding_still_count():
     assert int(got.kept) == 2 and float(got.next) == 1.5
 
 
+def test_the_highest_float_is_a_threshold_too():
+    """Its bits are next to those of infinity, beyond which there are only NaNs."""
+    low, high = np.nextafter(np.float32(1), np.float32(2)), np.finfo(np.float32).max
+    scores = jnp.zeros(4096).at[:2].set([low, high])  # every fourth is sampled, not `high`
+    got = affordable([scores], [jnp.ones(4096, bool)], jnp.asarray(low))
+    assert int(got.kept) == 1 and float(got.next) == float(high)
+
+
+def test_a_nan_is_neither_removed_nor_counted():
+    scores = [jnp.array([1.0, jnp.nan, 4.0, 2.0])]
+    got = affordable(scores, [jnp.ones(4, bool)], jnp.float32(3.0))
+    assert int(got.kept) == 1 and float(got.next) == 4.0
+
+
 def test_nothing_eligible_leaves_nothing():
     got = affordable(split(np.ones(SIZE, np.float32)), split(np.zeros(SIZE, bool)), 0.0)
     assert int(got.kept) == 0 and float(got.next) == np.inf
