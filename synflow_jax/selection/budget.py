@@ -61,7 +61,8 @@ def within(
 
     def totals_below(candidates):
         pairs = zip(scores, eligible)
-        return sum(sums_of(removed, candidates, *pair) for pair in pairs)
+        sums = [sums_of(removed, candidates, *pair) for pair in pairs]
+        return sum(sums[1:], sums[0])
 
     measure = Measure(totals_below, lambda key: to_score(key).astype(jnp.float32))
     infinity = jnp.asarray(jnp.inf, dtype)

@@ -13,17 +13,18 @@ first few.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Integer, PyTree
 
 from synflow_jax.precision import scoring_dtype
 from synflow_jax.selection.threshold import Bracket, Measure, sampled_candidates, search
-from synflow_jax.trees import Leaf, Masks, Scores, check_masks, is_floating
+from synflow_jax.trees import Masks, Scores, check_masks, is_floating
 from synflow_jax.xla.reductions import count_reaching, count_where, one_device, sum_of
 
 # Leaves with at least this many entries are not concatenated: copying one would take longer
@@ -48,7 +49,9 @@ class Selection(NamedTuple):
 
 
 def keep_top(
-    scores: Scores, k: int | np.integer | Integer[Leaf, ""], masks: Masks | None = None
+    scores: Scores,
+    k: int | np.integer | Integer[Array | np.ndarray, ""],
+    masks: Masks | None = None,
 ) -> Masks:
     """Keeps the ``k`` highest scores, counted over the whole tree.
 
@@ -85,7 +88,7 @@ def keep_top(
 
 def keep_top_per_layer(
     scores: Scores,
-    ks: PyTree[int | np.integer | Integer[Leaf, ""]],
+    ks: PyTree[int | np.integer | Integer[Array | np.ndarray, ""]],
     masks: Masks | None = None,
 ) -> Masks:
     """Keeps the highest scores of every leaf, with a separate count for each leaf.
@@ -111,7 +114,9 @@ def keep_top_per_layer(
 
 
 def select(
-    scores: Scores, k: int | np.integer | Integer[Leaf, ""], masks: Masks | None = None
+    scores: Scores,
+    k: int | np.integer | Integer[Array | np.ndarray, ""],
+    masks: Masks | None = None,
 ) -> Selection:
     """Like `keep_top`, and returns statistics of the scores as well."""
     leaves, treedef = jax.tree.flatten(scores)
@@ -123,7 +128,7 @@ def select(
     if size == 0:
         nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, bool), scores)
         return Selection(nothing, jnp.zeros((), dtype), jnp.bool_(False), jnp.uint32(0))
-    if isinstance(k, jax.core.Tracer):
+    if isinstance(k, Tracer):
         # Clipped before the conversion to uint32, which changes negative and large numbers.
         largest = jnp.asarray(min(size, jnp.iinfo(k.dtype).max), k.dtype)
         k = jnp.clip(k, 0, largest)
@@ -178,15 +183,15 @@ def select_per_layer(scores: Scores, ks: PyTree, masks: Masks | None = None) -> 
     return Selection(
         jax.tree.unflatten(treedef, [part.masks for part in parts]),
         sum((part.removed.astype(dtype) for part in parts), jnp.zeros((), dtype)),
-        functools.reduce(jnp.logical_or, [part.positive for part in parts], False),
+        functools.reduce(jnp.logical_or, [p.positive for p in parts], jnp.bool_(False)),
         sum((part.nonfinite for part in parts), jnp.uint32(0)),
     )
 
 
-def _check_count(k: int | np.integer | Leaf, size: int) -> None:
+def _check_count(k: Any, size: int) -> None:
     if not jnp.issubdtype(jnp.result_type(k), jnp.integer):
         raise ValueError(f"`k` must be an integer; got {k!r}.")
-    if not isinstance(k, jax.core.Tracer) and not 0 <= int(k) <= size:
+    if not isinstance(k, Tracer) and not 0 <= int(k) <= size:
         raise ValueError(f"`k` must lie between 0 and the {size} scores; got {k}.")
 
 
@@ -309,7 +314,8 @@ def _total_removed(keys: list[Array], threshold: Array, ties: Array) -> Float[Ar
 
 
 def _any_positive(keys: list[Array]) -> Bool[Array, ""]:
-    return sum(count_where(lambda key: key > 0, key) for key in keys) > 0
+    positive = [count_where(lambda key: key > 0, key) for key in keys]
+    return sum(positive, jnp.uint32(0)) > 0
 
 
 def _keep_reaching(keys: list[Array], bracket: Bracket, num_removed: Array) -> list[Array]:
