@@ -4,10 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 
-# Tests in double precision need a process of their own.
+# Tests in double precision need a process of their own. They are compiled as users' programs
+# are, without the XLA_FLAGS of tests/conftest.py.
 define run_tests
 $(1)/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
-$(if $(TESTS),,JAX_ENABLE_X64=1 $(1)/bin/python -m pytest tests/x64)
+$(if $(TESTS),,XLA_FLAGS= JAX_ENABLE_X64=1 $(1)/bin/python -m pytest tests/x64)
 endef
 
 # A PYTHON that was given, or else the newest one found between two versions.
@@ -21,6 +22,7 @@ demo: .venv/installed
 test: .venv/installed
 	$(call run_tests,.venv)
 
+test-newest: export XLA_FLAGS =
 test-newest: .venv-newest/installed
 	$(call run_tests,.venv-newest)
 

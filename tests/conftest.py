@@ -1,5 +1,7 @@
 """Settings of every test: strict types, annotations checked, reproducible examples."""
 
+import ctypes
+import gc
 import os
 
 import hypothesis
@@ -7,6 +9,9 @@ import jax
 import jaxtyping
 import pytest
 
+# Nearly all of the time of the tests is compiling, and a third of that is LLVM's
+# optimisation. The tests in double precision and with the newest versions keep it (Makefile).
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # Processes that tests start keep nothing on disk.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -56,9 +61,13 @@ def pytest_ignore_collect(collection_path):
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_programs_end_with_their_file():
     """A process that keeps the programs of all files needs gigabytes, and XLA crashes at
-    last: each program takes some of the memory mappings that a process may have."""
+    last: each program takes some of the memory mappings that a process may have. What is
+    freed goes back to the system, which the C library alone puts off."""
     yield
     jax.clear_caches()
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 @pytest.fixture
