@@ -179,6 +179,21 @@ def test_constants_of_the_network_are_read_while_a_loop_is_traced(name):
     assert info.certificate == (np.asarray(info.removed) < 1).all()
 
 
+PRODUCTS = {
+    "swish": lambda x: x * jax.nn.sigmoid(x),
+    "a square": lambda x: x * x,
+    "normalised": lambda x: x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True)),
+    "normalised, factor first": lambda x: jax.lax.rsqrt((x * x).sum(-1, keepdims=True)) * x,
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_flow_times_a_function_of_itself_keeps_its_certificate(name):
+    score = sj.synflow(lambda p, x: PRODUCTS[name](x @ p["k"]) @ p["s"], (4,))
+    _, info = prune(nets.draw(SQUARES), 0.5, score=score)
+    assert info.certificate
+
+
 def test_stacked_layers_in_a_loop_are_certified():
     params = nets.draw({"k": (3, 4, 4)})
     network = lambda p, x: jax.lax.fori_loop(  # noqa: E731

@@ -181,6 +181,28 @@ def test_gradients_of_a_pruned_network_take_the_masks_as_given():
     np.testing.assert_array_equal(got[1], [[0.0, 0.0], [6.0, -8.0]])
 
 
+def test_criteria_are_not_differentiated_where_a_batch_runs_at_once(monkeypatch):
+    """As on an accelerator."""
+    at_once = "synflow_jax.pruning.rounds.one_by_one"
+    monkeypatch.setattr(at_once, lambda function: function)
+
+    @jax.custom_jvp
+    def size(weights):
+        return jnp.abs(weights)
+
+    @size.defjvp
+    def derivative(weights, tangents):
+        raise AssertionError("a derivative of the criterion")
+
+    def squares(params):
+        score = lambda params, masks: jax.tree.map(size, params)  # noqa: E731
+        masks, _ = sj.prune(score, params, 0.5, rounds=2)
+        return jnp.sum(sj.apply_masks(params, masks)["kernel"] ** 2)
+
+    got = jax.grad(squares)({"kernel": jnp.array([[1.0, -2.0], [-3.0, 4.0]])})
+    np.testing.assert_array_equal(got["kernel"], [[0.0, 0.0], [-6.0, 8.0]])
+
+
 def test_prune_works_inside_jit():
     masks, _ = jax.jit(lambda p: sj.prune(SYNFLOW, p, 0.1))(params_of())
     nets.assert_equal(masks, sj.prune(SYNFLOW, params_of(), 0.1)[0])

@@ -146,6 +146,12 @@ def test_minus_zero_is_zero():
     np.testing.assert_array_equal(got["w"], [True, False])
 
 
+def test_minus_infinity_ranks_above_nan():
+    scores = {"w": jnp.array([jnp.nan, -jnp.inf, jnp.nan])}
+    for k, want in ((1, [False, True, False]), (2, [True, True, False])):
+        np.testing.assert_array_equal(sj.keep_top(scores, k)["w"], want)
+
+
 def test_k_is_an_integer(no_typecheck):
     with pytest.raises(ValueError, match="`k` must be an integer; got 1.7"):
         sj.keep_top({"w": jnp.ones(3)}, 1.7)
@@ -244,6 +250,11 @@ def test_scores_that_are_not_finite_are_counted_where_they_could_be_kept():
     assert int(select(scores, 2, masks).nonfinite) == 3
     ks = {"a": 1, "b": 1}
     assert int(select_per_layer(scores, ks, masks).nonfinite) == 3
+
+
+def test_the_total_of_what_is_removed_leaves_nan_out():
+    scores = {"w": jnp.array([jnp.nan, 1.0, 2.0, jnp.nan])}
+    assert [float(select(scores, k).removed) for k in (0, 1, 2)] == [3.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("alive", [0.5, 0.01, 0.0])
