@@ -62,6 +62,12 @@ def test_erk_is_in_proportion_to_the_sum_of_the_dimensions():
     np.testing.assert_allclose(shares, [170 * 16 / 42, 170 * 26 / 42, 30])
 
 
+def test_erk_counts_a_single_number_as_one_dimension():
+    shapes = {"kernel": (2, 3), "scale": ()}
+    np.testing.assert_allclose(sj.erk(shapes, 3), [2.5, 0.5])
+    np.testing.assert_allclose(sj.erk(shapes, 7), [6, 1])
+
+
 def test_balanced_keeps_one_number():
     np.testing.assert_allclose(sj.balanced(SHAPES, 60), [20, 20, 20])
     np.testing.assert_allclose(sj.balanced(SHAPES, 230), [100, 100, 30])
@@ -153,6 +159,14 @@ def test_an_allocation_that_does_not_add_up_is_refused(allocation, message):
             allocation=allocation,
             prunable=everything,
         )
+
+
+def test_no_leaf_gains_weights_from_round_to_round_whatever_the_allocation():
+    def moved(shapes, k):  # 5 weights go to the second leaf, 4 to the first
+        return [0, 5] if k == 5 else [4, 0]
+
+    counts = whole_counts(moved, {"a": (6,), "b": (6,)}, [5, 4])
+    assert counts == [[4, 1], [4, 0]]
 
 
 def test_counts_that_rise_are_refused():

@@ -24,7 +24,14 @@ def twice(x):
     return {"y": inner(x), "z": inner(x).sum()}
 
 
-@pytest.mark.parametrize("function", [plain, jitted, twice])
+@jax.jit
+def nested(x):
+    """Only the inner function holds a constant."""
+    y = jax.jit(lambda x: x @ DATA)(x)
+    return {"y": y, "z": y.sum()}
+
+
+@pytest.mark.parametrize("function", [plain, jitted, twice, nested])
 def test_constants_come_out_whether_in_the_function_or_in_a_jitted_one(function):
     x = jnp.ones((3, 40))
     pure, constants = hoisted(function, x)
