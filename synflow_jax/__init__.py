@@ -1,5 +1,7 @@
 """synflow_jax: pruning as pure functions over parameter pytrees."""
 
+import importlib
+
 from synflow_jax.analysis import (
     collapsed,
     connectivity,
@@ -85,6 +87,13 @@ from synflow_jax.trees import (
 )
 
 __version__ = "0.2.0"
+
+
+def __getattr__(name: str):
+    if name == "models":  # imports flax, which nothing else here needs
+        return importlib.import_module("synflow_jax.models")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     # Score functions: (params, masks) -> scores; higher means keep

@@ -71,7 +71,9 @@ def snip(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
       Tanaka et al. 2020.
     """
 
-    return DataCriterion(Formula(_of_gradients, loss_fn, (_identity, _snip)), batches)
+    return DataCriterion(
+        Formula(_of_gradients, loss_fn, (_identity, _snip)), _batches(batches)
+    )
 
 
 def _identity(g: Array) -> Array:
@@ -117,7 +119,7 @@ def grasp(loss_fn: LossFn, batches: PyTree, *, prunable: Prunable = is_kernel) -
       Tanaka et al. 2020.
     """
 
-    return DataCriterion(Formula(_grasp, loss_fn, (prunable,)), batches)
+    return DataCriterion(Formula(_grasp, loss_fn, (prunable,)), _batches(batches))
 
 
 def _grasp(
@@ -165,7 +167,8 @@ def fisher(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
       (Taylor-FO).
     """
 
-    return DataCriterion(Formula(_of_gradients, loss_fn, (jnp.square, _fisher)), batches)
+    formula = Formula(_of_gradients, loss_fn, (jnp.square, _fisher))
+    return DataCriterion(formula, _batches(batches))
 
 
 def _fisher(w: Array, squared_gradient: Array) -> Array:
@@ -198,7 +201,7 @@ def gradient_norm(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
     """
 
     formula = Formula(_of_gradients, loss_fn, (_identity, _gradient_norm))
-    return DataCriterion(formula, batches)
+    return DataCriterion(formula, _batches(batches))
 
 
 def _gradient_norm(w: Array, g: Array) -> Array:
@@ -240,11 +243,11 @@ def ntk_sap(
     References:
       Wang, Li and Sun, "NTK-SAP: Improving Neural Network Pruning by Aligning Training
       Dynamics", ICLR 2023, equation 6, in the limit of a small perturbation. The paper
-      also draws new weights for each batch; here they are those that are pruned.
+      also initialises new weights for each batch; here they are the given weights.
     """
     check_key(key)
 
-    return DataCriterion(Formula(_ntk_sap, apply_fn), (inputs, key))
+    return DataCriterion(Formula(_ntk_sap, apply_fn), (_batches(inputs, "inputs"), key))
 
 
 def _ntk_sap(
@@ -279,7 +282,7 @@ def _ntk_sap(
         _, halves = jax.jvp(gradient, (weights,), (normal,))
         return [2 * half for half in halves]
 
-    numbered = (inputs, jnp.arange(_length(inputs, "inputs")))
+    numbered = (inputs, jnp.arange(len(jax.tree.leaves(inputs)[0])))
     total = _sum_over(numbered, strengths, derivative)
     return merged([jnp.abs(t) for t in total], no_score)
 
@@ -325,29 +328,35 @@ def _sum_over(
     batches: PyTree, weights: _Floating, derivative: Callable[..., _Floating]
 ) -> _Floating:
     """The sum of ``derivative(weights, batch)``, one batch at a time."""
-    _length(batches, "batches")
 
     def add(total, batch):
         return jax.tree.map(jnp.add, total, derivative(weights, batch)), None
 
     zeros = [jnp.zeros_like(weight) for weight in weights]
-    return lax.scan(add, zeros, jax.tree.map(jnp.asarray, batches))[0]
+    return lax.scan(add, zeros, batches)[0]
 
 
-def _length(batches: PyTree, name: str) -> int:
-    """The number of batches."""
-    leaves = jax.tree.leaves(batches)
-    shapes = [jnp.shape(leaf) for leaf in leaves]
+def _batches(batches: PyTree, name: str = "batches") -> PyTree:
+    """The batches as arrays.
+
+    Raises:
+      ValueError: unless they are arrays with a leading axis of batches in common.
+    """
+    try:
+        batches = jax.tree.map(jnp.asarray, batches)
+    except TypeError as error:
+        raise ValueError(f"`{name}` must be a pytree of arrays: {error}") from error
+    shapes = [leaf.shape for leaf in jax.tree.leaves(batches)]
     if (
-        not leaves
+        not shapes
         or any(not shape or not shape[0] for shape in shapes)
         or len({shape[0] for shape in shapes}) > 1
     ):
         raise ValueError(
-            f"`{name}` is a pytree of arrays with a leading axis of batches, of one length "
-            f"for all; got the shapes {shapes}."
+            f"`{name}` must be a pytree of arrays with a leading axis of batches, of one "
+            f"length for all; got the shapes {shapes}."
         )
-    return shapes[0][0]
+    return batches
 
 
 def _direction(

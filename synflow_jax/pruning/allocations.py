@@ -2,7 +2,7 @@
 
 An allocation is a function ``allocation(shapes, k) -> shares``. It is given the shapes of
 the prunable leaves, by name, and the number ``k`` of weights to keep, and returns how many
-of them each leaf keeps, as real numbers that sum to ``k``. `whole_counts` rounds them to
+of them each leaf keeps, as real numbers that sum to ``k``. `integer_counts` rounds them to
 integers.
 """
 
@@ -161,7 +161,7 @@ def densities_of(masks: Masks) -> Allocation:
     return allocation
 
 
-def whole_counts(
+def integer_counts(
     allocation: Allocation, shapes: Shapes, totals: Sequence[int]
 ) -> list[list[int]]:
     """Integer numbers of weights that each layer keeps after each round.
@@ -181,7 +181,7 @@ def whole_counts(
         and the leaf's number of weights, with the requested sum; or if ``totals`` rise.
 
     Example:
-      >>> whole_counts(uniform, {"a": (30,), "b": (40,)}, [69, 8])
+      >>> integer_counts(uniform, {"a": (30,), "b": (40,)}, [69, 8])
       [[30, 39], [3, 5]]
     """
     sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()]

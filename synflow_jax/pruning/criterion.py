@@ -1,10 +1,11 @@
-"""What the loop knows of a criterion: its data, and whether its scores bound the flow.
+"""Criteria as the loop sees them: their data, and whether their scores bound the flow.
 
 A criterion is any function ``(params, masks) -> scores``. The criteria of this package are
 records that say more.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,20 +18,33 @@ from synflow_jax.xla.constants import Hoisted, hoisted
 
 @dataclasses.dataclass(frozen=True)
 class Formula:
-    """What of a criterion is the same for all data, such as the loss of `snip`.
+    """The part of a criterion that does not depend on its data, such as the loss of `snip`.
 
     Formulas of equal parts are equal, so that a loop which is compiled for one criterion
     serves another with other data of equal shapes.
 
     Attributes:
       make: ``make(function, *options, data, params, masks) -> scores``.
-      function: the user's loss or network.
+      function: the user's loss or network. One that cannot be hashed equals only itself.
       options: hashable.
     """
 
     make: Callable[..., Scores]
     function: Callable[..., Any] | None = None
     options: tuple[Any, ...] = ()
+
+    def _parts(self) -> tuple[Any, ...]:
+        try:
+            hash(self.function)
+        except TypeError:
+            return self.make, id(self.function), self.options
+        return self.make, self.function, self.options
+
+    def __hash__(self) -> int:
+        return hash(self._parts())
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, Formula) and self._parts() == other._parts()
 
     def __call__(self, data: PyTree, params: Params, masks: Masks) -> Scores:
         return self.make(self.function, *self.options, data, params, masks)
@@ -43,10 +57,16 @@ class DataCriterion:
     Attributes:
       formula: the formula.
       data: a pytree of arrays, its batches or its key.
+      traced: the formula as a function of this criterion alone: JAX keeps the trace of a
+        function, and the formula may read other values when the next criterion is made.
     """
 
     formula: Formula
     data: PyTree = dataclasses.field(repr=False)
+    traced: Callable[..., Scores] = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "traced", functools.partial(self.formula))
 
     def __call__(self, params: Params, masks: Masks) -> Scores:
         return self.formula(self.data, params, masks)
@@ -83,8 +103,8 @@ def why_not_certified(
     Only the object that `synflow` or `synflow_l2` returned has certificates, by itself or
     under `jax.jit`. A function that wraps it may have changed the scores.
     """
-    if isinstance(score_fn, _Jitted):
-        score_fn = getattr(score_fn, "__wrapped__", score_fn)
+    while isinstance(score_fn, _Jitted):
+        score_fn = vars(score_fn)["__wrapped__"]
     if type(score_fn) is not FlowCriterion:
         return "the criterion's scores are not shares of the flow, as those of synflow are."
     return score_fn.why_not_certifiable(params, is_prunable)
@@ -98,7 +118,9 @@ def without_constants(
     The constants are arrays that it closes over (batch statistics, say). A criterion with
     data has its data as one more argument.
     """
-    more = (score_fn.data,) if isinstance(score_fn, DataCriterion) else ()
-    function = score_fn.formula if isinstance(score_fn, DataCriterion) else score_fn
-    score, constants = hoisted(function, *more, params, masks)
-    return score, (constants, *more)
+    if isinstance(score_fn, DataCriterion):
+        data, key = score_fn.data, score_fn.formula
+        score, constants = hoisted(score_fn.traced, data, params, masks, key=key)
+        return score, (constants, data)
+    score, constants = hoisted(score_fn, params, masks)
+    return score, (constants,)

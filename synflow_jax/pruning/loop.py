@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Integer, PyTree
 
 from synflow_jax.masks import all_kept
-from synflow_jax.pruning.allocations import Allocation, whole_counts
+from synflow_jax.pruning.allocations import Allocation, integer_counts
 from synflow_jax.pruning.certified_rounds import (
     CERTIFIED,
     MAX_ROUNDS,
@@ -19,6 +19,7 @@ from synflow_jax.pruning.certified_rounds import (
 )
 from synflow_jax.pruning.rounds import (
     Choice,
+    Method,
     Plan,
     PruneInfo,
     Scope,
@@ -65,10 +66,10 @@ def iterative(
     prunable: Prunable = is_kernel,
     regrow: bool = False,
 ) -> Pruner:
-    """One round of pruning as a pair of pure functions; `prune` is a scan over it.
+    """One round of pruning as a pair of pure functions, for a loop of your own.
 
-    Use it to write a loop of your own: rounds between epochs of training, or a batch of
-    densities by `jax.vmap` over the counts (`counts_per_round` makes them).
+    Use it for rounds between epochs of training, or for a batch of densities by `jax.vmap`
+    over the counts (`counts_per_round` makes them).
 
     Args:
       score_fn: the criterion.
@@ -94,19 +95,14 @@ def iterative(
         return PruneState(all_kept(params))
 
     def step(state: PruneState, params: Params, k: PyTree):
-        method, constants = method_of(
-            score_fn,
-            params,
-            state.masks,
-            is_prunable=prunable_leaves(params, prunable),
-            scope=scope,
-            regrow=regrow,
-        )
+        is_prunable = tuple(prunable_leaves(params, prunable))
+        # The criterion is called as it is: a loop of one's own may change what it reads.
+        method = Method(score_fn, scope, is_prunable, regrow, score_fn)
 
-        def leave(k, constants, params, masks):
-            return one_round(method, lambda scored: Choice(k), constants, params, masks)
+        def leave(k, params, masks):
+            return one_round(method, lambda scored: Choice(k), (), params, masks)
 
-        masks, info = one_by_one(leave)(k, constants, params, state.masks)
+        masks, info = one_by_one(leave)(k, params, state.masks)
         return PruneState(masks), info
 
     return Pruner(init, step)
@@ -127,10 +123,12 @@ def prune(
 ) -> tuple[Masks, PruneInfo]:
     """Prunes to a density in rounds: score, keep the best, score what is left.
 
-    One jitted scan: it compiles once for all rounds and every density, and again only for
-    another ``score_fn`` object, other shapes or another number of rounds; so make the
-    criterion once and reuse it. It works inside `jax.jit` and under `jax.vmap` over a batch
-    of parameters, keys or data; on a CPU the elements of a batch are pruned one by one.
+    One compiled loop for all rounds and every density. Another loop is compiled for another
+    ``score_fn`` object, for other shapes and for another number of rounds; so make the
+    criterion once and reuse it. A criterion with other data of equal shapes, such as `snip`
+    with the same loss and other batches, uses the loop again. It works inside `jax.jit` and
+    under `jax.vmap` over a batch of parameters, keys or data; on a CPU the elements of a
+    batch are pruned one by one.
 
     Args:
       score_fn: the criterion, such as ``synflow(apply_fn, input_shape)``.
@@ -281,7 +279,7 @@ def counts_per_round(
                 f"two leaves have one name: {', '.join(n for n, _ in leaves)}."
             )
         totals = [num_kept(sum(sizes), d) for d in densities]
-        counts = whole_counts(allocation, shapes, totals)
+        counts = integer_counts(allocation, shapes, totals)
     elif scope == "global":
         counts = [num_kept(sum(sizes), d) for d in densities]
     else:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,6 @@ from synflow_jax.pruning.criterion import why_not_certified, without_constants
 from synflow_jax.selection.top_k import Selection, select, select_per_layer
 from synflow_jax.trees import Masks, Params, ScoreFn, check_like, is_floating, leaf_names
 from synflow_jax.xla.batching import one_by_one
-from synflow_jax.xla.constants import Hoisted
 
 Scope = Literal["global", "layer"]
 
@@ -63,12 +62,14 @@ class Method(NamedTuple):
       scope: ``"global"`` or ``"layer"``.
       is_prunable: for each leaf, whether it is pruned.
       regrow: whether pruned weights may return.
+      criterion: the criterion as it was given, or its formula: what certificates ask.
     """
 
-    score_fn: Hoisted
+    score_fn: Callable[..., PyTree]
     scope: Scope
     is_prunable: tuple[bool, ...]
     regrow: bool
+    criterion: Any
 
 
 def method_of(
@@ -82,7 +83,7 @@ def method_of(
 ) -> tuple[Method, tuple[PyTree, ...]]:
     """The method that prunes by a criterion, and the arrays that the criterion needs."""
     score, constants = without_constants(score_fn, params, masks)
-    return Method(score, scope, tuple(is_prunable), regrow), constants
+    return Method(score, scope, tuple(is_prunable), regrow, score.key), constants
 
 
 class Scored(NamedTuple):
@@ -149,7 +150,7 @@ def one_round(
         [x for x, yes in zip(jax.tree.leaves(tree), method.is_prunable) if yes]
         for tree in (every, masks)
     )
-    why_not = why_not_certified(method.score_fn.function, params, method.is_prunable)
+    why_not = why_not_certified(method.criterion, params, method.is_prunable)
     choice = choose(Scored(every, scores, alive, why_not))
     eligible = None if method.regrow else alive
     if method.scope == "global":

@@ -1,4 +1,4 @@
-"""What each primitive does to the wires of a network: one function a rule, one table.
+"""The effect of each primitive on the wires of a network: one function a rule, one table.
 
 Where nothing better is known, all operands and all results become one wire. That is
 coarser, and still true.

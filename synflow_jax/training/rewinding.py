@@ -171,15 +171,12 @@ def train_and_prune(
         state = RewindState(params, all_kept(params), 0)
     state = _checked(state, params, np.concatenate([dense, counts]), prunable)
 
-    method, constants = method_of(
-        score_fn,
-        params,
-        state.masks,
-        is_prunable=prunable_leaves(params, prunable),
-        scope=scope,
-    )
+    is_prunable = prunable_leaves(params, prunable)
 
     def step(params: Params, masks: Masks, k) -> tuple[Masks, PruneInfo]:
+        method, constants = method_of(
+            score_fn, params, masks, is_prunable=is_prunable, scope=scope
+        )
         # Compiled once for all rounds and calls, like `prune`.
         return single_round(method, COUNTS, constants, params, masks, k[None], np.int32(0))
 

@@ -89,13 +89,11 @@ def multiply(equation: Equation, left: Value, right: Value):
 
 
 def multiplies_paths(equation: Equation, left: Value, right: Value) -> bool:
-    """Whether `multiply` keeps paths: it does unless it takes a geometric mean."""
-    return (
-        one_flow(equation, left, right)
-        or isinstance(left, Inverse)
-        or isinstance(right, Inverse)
-        or origin_of(left) is origin_of(right)
-    )
+    """Whether `multiply` keeps paths: for weights, activations and normalisations."""
+    inverses = isinstance(left, Inverse) + isinstance(right, Inverse)
+    if one_flow(equation, left, right) or inverses == 1:
+        return True
+    return not inverses and origin_of(left) is origin_of(right)
 
 
 def divide(equation: Equation, left: Value, right: Value):
@@ -108,6 +106,13 @@ def divide(equation: Equation, left: Value, right: Value):
     if carries_flow(left):
         return _as_it_is(equation, left)
     return [_inverse(equation, plain_or_flow(right), left)]
+
+
+def divides_paths(equation: Equation, left: Value, right: Value) -> bool:
+    """Whether `divide` keeps paths: division by the inverse of a flow is a product."""
+    return not (carries_flow(left) and isinstance(right, Inverse)) and not (
+        isinstance(left, Inverse) and carries_flow(right)
+    )
 
 
 def _times(

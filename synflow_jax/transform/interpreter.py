@@ -29,6 +29,7 @@ from synflow_jax.transform.values import (
 )
 from synflow_jax.trees import is_floating
 from synflow_jax.xla.jaxprs import (
+    JITTED,
     FlowError,
     bind,
     evaluate,
@@ -111,7 +112,7 @@ class _Interpreter(NamedTuple):
             if rule is None:
                 return of_tokens(eqn, operands, bind)
             return self.apply(rule, eqn, operands, line)
-        if name in ("jit", "pjit", "closed_call"):
+        if name in JITTED:
             return self.apply(CALL, eqn, operands, line)
         return plain.as_written(eqn, operands, bind)
 

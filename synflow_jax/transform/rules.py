@@ -22,7 +22,7 @@ _SHARED = {
     _POWER: "integer_pow pow rsqrt",
     _ADD: "add add_any",
     _JOINS: "concatenate stack",
-    Rule(elementwise.compare, keeps_paths=True, sees_kinds=True): (
+    Rule(elementwise.compare, keeps_paths=one_flow, sees_kinds=True): (
         "gt ge lt le eq ne and or xor"
     ),
     Rule(structural.structural, keeps_paths=True, sees_kinds=True): (
@@ -52,7 +52,7 @@ _SINGLE = {
     "mul": Rule(
         elementwise.multiply, keeps_paths=elementwise.multiplies_paths, sees_kinds=True
     ),
-    "div": Rule(elementwise.divide, keeps_paths=True, sees_kinds=True),
+    "div": Rule(elementwise.divide, keeps_paths=elementwise.divides_paths, sees_kinds=True),
     "max": Rule(elementwise.maximum, keeps_paths=True, sees_kinds=True),
     "min": Rule(elementwise.maximum, keeps_paths=one_flow, sees_kinds=True),
     "select_n": Rule(

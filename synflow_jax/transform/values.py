@@ -1,4 +1,4 @@
-"""What a rule sees: the values of a network, one equation of it, and the rule's record.
+"""The values of a network, one of its equations, and the record of a rule.
 
 A value of the network is plain, an array that does not depend on the input (parameters and
 everything computed from them alone), or it carries flow. A rule is called for each equation
@@ -99,7 +99,8 @@ class Rule:
         products of two flows, minima and sorting are not. True, False, or a function of the
         arguments of ``apply``. Certificates (`PruneInfo.certified`) need it.
       sees_kinds: whether ``apply`` and ``keeps_paths`` are shown where flows come from
-        (`Pointwise`, `Inverse`, `Stopped`, `Tokens`).
+        (`Pointwise`, `Inverse`, `Stopped`). The flow starts at tokens by rules of the
+        package, which are not in the table.
       goes_inside: whether it is a call: it evaluates a jaxpr of the primitive with
         ``equation.inside``, also where only tokens enter it.
 
@@ -140,7 +141,7 @@ class RuleTable(Mapping[str, Rule]):
         return len(self._rules)
 
     def __hash__(self) -> int:  # tables with equal rules are equal
-        return hash(frozenset(self._rules.items()))
+        return hash(frozenset(self._rules))
 
     def __repr__(self) -> str:
         return f"<flow rules of {len(self)} primitives>"
@@ -178,7 +179,14 @@ def checked_rules(rules: Rules) -> Mapping[str, Rule]:
             raise ValueError(
                 f"`rules[{name!r}]` is a Rule or a function; got {type(rule).__name__}."
             )
-        checked[name] = rule if isinstance(rule, Rule) else Rule(rule)
+        rule = rule if isinstance(rule, Rule) else Rule(rule)
+        keeps = rule.keeps_paths
+        if not callable(rule.apply) or not (isinstance(keeps, bool) or callable(keeps)):
+            raise ValueError(
+                f"`rules[{name!r}]` must have a function as `apply`, and True, False or a "
+                f"function as `keeps_paths`; got {rule}."
+            )
+        checked[name] = rule
     return RuleTable(checked)
 
 

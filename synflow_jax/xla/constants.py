@@ -9,57 +9,75 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import PyTree
 
-from synflow_jax.xla.jaxprs import bind, called, evaluate, opened, parameters
+from synflow_jax.xla.jaxprs import JITTED, bind, called, evaluate, opened, parameters
 
 # Bytes up to which a constant inside a jitted function may stay there.
 _SMALL = 1024
 
-_JITTED = frozenset(("jit", "pjit", "closed_call", "core_call"))
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Hoisted:
     """A function without constants; `hoisted` makes it.
 
     ``hoisted(constants, *args)`` is ``function(*args)``. Two are equal, and share compiled
-    programs, if they were made of equal functions for arguments of equal types.
+    programs, if they have equal keys and were traced to equal programs for arguments of
+    equal types.
 
     Attributes:
-      function: the function that it was made of.
-      types: structure and types of the arguments that it was traced with.
+      key: stands for the function; hashable.
+      types: structure, shapes and dtypes of the arguments that it was traced with.
       program: its jaxpr, in which constants are variables.
       results: structure of its results.
     """
 
-    function: Callable[..., PyTree]
+    key: Any
     types: tuple[Any, ...]
-    program: core.Jaxpr = dataclasses.field(compare=False, repr=False)
-    results: Any = dataclasses.field(compare=False, repr=False)
+    program: core.Jaxpr = dataclasses.field(repr=False)
+    results: Any = dataclasses.field(repr=False)
+
+    def __hash__(self) -> int:
+        return hash((self.key, self.types))
+
+    def __eq__(self, other: Any) -> bool:
+        if not isinstance(other, Hoisted):
+            return False
+        if (self.key, self.types) != (other.key, other.types):
+            return False
+        # A function may read values that have changed since it was traced.
+        return self.program is other.program or str(self.program) == str(other.program)
 
     def __call__(self, constants: list[Any], *args: PyTree) -> PyTree:
+        if (types := _types(args)) != self.types:
+            raise ValueError(
+                f"the criterion was traced for arguments of the types {self.types}, not "
+                f"{types}."
+            )
         program = core.ClosedJaxpr(self.program, constants)
         outs = core.jaxpr_as_fun(program)(*jax.tree.leaves(args))
         return jax.tree.unflatten(self.results, outs)
 
 
-def hoisted(function: Callable[..., PyTree], *args: PyTree) -> tuple[Hoisted, list[Any]]:
+def hoisted(
+    function: Callable[..., PyTree], *args: PyTree, key: Any = None
+) -> tuple[Hoisted, list[Any]]:
     """Splits a function into one without constants, and those constants.
 
-    It traces the function, or finds the trace that JAX keeps of it.
+    It traces the function, or finds the trace that JAX keeps of this very function.
 
     Args:
       function: of pytrees of arrays, traceable by JAX.
       args: its arguments, of which only structure and types are read: arrays or
         `jax.ShapeDtypeStruct`.
+      key: stands for the function when two are compared; default, the function.
 
     Returns:
       ``(hoisted, constants)``.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> data = jnp.arange(3.0)
       >>> pure, constants = hoisted(lambda x: x * data, jnp.ones(3))
       >>> [constant.tolist() for constant in constants]
@@ -68,23 +86,20 @@ def hoisted(function: Callable[..., PyTree], *args: PyTree) -> tuple[Hoisted, li
       Array([ 0., 10., 20.], dtype=float32)
     """
     program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-    leaves, treedef = jax.tree.flatten(args)
     if any(map(_holds_constants, program.jaxpr.eqns)):
         traced = program
 
         def inlined(*leaves):
             return evaluate(traced.jaxpr, traced.consts, leaves, _inline)
 
-        program = jax.make_jaxpr(inlined)(*leaves)
-    types = (treedef, *map(_type, leaves))
-    results = jax.tree.structure(shapes)
-    return Hoisted(function, types, program.jaxpr, results), list(program.consts)
+        program = jax.make_jaxpr(inlined)(*jax.tree.leaves(args))
+    key, results = function if key is None else key, jax.tree.structure(shapes)
+    return Hoisted(key, _types(args), program.jaxpr, results), list(program.consts)
 
 
-def _type(leaf: Any) -> Any:
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        return leaf.shape, leaf.dtype
-    return jax.typeof(leaf)
+def _types(args: PyTree) -> tuple[Any, ...]:
+    leaves, treedef = jax.tree.flatten(args)
+    return treedef, *((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
 
 
 def _inline(equation: core.JaxprEqn, operands: list[Any]) -> list[Any]:
@@ -95,7 +110,7 @@ def _inline(equation: core.JaxprEqn, operands: list[Any]) -> list[Any]:
 
 def _holds_constants(equation: core.JaxprEqn) -> bool:
     """Whether an equation calls a jitted function that holds a large constant."""
-    if equation.primitive.name not in _JITTED:
+    if equation.primitive.name not in JITTED:
         return False
     jaxpr, constants = opened(called(parameters(equation)))
     large = any(getattr(constant, "nbytes", 0) > _SMALL for constant in constants)

@@ -19,6 +19,9 @@ class FlowError(ValueError):
     """The network has no flow; the message names the primitive and the model's line."""
 
 
+# Primitives that call a jitted function.
+JITTED = frozenset(("jit", "pjit", "closed_call", "core_call"))
+
 # --- the loop over equations --------------------------------------------------------------
 
 

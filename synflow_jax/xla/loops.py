@@ -8,13 +8,14 @@ from jax.extend import core
 from jaxtyping import PyTree
 
 from synflow_jax.xla.convolutions import native_conv
-from synflow_jax.xla.jaxprs import bind, called, evaluate, opened, parameters
-
-_INLINED_CALLS = frozenset(("jit", "pjit", "closed_call", "core_call"))
+from synflow_jax.xla.jaxprs import JITTED, bind, called, evaluate, opened, parameters
 
 
 def fit_for_loops(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """On a CPU, replaces the convolutions of a function by `native_conv`.
+
+    Jitted functions are inlined, so that arrays which they close over are found outside of
+    the loop (`xla.constants`).
 
     The gradients of other convolutions run ten times slower in the body of a loop, such as
     a loop over batches or rounds. Convolutions inside loops, branches, custom derivatives
@@ -33,8 +34,6 @@ def fit_for_loops(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     """
 
     def fitted(*args: PyTree) -> PyTree:
-        if jax.default_backend() != "cpu":
-            return function(*args)
         traced, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
         outs = evaluate(traced.jaxpr, traced.consts, jax.tree.leaves(args), _step)
         return jax.tree.unflatten(jax.tree.structure(shapes), outs)
@@ -43,11 +42,12 @@ def fit_for_loops(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
 
 def _step(eqn: core.JaxprEqn, operands: list[Any]) -> list[Any]:
-    if eqn.primitive.name == "conv_general_dilated":
+    on_cpu = jax.default_backend() == "cpu"
+    if on_cpu and eqn.primitive.name == "conv_general_dilated":
         settings = dict(eqn.params)
         settings.pop("out_sharding", None)
         image, kernel = operands
         return [native_conv(image, kernel, settings)]
-    if eqn.primitive.name in _INLINED_CALLS:
+    if eqn.primitive.name in JITTED:
         return evaluate(*opened(called(parameters(eqn))), operands, _step)
     return bind(eqn, operands)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from synflow_jax.pruning.allocations import whole_counts
+from synflow_jax.pruning.allocations import integer_counts
 from tests import nets
 
 SHAPES = {"a": (3, 3, 2, 8), "b": (16, 10), "c": (10, 3)}
@@ -41,7 +41,7 @@ ALLOCATIONS = {
 @hypothesis.given(totals=st.lists(st.integers(0, SIZE), min_size=1, max_size=6))
 def test_counts_are_exact_in_total_fit_the_leaves_and_never_grow(name, totals):
     totals = sorted(totals, reverse=True)
-    counts = np.array(whole_counts(ALLOCATIONS[name], SHAPES, totals))
+    counts = np.array(integer_counts(ALLOCATIONS[name], SHAPES, totals))
     np.testing.assert_array_equal(counts.sum(1), totals)
     assert (counts >= 0).all() and (counts <= list(SIZES.values())).all()
     assert (np.diff(counts, axis=0) <= 0).all()
@@ -97,7 +97,7 @@ def test_prune_keeps_what_is_allocated(name, rounds):
     )
     totals = [sj.num_kept(SIZE, d) for d in sj.exponential(0.1, rounds)]
     np.testing.assert_array_equal(info.kept, totals)
-    want = whole_counts(allocation, SHAPES, totals)[-1]
+    want = integer_counts(allocation, SHAPES, totals)[-1]
     assert [int(m.sum()) for m in masks.values()] == want
     # The largest of each layer.
     for name, count in zip(SHAPES, want):
@@ -165,7 +165,7 @@ def test_no_leaf_gains_weights_from_round_to_round_whatever_the_allocation():
     def moved(shapes, k):  # 5 weights go to the second leaf, 4 to the first
         return [0, 5] if k == 5 else [4, 0]
 
-    counts = whole_counts(moved, {"a": (6,), "b": (6,)}, [5, 4])
+    counts = integer_counts(moved, {"a": (6,), "b": (6,)}, [5, 4])
     assert counts == [[4, 1], [4, 0]]
 
 

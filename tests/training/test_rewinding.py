@@ -421,3 +421,14 @@ def test_what_train_and_rewind_return_must_mirror_the_parameters(
     arguments[name] = lambda *call: wrong(right(*call))
     with pytest.raises(ValueError, match=rf"^`{name}\(\.\.\.\).*{message}"):
         sj.train_and_prune(params=params_of(), density=0.1, **arguments)
+
+
+@pytest.mark.parametrize("score_fn", [sj.magnitude(), sj.random(jax.random.key(0))])
+def test_training_may_return_another_precision(score_fn):
+    params = {"kernel": jnp.arange(1.0, 13.0).reshape(3, 4)}
+
+    def train(params, masks, round):
+        return jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
+
+    state, info = sj.train_and_prune(train, params, 0.5, rounds=2, score_fn=score_fn)
+    assert int(sj.count(state.masks)) == 6 and info.kept.tolist() == [9, 6]

@@ -74,3 +74,16 @@ def test_under_a_transformation_constants_may_be_traced():
     x = jnp.ones((3, 40))
     got = jax.vmap(of, in_axes=(0, None))(batch, x)
     np.testing.assert_allclose(got, jnp.stack([x @ DATA, -x @ DATA]), rtol=1e-4, atol=1e-5)
+
+
+def test_other_types_than_those_of_the_trace_are_an_error():
+    pure, constants = hoisted(plain, jnp.ones((3, 40)))
+    with pytest.raises(ValueError, match="traced for arguments of the types"):
+        pure(constants, jnp.ones((3, 40), jnp.bfloat16))
+
+
+def test_functions_with_one_key_are_equal_while_their_programs_are():
+    one, other, third = (
+        hoisted(lambda x, c=c: c * x, jnp.ones(3), key="key")[0] for c in (2.0, 2.0, 3.0)
+    )
+    assert one == other != third
