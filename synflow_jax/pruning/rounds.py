@@ -33,8 +33,8 @@ class PruneInfo(NamedTuple):
         the share of the flow that the round removed, the paper's prune-size ratio.
       certified: True if this round provably left an input-output path: the removed scores
         sum to less than 1 and the flow is a sum over paths. (Of several outputs, the paths
-        to one may all be cut.) Always False for criteria other than `synflow` and
-        `synflow_l2`.
+        to one may all be cut.) Always False with ``regrow``, and for criteria other than
+        `synflow` and `synflow_l2`.
       stopped: whether a `certified` schedule ended here, above its target, because removing
         one weight more would have cut the last path.
       nonfinite: weights kept before the round whose score was NaN or infinite; with

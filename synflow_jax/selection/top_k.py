@@ -309,7 +309,8 @@ def _total_removed(keys: list[Array], threshold: Array, ties: Array) -> Float[Ar
         return jnp.where(counts, _to_score(key), jnp.zeros((), _to_score(key).dtype))
 
     score = _to_score(threshold)
-    tied = jnp.where(ties == 0, jnp.zeros_like(score), ties.astype(score.dtype) * score)
+    none = (ties == 0) | (threshold <= nan)
+    tied = jnp.where(none, jnp.zeros_like(score), ties.astype(score.dtype) * score)
     return sum((sum_of(removed, key) for key in keys), tied)
 
 
