@@ -4,12 +4,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 
-# Tests in double precision need a process of their own. They are compiled as users' programs
-# are, without the XLA_FLAGS of tests/conftest.py.
+# Nearly all of the time of the tests is compiling: they do without LLVM's optimisation. Those
+# that compute more than they compile (parity with the authors' masks) are compiled as users'
+# programs are; tests in double precision also need a process of their own.
 define run_tests
-$(1)/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
-$(if $(TESTS),,XLA_FLAGS= JAX_ENABLE_X64=1 $(1)/bin/python -m pytest tests/x64)
+XLA_FLAGS=$(FAST) $(1)/bin/python -m pytest -n 2 --dist loadfile $(or $(TESTS),--ignore tests/test_parity.py)
+$(if $(TESTS),,$(1)/bin/python -m pytest -n 2 tests/test_parity.py)
+$(if $(TESTS),,JAX_ENABLE_X64=1 $(1)/bin/python -m pytest tests/x64)
 endef
+FAST := --xla_backend_optimization_level=0
 
 # A PYTHON that was given, or else the newest one found between two versions.
 find_python = $(if $(filter file,$(origin PYTHON)),$$(.ci/find_python $(1)),$(PYTHON))
@@ -22,7 +25,7 @@ demo: .venv/installed
 test: .venv/installed
 	$(call run_tests,.venv)
 
-test-newest: export XLA_FLAGS =
+test-newest: FAST =
 test-newest: .venv-newest/installed
 	$(call run_tests,.venv-newest)
 

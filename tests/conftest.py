@@ -9,9 +9,6 @@ import jax
 import jaxtyping
 import pytest
 
-# Nearly all of the time of the tests is compiling, and a third of that is LLVM's
-# optimisation. The tests in double precision and with the newest versions keep it (Makefile).
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # Processes that tests start keep nothing on disk.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -127,6 +127,7 @@ def test_the_figure_is_drawn(tmp_path):
     assert (tmp_path / "bench.png").stat().st_size > 20_000
 
 
+@pytest.mark.long
 def test_certified_rounds_are_set_beside_exponential_ones(tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
     certified.main(["mlp_cifar", "--compressions", "2", "--turns", "1", "--out", str(out)])

@@ -124,7 +124,10 @@ def test_one_round_of_vgg16_keeps_the_references_counts(vgg):
         assert abs(counts - want).max() <= 2
 
 
-@pytest.mark.parametrize("compression", [1, 2, 3])
+@pytest.mark.parametrize(
+    "compression",
+    [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long)],
+)
 def test_layer_counts_of_vgg16_lie_within_the_references_own_spread(vgg, compression):
     """On an all-ones input its max-pooling positions tie as well, and rounding decides:
     the bound is twice the largest relative difference of its f32 and f64 runs."""

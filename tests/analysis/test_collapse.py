@@ -110,7 +110,10 @@ PAPER = {
 }
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", "conv", "resnet20", pytest.param("resnet18", marks=pytest.mark.long)],
+)
 def test_the_largest_compressions_of_the_papers_networks(name, standard_promotion):
     network = models.NETWORKS[name]
     module = network.make(num_classes=network.num_classes)

@@ -508,6 +508,7 @@ def drawn(module, input_shape):
     return sj.from_linen(module, jax.tree_util.tree_map_with_path(draw, shapes))
 
 
+@pytest.mark.long
 def test_bottlenecks_conserve_the_flow():
     network, params = drawn(ResNet(50, 10, "imagenet", width=0.05), (32, 32, 3))
     found = check(network, params, (32, 32, 3))
@@ -569,6 +570,7 @@ def kernels_above(scores, k, masks):
     return jax.tree.unflatten(jax.tree.structure(masks), chosen)
 
 
+@pytest.mark.long
 def test_the_papers_figures_of_vgg16_at_full_size():
     network, params, input_shape = build("vgg16_cifar", jax.random.key(0))
     masks = sj.all_kept(params)

@@ -142,7 +142,7 @@ def test_grasp_alone_divides_the_outputs_by_its_temperature(problem):
 
 
 def test_swapped_arguments_of_shuffling_name_the_key(masks, no_typecheck):
-    with pytest.raises(ValueError, match="`key` is one jax.random.key"):
+    with pytest.raises(ValueError, match="`key` must be a single typed key"):
         sj.shuffled(masks["synflow"], jax.random.key(0))
 
 

@@ -29,6 +29,7 @@ def smoke(tmp_path_factory):
     return folder / "out"
 
 
+@pytest.mark.long
 def test_the_smoke_run_writes_rows_figures_and_a_table(smoke):
     about = json.loads((smoke / "config.json").read_text())
     assert about["done"] == about["runs"] == 2

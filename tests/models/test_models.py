@@ -128,7 +128,13 @@ def variables_of(module, shape):
     return drawn | {"batch_stats": jax.tree.map(jnp.abs, drawn.get("batch_stats", {}))}
 
 
-@pytest.mark.parametrize("name", SMALL)
+LARGE = {"vgg16", "resnet18"}  # vgg11_tiny and resnet50 are of the same forms
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.long) if n in LARGE else n for n in SMALL],
+)
 def test_every_form_can_be_trained_and_has_a_flow(name):
     module, shape, layers = SMALL[name]
     x = jnp.ones((4, *shape))

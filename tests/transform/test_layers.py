@@ -537,7 +537,9 @@ def test_a_module_that_computes_in_half_precision_is_scored_in_single(dtype):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.long)]
+)
 def test_parameters_in_half_precision_are_scored_in_single(dtype):
     def network(params, x):
         for w in params:

@@ -120,7 +120,9 @@ def test_other_devices_convolve_natively(monkeypatch):
     assert _chosen((1, 4, 4, 64), (3, 3, 64, 64)) is windows.native_conv
 
 
-@pytest.mark.parametrize("name", ["vgg11_cifar", "resnet20"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("vgg11_cifar", marks=pytest.mark.long), "resnet20"]
+)
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the choice on a CPU")
 @pytest.mark.usefixtures("standard_promotion")
 def test_the_scores_of_a_network_do_not_depend_on_the_way(name, monkeypatch):
