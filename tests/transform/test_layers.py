@@ -18,7 +18,7 @@ W = jnp.asarray(np.random.default_rng(0).standard_normal((6, 8)), jnp.float32)
 
 
 def flow_of(network, *args):
-    mantissa, exponent = sj.flow(network)(*args)
+    mantissa, exponent = jax.jit(sj.flow(network))(*args)
     return np.asarray(mantissa, np.float64) * 2.0 ** np.asarray(exponent, np.float64)
 
 
@@ -358,7 +358,7 @@ def test_a_layer_of_nnx_conserves_the_flow(name):
         return layer(x @ params["before"]) @ params["after"]
 
     score = sj.synflow(apply_fn, jax.ShapeDtypeStruct(shape, jnp.float32))
-    scores = score(params, sj.all_kept(params))
+    scores = jax.jit(score)(params, sj.all_kept(params))
     assert all((s >= 0).all() for s in jax.tree.leaves(scores))
     assert float(scores["before"].sum()) == pytest.approx(1, rel=1e-5)
     assert float(scores["after"].sum()) == pytest.approx(1, rel=1e-5)
@@ -487,11 +487,13 @@ LOOK_UPS = {
 
 @pytest.mark.parametrize("name", LOOK_UPS)
 def test_the_flow_starts_at_the_embedding_as_at_a_dense_layer_of_ones(name):
-    mantissa, exponent = sj.flow(LOOK_UPS[name])(TABLE, jnp.ones(IDS.shape, jnp.int32))
+    mantissa, exponent = jax.jit(sj.flow(LOOK_UPS[name]))(
+        TABLE, jnp.ones(IDS.shape, jnp.int32)
+    )
     want = jnp.broadcast_to(jnp.abs(TABLE).sum(0), (2, 5, 6))
     np.testing.assert_allclose(mantissa * 2.0**exponent, want, rtol=1e-5)
     score = sj.synflow(LOOK_UPS[name], IDS)
-    scores = score(TABLE, sj.all_kept(TABLE))
+    scores = jax.jit(score)(TABLE, sj.all_kept(TABLE))
     np.testing.assert_allclose(scores, abs(TABLE) / jnp.abs(TABLE).sum(), rtol=1e-5)
 
 
