@@ -20,6 +20,11 @@ from tests import nets
 small = st.floats(-4, 4, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
 
 
+def flow(network):
+    """The flow, compiled as one program."""
+    return jax.jit(sj.flow(network))
+
+
 def value(pair):
     mantissa, exponent = pair
     return np.asarray(mantissa, np.float64) * 2.0 ** np.asarray(exponent, np.float64)
@@ -131,7 +136,7 @@ STRUCTURE_CASES = {
 def test_structure_and_control_flow_pass_the_flow_on(name):
     """On positive weights the network, its shifts taken away, is its own flow."""
     network, w = STRUCTURE_CASES[name], jnp.abs(W)
-    got = jax.tree.map(lambda m, e: value((m, e)), *sj.flow(network)(w, X))
+    got = jax.tree.map(lambda m, e: value((m, e)), *flow(network)(w, X))
     # What enters beside the flow (a constant, a starting state) does so at the size 1, so
     # it drops out of the difference between two inputs, and of nothing else.
     big = network(w, X * 2**10)
@@ -161,7 +166,7 @@ _halved.defvjp(lambda x: (x / 2, None), lambda _, g: (g / 2,))
 @pytest.mark.parametrize("name", RULE_CASES)
 def test_a_rule_does_what_its_definition_says(name):
     network, definition = RULE_CASES[name]
-    got = value(sj.flow(network)(W, X))
+    got = value(flow(network)(W, X))
     np.testing.assert_allclose(got, definition(W, X), rtol=1e-5)
 
 
@@ -202,7 +207,7 @@ def _conv_case(name):
 @pytest.mark.parametrize("name", CONVS)
 def test_convolutions_of_every_layout_take_the_kernels_size(name):
     conv, x, w = _conv_case(name)
-    got = value(sj.flow(lambda w, x: conv(x, w))(w, x))
+    got = value(flow(lambda w, x: conv(x, w))(w, x))
     np.testing.assert_allclose(got, conv(x, abs(w)), rtol=1e-5)
 
 
@@ -222,7 +227,7 @@ def test_pooling_of_the_flow(window, strides, padding, dilation):
         lambda x: lax.reduce_window(x, 0.0, lax.add, *shape, window_dilation=dilation),
     ]
     for pool in pools:
-        got = value(sj.flow(lambda _, x, pool=pool: pool(x))(jnp.zeros(()), x))
+        got = value(flow(lambda _, x, pool=pool: pool(x))(jnp.zeros(()), x))
         np.testing.assert_allclose(got, pool(x), rtol=1e-3)
 
 
@@ -243,7 +248,7 @@ def test_max_pooling_with_padding_ranks_negative_entries():
         nn.max_pool, window_shape=(2, 2), strides=(2, 2), padding=((1, 1), (1, 1))
     )
     x = -jnp.arange(1.0, 17).reshape(1, 4, 4, 1)
-    got = value(sj.flow(lambda _, x: pool(x))(jnp.zeros(()), x))
+    got = value(flow(lambda _, x: pool(x))(jnp.zeros(()), x))
     np.testing.assert_allclose(got, pool(x), rtol=1e-3)
 
 
@@ -363,14 +368,14 @@ def test_a_users_function_named_like_an_activation_is_looked_into():
         return x @ W
 
     for network in (lambda w, x: silu(w, x), lambda w, x: elu(x)):
-        got = value(sj.flow(network)(W, X))
+        got = value(flow(network)(W, X))
         np.testing.assert_allclose(got, X @ abs(W), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["relu", "relu6", "elu", "silu", "leaky_relu", "softplus"])
 def test_activations_of_jax_nn_are_removed(name):
     activation = getattr(jax.nn, name)
-    got = value(sj.flow(lambda w, x: activation(x @ w))(W, X))
+    got = value(flow(lambda w, x: activation(x @ w))(W, X))
     np.testing.assert_allclose(got, X @ abs(W), rtol=1e-5)
 
 
