@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import pathlib
 
 import hypothesis
 import jax
@@ -55,16 +56,37 @@ def pytest_ignore_collect(collection_path):
     return True if "x64" in collection_path.parts and not jax.config.x64_enabled else None
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_programs_end_with_their_file():
-    """A process that keeps the programs of all files needs gigabytes, and XLA crashes at
-    last: each program takes some of the memory mappings that a process may have. What is
-    freed goes back to the system, which the C library alone puts off."""
-    yield
+# Bytes from which a process forgets its programs before its file of tests ends.
+_MUCH = 1_200_000_000
+
+
+def _forget_programs():
+    """Frees compiled programs, and gives the memory back to the system at once."""
     jax.clear_caches()
     gc.collect()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
+
+
+def _resident_bytes():
+    try:
+        pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_end_with_their_file():
+    """A process that keeps the programs of all files needs gigabytes, and XLA crashes at
+    last: each program takes some of the memory mappings that a process may have."""
+    yield
+    _forget_programs()
+
+
+def pytest_runtest_teardown():
+    if _resident_bytes() > _MUCH:
+        _forget_programs()
 
 
 @pytest.fixture
