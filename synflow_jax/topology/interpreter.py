@@ -11,7 +11,7 @@ from jax.extend import core
 from synflow_jax.topology.rules import RULES, embedding, mixing
 from synflow_jax.topology.values import (
     Flow,
-    Plain,
+    Other,
     Step,
     Topology,
     Value,
@@ -36,9 +36,9 @@ def interpret(
 
 def _value(x: Any) -> Value:
     """A constant as a value."""
-    if isinstance(x, Flow | Weights | Plain):
+    if isinstance(x, Flow | Weights | Other):
         return x
-    return Plain() if isinstance(x, Tracer) else Plain(value=lambda: x)
+    return Other() if isinstance(x, Tracer) else Other(value=lambda: x)
 
 
 def _outcome(
@@ -48,16 +48,16 @@ def _outcome(
     if name in CONTROL:
         return CONTROL[name](topology, eqn, *operands)
     floating = [jnp.issubdtype(typed(v).dtype, jnp.inexact) for v in eqn.outvars]
-    data = any(isinstance(x, Flow) or (isinstance(x, Plain) and x.data) for x in operands)
+    data = any(isinstance(x, Flow) or (isinstance(x, Other) and x.data) for x in operands)
     if not any(floating) and data:  # a comparison, an index
-        return [Plain(data=True)] * len(floating)
+        return [Other(data=True)] * len(floating)
     flows = any(isinstance(x, Flow) for x in operands)
     if name in _STARTS and not flows and data and leaves_of(*operands):
         # Weights chosen by integers of the input (tokens): the flow starts at them.
         if name == "gather":
             return embedding(topology, eqn, *operands)
         operands = [
-            topology.source(typed(atom).shape) if isinstance(x, Plain) and x.data else x
+            topology.source(typed(atom).shape) if isinstance(x, Other) and x.data else x
             for x, atom in zip(operands, eqn.invars)
         ]
         flows = True
@@ -66,7 +66,7 @@ def _outcome(
     else:
         outs = plain(eqn, operands)
     return [
-        out if f or not isinstance(out, Flow) else Plain(data=True)
+        out if f or not isinstance(out, Flow) else Other(data=True)
         for f, out in zip(floating, outs, strict=True)
     ]
 
@@ -102,8 +102,8 @@ def cond(topology: Topology, eqn: core.JaxprEqn, index: Value, *operands: Value)
 def _either(topology: Topology, outs: Sequence[Value]) -> Value:
     flows = [out for out in outs if isinstance(out, Flow)]
     if not flows:
-        data = any(isinstance(out, Plain) and out.data for out in outs)
-        return Plain(leaves_of(*outs), data)
+        data = any(isinstance(out, Other) and out.data for out in outs)
+        return Other(leaves_of(*outs), data)
     return topology.flow(topology.wires.unite(*(flow.ids for flow in flows)), *flows)
 
 
@@ -120,7 +120,7 @@ def scan(topology: Topology, eqn: core.JaxprEqn, *operands: Value):
         outs = _inside(topology, params["jaxpr"], args)
         carry, rows[i] = outs[: len(carry)], outs[len(carry) :]
     stacked = [_stacked(topology, column) for column in zip(*rows)]
-    return [*carry, *(stacked or [Plain()] * (len(eqn.outvars) - len(carry)))]
+    return [*carry, *(stacked or [Other()] * (len(eqn.outvars) - len(carry)))]
 
 
 def _row(x: Value, i: int) -> Value:

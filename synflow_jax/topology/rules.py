@@ -11,7 +11,7 @@ from jax.extend import core
 
 from synflow_jax.topology.values import (
     Flow,
-    Plain,
+    Other,
     Topology,
     Value,
     Weights,
@@ -169,7 +169,7 @@ def power(topology: Topology, eqn: core.JaxprEqn, flow: Value, *exponent: Value)
 
 def gone(topology: Topology, eqn: core.JaxprEqn, *operands: Value):
     """One divided by a flow is a factor that carries no flow."""
-    return [Plain(leaves_of(*operands), data=True) for _ in eqn.outvars]
+    return [Other(leaves_of(*operands), data=True) for _ in eqn.outvars]
 
 
 def select_n(topology: Topology, eqn: core.JaxprEqn, which: Value, *cases: Value):

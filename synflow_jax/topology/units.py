@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from synflow_jax.topology.interpreter import interpret
-from synflow_jax.topology.values import Flow, Note, Plain, Topology, Use, Value, Weights
+from synflow_jax.topology.values import Flow, Note, Other, Topology, Use, Value, Weights
 from synflow_jax.topology.wires import classes, compact
 from synflow_jax.transform.rules import flow_rules
 
@@ -68,7 +68,7 @@ def units_of(
             topology.inputs.append(topology.wires.new(x.shape))
             args.append(topology.flow(topology.inputs[-1]))
         else:
-            args.append(Plain(data=True))
+            args.append(Other(data=True))
     outs = interpret(topology, traced.jaxpr, traced.consts, args)
     outs = [out for out in outs if isinstance(out, Flow)]
     topology.passes(*outs)

@@ -72,7 +72,7 @@ class Step(NamedTuple):
     run: Callable[[np.ndarray, int], np.ndarray]
 
 
-class Plain(NamedTuple):
+class Other(NamedTuple):
     """Any other value.
 
     Attributes:
@@ -90,7 +90,7 @@ class Plain(NamedTuple):
 if TYPE_CHECKING:
     Value: TypeAlias = Any
 else:
-    Value = Flow | Weights | Plain
+    Value = Flow | Weights | Other
 
 
 def leaves_of(*values: Value) -> frozenset[int]:
@@ -99,7 +99,7 @@ def leaves_of(*values: Value) -> frozenset[int]:
     for value in values:
         if isinstance(value, Weights):
             sets.append(value.factors | {value.leaf})
-        elif isinstance(value, Plain):
+        elif isinstance(value, Other):
             sets.append(value.leaves)
     return frozenset().union(*sets)
 
@@ -175,16 +175,16 @@ class Topology:
 
 def plain(eqn: core.JaxprEqn, operands: Sequence[Value]) -> list[Value]:
     """A value computed from parameters and constants alone."""
-    if all(isinstance(x, Plain) and x.value for x in operands):
+    if all(isinstance(x, Other) and x.value for x in operands):
         return _evaluated(eqn, operands)
     weights = _weights(eqn, operands)
     if weights is not None:
         return [weights]
-    data = any(isinstance(x, Plain) and x.data for x in operands)
-    return [Plain(leaves_of(*operands), data)] * len(eqn.outvars)
+    data = any(isinstance(x, Other) and x.data for x in operands)
+    return [Other(leaves_of(*operands), data)] * len(eqn.outvars)
 
 
-def _evaluated(eqn: core.JaxprEqn, operands: Sequence[Plain]) -> list[Value]:
+def _evaluated(eqn: core.JaxprEqn, operands: Sequence[Other]) -> list[Value]:
     """A constant, computed when it is first needed."""
 
     @functools.cache
@@ -194,7 +194,7 @@ def _evaluated(eqn: core.JaxprEqn, operands: Sequence[Plain]) -> list[Value]:
 
     if all(typed(v).size == 1 for v in eqn.outvars):
         run()  # otherwise the counters of a long loop form a chain as long as the loop
-    return [Plain(value=functools.partial(_item, run, i)) for i in range(len(eqn.outvars))]
+    return [Other(value=functools.partial(_item, run, i)) for i in range(len(eqn.outvars))]
 
 
 def _item(run: Callable[[], Sequence[Any]], i: int) -> Any:
@@ -216,7 +216,7 @@ def _weights(eqn: core.JaxprEqn, operands: Sequence[Value]) -> Weights | None:
     others = [x for i, x in enumerate(operands) if i != at[0]]
     if name in _SAME:
         return weights
-    if any(isinstance(x, Plain) and x.data for x in others):
+    if any(isinstance(x, Other) and x.data for x in others):
         return None
     if name in ("mul", "div") and shapes[at[0]] == result.shape:
         factors = leaves_of(*others)
@@ -242,8 +242,8 @@ def _weights(eqn: core.JaxprEqn, operands: Sequence[Value]) -> Weights | None:
     return weights._replace(steps=(*weights.steps, step), once=once)
 
 
-def _plain(values: Sequence[Value]) -> list[Plain]:
-    return [value for value in values if isinstance(value, Plain)]
+def _plain(values: Sequence[Value]) -> list[Other]:
+    return [value for value in values if isinstance(value, Other)]
 
 
 def _of_weights(values: Sequence[Value]) -> list[Weights]:
@@ -255,7 +255,7 @@ _SAME = frozenset("neg abs convert_element_type copy copy_p reduce_precision".sp
 
 def _is_zero(value: Value) -> bool:
     return (
-        isinstance(value, Plain) and value.value is not None and not np.any(value.value())
+        isinstance(value, Other) and value.value is not None and not np.any(value.value())
     )
 
 
@@ -265,7 +265,7 @@ def mover(eqn: core.JaxprEqn, places: Sequence[Value]):
     name, params = eqn.primitive.name, parameters(eqn)
     if name in MOVES:
         return lambda x, fill: MOVES[name](x, params, fill)
-    if not all(isinstance(place, Plain) and place.value for place in places):
+    if not all(isinstance(place, Other) and place.value for place in places):
         return None
     settings = params | ({"fill_value": -1} if name == "gather" else {})
 
