@@ -10,7 +10,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 define run_tests
 XLA_FLAGS=$(FAST) $(1)/bin/python -m pytest -n 2 --dist loadfile $(or $(TESTS),--ignore tests/test_parity.py)
 $(if $(TESTS),,$(1)/bin/python -m pytest -n 2 tests/test_parity.py)
-$(if $(TESTS),,JAX_ENABLE_X64=1 $(1)/bin/python -m pytest tests/x64)
+$(if $(TESTS),,JAX_ENABLE_X64=1 $(1)/bin/python -m pytest -n 2 tests/x64)
 endef
 FAST := --xla_backend_optimization_level=0
 
