@@ -5,7 +5,8 @@ from collections.abc import Callable
 import jax
 from jax import lax
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+
+from synflow_jax.xla.constants import hoisted
 
 
 def one_by_one(function: Callable) -> Callable:
@@ -21,14 +22,9 @@ def one_by_one(function: Callable) -> Callable:
             return function(*args)
         # The function may close over arrays that are part of the batch, such as the data of
         # a criterion. `sequential_vmap` batches only arguments, so they become arguments.
-        program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-
-        def flat(consts, leaves):
-            return jaxpr_as_fun(ClosedJaxpr(program.jaxpr, consts))(*leaves)
-
+        pure, constants = hoisted(function, *args)
         # `sequential_vmap` has no reverse mode. None is needed: masks have no gradient.
-        operands = lax.stop_gradient((program.consts, jax.tree.leaves(args)))
-        outs = jax.custom_batching.sequential_vmap(flat)(*operands)
-        return jax.tree.unflatten(jax.tree.structure(shapes), outs)
+        operands = lax.stop_gradient((constants, *args))
+        return jax.custom_batching.sequential_vmap(pure)(*operands)
 
     return call

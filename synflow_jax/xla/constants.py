@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend import core
 from jaxtyping import PyTree
 
@@ -87,12 +88,7 @@ def hoisted(
     """
     program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     if any(map(_holds_constants, program.jaxpr.eqns)):
-        traced = program
-
-        def inlined(*leaves):
-            return evaluate(traced.jaxpr, traced.consts, leaves, _inline)
-
-        program = jax.make_jaxpr(inlined)(*jax.tree.leaves(args))
+        program = jax.make_jaxpr(_inlined(program))(*jax.tree.leaves(args))
     key, results = function if key is None else key, jax.tree.structure(shapes)
     return Hoisted(key, _types(args), program.jaxpr, results), list(program.consts)
 
@@ -103,15 +99,67 @@ def _types(args: PyTree) -> tuple[Any, ...]:
 
 
 def _inline(equation: core.JaxprEqn, operands: list[Any]) -> list[Any]:
-    if _holds_constants(equation):
-        return evaluate(*opened(called(parameters(equation))), operands, _inline)
-    return bind(equation, operands)
+    """Evaluates an equation, so that constants of jitted functions inside it come out."""
+    if not _holds_constants(equation):
+        return bind(equation, operands)
+    params = parameters(equation)
+    name = equation.primitive.name
+    if name in JITTED:
+        return _inlined(called(params))(*operands)
+    if name in _REMATERIALISED:
+        body = _inlined(called(params))
+        keep = {"prevent_cse": params["prevent_cse"], "policy": params["policy"]}
+        return jax.checkpoint(body, **keep)(*operands)
+    if name == "cond":
+        index, *operands = operands
+        return lax.switch(index, [_inlined(b) for b in params["branches"]], *operands)
+    if name == "while":
+        of_cond, of_body = params["cond_nconsts"], params["body_nconsts"]
+        consts, init = operands[: of_cond + of_body], operands[of_cond + of_body :]
+        test, body = _inlined(params["cond_jaxpr"]), _inlined(params["body_jaxpr"])
+        return lax.while_loop(
+            lambda carry: test(*consts[:of_cond], *carry)[0],
+            lambda carry: body(*consts[of_cond:], *carry),
+            init,
+        )
+    if name == "scan":
+        start, carried = params["num_consts"], params["num_carry"]
+        consts, init = operands[:start], operands[start : start + carried]
+        body = _inlined(params["jaxpr"])
+
+        def step(carry, xs):
+            outs = body(*consts, *carry, *xs)
+            return outs[:carried], outs[carried:]
+
+        keep = {name: params[name] for name in ("length", "reverse", "unroll")}
+        carry, stacked = lax.scan(step, init, operands[start + carried :], **keep)
+        return [*carry, *stacked]
+    return bind(equation, operands)  # a custom derivative would be lost
+
+
+def _inlined(jaxpr: Any) -> Callable[..., list[Any]]:
+    return lambda *args: evaluate(*opened(jaxpr), args, _inline)
 
 
 def _holds_constants(equation: core.JaxprEqn) -> bool:
-    """Whether an equation calls a jitted function that holds a large constant."""
-    if equation.primitive.name not in JITTED:
-        return False
-    jaxpr, constants = opened(called(parameters(equation)))
-    large = any(getattr(constant, "nbytes", 0) > _SMALL for constant in constants)
-    return large or any(map(_holds_constants, jaxpr.eqns))
+    """Whether a jitted function holds a large constant, in the equation or inside of it."""
+    for jaxpr, constants in map(opened, _jaxprs(equation)):
+        if any(getattr(constant, "nbytes", 0) > _SMALL for constant in constants):
+            return True
+        if any(map(_holds_constants, jaxpr.eqns)):
+            return True
+    return False
+
+
+def _jaxprs(equation: core.JaxprEqn) -> list[Any]:
+    name, params = equation.primitive.name, parameters(equation)
+    if name in (*JITTED, *_REMATERIALISED):
+        return [called(params)]
+    if name == "cond":
+        return list(params["branches"])
+    if name == "while":
+        return [params["cond_jaxpr"], params["body_jaxpr"]]
+    return [params["jaxpr"]] if name == "scan" else []
+
+
+_REMATERIALISED = ("checkpoint", "remat2", "remat")

@@ -31,17 +31,64 @@ def nested(x):
     return {"y": y, "z": y.sum()}
 
 
-@pytest.mark.parametrize("function", [plain, jitted, twice, nested])
-def test_constants_come_out_whether_in_the_function_or_in_a_jitted_one(function):
+@jax.jit
+def matmul(x):
+    return x @ DATA
+
+
+def in_scan(x):
+    return {"y": jax.lax.scan(lambda _, row: ((), matmul(row)), (), x)[1]}
+
+
+def in_while(x):
+    def grows(carry):
+        i, x = carry
+        return (i < 1) & (matmul(x).sum() < 1e9)
+
+    def body(carry):
+        i, x = carry
+        return i + 1, matmul(x)
+
+    return {"y": jax.lax.while_loop(grows, body, (0, x))[1]}
+
+
+def in_cond(x):
+    return {"y": jax.lax.cond(x.sum() > 0, matmul, jnp.negative, x)}
+
+
+def in_switch(x):
+    branches = [jnp.negative, jnp.abs, matmul]
+    return {"y": jax.lax.switch(1 + jnp.int32(x.sum() > 0), branches, x)}
+
+
+def in_checkpoint(x):
+    return {"y": jax.checkpoint(lambda x: matmul(x))(x)}
+
+
+def in_all_of_them(x):
+    def step(x, _):
+        return jax.checkpoint(lambda x: jax.lax.cond(True, matmul, lambda x: x, x))(x), ()
+
+    return {"y": jax.jit(lambda x: jax.lax.scan(step, x, length=1)[0])(x)}
+
+
+INSIDE = [in_scan, in_while, in_cond, in_switch, in_checkpoint, in_all_of_them]
+
+
+@pytest.mark.parametrize("function", [plain, jitted, twice, nested, *INSIDE])
+def test_constants_come_out_wherever_they_are(function):
     x = jnp.ones((3, 40))
     pure, constants = hoisted(function, x)
-    assert all(constant.shape == (40, 40) for constant in constants) and constants
+    assert {constant.shape for constant in constants} >= {(40, 40)}
+    # In a program's text a large constant is a line of hexadecimal digits.
+    assert '"0x' in jax.jit(function).lower(x).as_text()
+    assert '"0x' not in jax.jit(pure).lower(constants, x).as_text()
     want = function(x)
     got = pure(constants, x)
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
         np.testing.assert_allclose(g, w, rtol=1e-6)
-    other = pure([2 * constant for constant in constants], x)
+    other = pure([2 * c if c.shape == (40, 40) else c for c in constants], x)
     np.testing.assert_allclose(other["y"], 2 * want["y"], rtol=1e-6)
 
 
