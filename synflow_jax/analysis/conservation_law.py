@@ -1,5 +1,6 @@
 """Checks scores against the conservation law, for every hidden unit and every cut."""
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -63,7 +64,7 @@ class Conservation(NamedTuple):
       unit_gap: the largest gap of a unit; 0 if no unit can be compared.
       cut_gap: the largest difference between the totals of two cuts, divided by the
         largest absolute total; 0 if there are fewer than two cuts.
-      gap: the larger of the two.
+      gap: the larger of the two; NaN if nothing was compared, or no cut was found.
     """
 
     units: UnitFlow
@@ -126,12 +127,13 @@ def conservation(
       rules: as in `flow`.
 
     Returns:
-      A `Conservation`. For synflow's scores its ``gap`` is only rounding: at most 1e-5 on
-      the paper's networks, and close to that only on VGG-19 at 224 pixels, where the scores
-      of the first layer are float32 sums over 50,000 positions. Each gap is relative to the
-      scores of the unit itself, however small they are. Only if they are less than 2**-86
-      of the largest layer's total, where float32 underflows, is the gap relative to 2**-86
-      of that total.
+      A `Conservation`. If the network has no cuts, or nothing to compare, its ``gap`` is
+      NaN and a warning says why. For synflow's scores the ``gap`` is only rounding: at most
+      1e-5 on the paper's networks, and close to that only on VGG-19 at 224 pixels, where
+      the scores of the first layer are float32 sums over 50,000 positions. Each gap is
+      relative to the scores of the unit itself, however small they are. Only if they are
+      less than 2**-86 of the largest layer's total, where float32 underflows, is the gap
+      relative to 2**-86 of that total.
 
     Raises:
       ValueError: if ``masks`` or ``scores`` do not mirror ``params``, or the network has
@@ -192,14 +194,33 @@ def conservation(
     largest = abs(totals).max(initial=0.0)
     cut_gap = float(np.ptp(totals) / largest) if largest else 0.0
     unit_gap = float(gap.max(initial=0.0))
+    both = float(np.maximum(unit_gap, cut_gap))  # NaN if one of them is
+    if reason := _why_nothing(cuts, int(hidden.sum()), len(layers)):
+        warnings.warn(f"the conservation law was not checked: {reason}", stacklevel=2)
+        both = float("nan")
     return Conservation(
         UnitFlow(first[hidden], into, out, gap),
         layers,
         cuts,
         unit_gap,
         cut_gap,
-        float(np.maximum(unit_gap, cut_gap)),  # NaN if one of them is
+        both,
     )
+
+
+def _why_nothing(cuts: list[Cut], hidden: int, layers: int) -> str:
+    """Why there is nothing to compare; empty if there is."""
+    if not layers:
+        return "no leaf of the parameters is a layer, used only as weights."
+    if not cuts:
+        return (
+            "no cut was found. A path leads from the input to the output through none of "
+            f"the network's {layers} layers (a shortcut, a value that is computed from the "
+            f"parameters, or one wire of everything); `units` compares {hidden} units."
+        )
+    if len(cuts) < 2 and not hidden:
+        return "the network has one cut and no hidden unit, so its total equals itself."
+    return ""
 
 
 def _sums(values: np.ndarray, units: np.ndarray, count: int) -> np.ndarray:

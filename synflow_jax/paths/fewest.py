@@ -26,6 +26,7 @@ from synflow_jax.transform.values import (
     Rules,
     checked_rules,
     plain_or_flow,
+    with_flow,
 )
 from synflow_jax.trees import Params, Prunable, is_kernel, prunable_leaves
 
@@ -188,7 +189,7 @@ def _reached_through(
         before = jnp.where(number < levels, number - 1, number)
         through = lax.all_gather(through, "numbers")[before] & (before >= 0)
         flow = Scaled((through | (amount > 0.25)).astype(dtype), jnp.zeros_like(exponent))
-        return flow if isinstance(value, Scaled) else value._replace(flow=flow)
+        return with_flow(value, flow)
 
     settings = Settings(dtype, rules=rules, absolute=passed_on, after_rule=as_boolean)
 

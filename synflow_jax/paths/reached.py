@@ -29,6 +29,7 @@ from synflow_jax.transform.values import (
     carries_flow,
     checked_rules,
     plain_or_flow,
+    with_flow,
 )
 from synflow_jax.trees import Masks, Params
 
@@ -136,7 +137,7 @@ def _zero_or_one(value: Flowing) -> Flowing:
     mantissa, exponent = plain_or_flow(value)
     count = mantissa * jnp.exp2(exponent.astype(mantissa.dtype))
     flow = Scaled(_reached(count), jnp.zeros_like(exponent))
-    return flow if isinstance(value, Scaled) else value._replace(flow=flow)
+    return with_flow(value, flow)
 
 
 # --- maxima: any entry may be the largest -------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core
 
-from synflow_jax.topology.rules import RULES, embedding, mixing
+from synflow_jax.topology.rules import RULES, STEPS, embedding, mixing
 from synflow_jax.topology.values import (
     Flow,
     Other,
@@ -29,12 +29,12 @@ def interpret(
     """The results of a jaxpr, of which the arguments are values (`topology.values`)."""
 
     def step(eqn, operands):
-        return _outcome(topology, eqn, [*map(_value, operands)])
+        return _outcome(topology, eqn, [*map(constant, operands)])
 
-    return [*map(_value, evaluate(jaxpr, consts, args, step))]
+    return [*map(constant, evaluate(jaxpr, consts, args, step))]
 
 
-def _value(x: Any) -> Value:
+def constant(x: Any) -> Value:
     """A constant as a value."""
     if isinstance(x, Flow | Weights | Other):
         return x
@@ -49,7 +49,8 @@ def _outcome(
         return CONTROL[name](topology, eqn, *operands)
     floating = [jnp.issubdtype(typed(v).dtype, jnp.inexact) for v in eqn.outvars]
     data = any(isinstance(x, Flow) or (isinstance(x, Other) and x.data) for x in operands)
-    if not any(floating) and data:  # a comparison, an index
+    step = name in STEPS and any(isinstance(x, Flow) for x in operands)
+    if not any(floating) and data and not step:  # an index, a comparison of integers
         return [Other(data=True)] * len(floating)
     flows = any(isinstance(x, Flow) for x in operands)
     if name in _STARTS and not flows and data and leaves_of(*operands):
@@ -66,7 +67,7 @@ def _outcome(
     else:
         outs = plain(eqn, operands)
     return [
-        out if f or not isinstance(out, Flow) else Other(data=True)
+        out if f or step or not isinstance(out, Flow) else Other(data=True)
         for f, out in zip(floating, outs, strict=True)
     ]
 

@@ -173,10 +173,15 @@ def gone(topology: Topology, eqn: core.JaxprEqn, *operands: Value):
 
 
 def select_n(topology: Topology, eqn: core.JaxprEqn, which: Value, *cases: Value):
-    """Entries of all cases become one wire; the condition carries no flow."""
+    """Entries of all cases become one wire; the condition carries no flow, unless it
+    chooses among plain values."""
     topology.computed |= leaves_of(which)
     if not any(isinstance(case, Flow) for case in cases):
-        return gone(topology, eqn, *cases)
+        if not isinstance(which, Flow):
+            return gone(topology, eqn, *cases)
+        # Parameters chosen by the flow are its weights.
+        topology.not_as_weights(*cases)
+        return entrywise(topology, eqn, which)
     return entrywise(topology, eqn, *cases)
 
 
@@ -246,6 +251,11 @@ def pooling(topology: Topology, eqn: core.JaxprEqn, flow: Value, *init: Value):
     return [topology.flow(topology.wires.unite(*seen), flow)]
 
 
+def nothing_returned(topology: Topology, eqn: core.JaxprEqn, *operands: Value):
+    """Printing and other side effects."""
+    return []
+
+
 def mixing(topology: Topology, eqn: core.JaxprEqn, *operands: Value):
     """An unknown primitive: all operands and all results become one wire."""
     flows = [x for x in operands if isinstance(x, Flow)]
@@ -262,8 +272,11 @@ _ENTRYWISE = (
     "round sharding_constraint sign sin sinh sqrt square stop_gradient tan tanh"
 ).split()
 
+# Step functions: their results are boolean and carry flow.
+STEPS = frozenset("eq ge gt le lt ne and or xor not is_finite".split())
+
 RULES: dict[str, Callable[..., Sequence[Value]]] = {
-    **dict.fromkeys(_ENTRYWISE, entrywise),
+    **dict.fromkeys([*_ENTRYWISE, *STEPS], entrywise),
     **dict.fromkeys([*MOVES, "dynamic_slice", "gather"], moving),
     **dict.fromkeys("reduce_sum reduce_max reduce_min reduce_prod".split(), reducing),
     **dict.fromkeys("cumsum cumprod cummax cummin cumlogsumexp".split(), cumulating),
@@ -283,4 +296,5 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
     "unstack": unstack,
     "concatenate": concatenate,
     "stack": stack,
+    **dict.fromkeys(["debug_callback", "debug_print"], nothing_returned),
 }

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from synflow_jax.topology.interpreter import interpret
+from synflow_jax.topology.interpreter import constant, interpret
 from synflow_jax.topology.values import Flow, Note, Other, Topology, Use, Value, Weights
 from synflow_jax.topology.wires import classes, compact
 from synflow_jax.transform.rules import flow_rules
+from synflow_jax.transform.values import Fixed, split_fixed
 
 
 class Layer(NamedTuple):
@@ -60,11 +61,14 @@ def units_of(
     rules: Mapping[str, Any] = flow_rules,
 ) -> Units:
     """Reads a network's structure from shapes: arrays or `jax.ShapeDtypeStruct`."""
+    leaves, inputs = split_fixed(inputs)
     traced = jax.make_jaxpr(apply_fn)(params, inputs)
     topology = Topology(rules)
     args: list[Value] = [Weights(i) for i in range(len(jax.tree.leaves(params)))]
-    for x in jax.tree.leaves(inputs):
-        if jnp.issubdtype(x.dtype, jnp.floating):
+    for x in leaves:
+        if isinstance(x, Fixed):
+            args.append(constant(x.value))
+        elif jnp.issubdtype(x.dtype, jnp.floating):
             topology.inputs.append(topology.wires.new(x.shape))
             args.append(topology.flow(topology.inputs[-1]))
         else:

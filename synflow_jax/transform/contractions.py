@@ -1,11 +1,13 @@
 """Where the flow meets weights: products and convolutions."""
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Int
 
-from synflow_jax.transform.scaled import Scaled, normalised
-from synflow_jax.transform.values import Equation, Value
+from synflow_jax.transform.history import shift_of
+from synflow_jax.transform.scaled import Scaled, aligned, normalised
+from synflow_jax.transform.values import Equation, Value, as_array, plain_or_flow
 from synflow_jax.xla.convolutions import conv
 
 
@@ -35,16 +37,34 @@ def _root(x: Array) -> Array:
 
 
 def dot_general(equation: Equation, left: Value, right: Value):
-    """Matrix product with |w|. Two flows (attention) are multiplied by their square
-    roots."""
-    left, right, exponent = factors(equation, left, right)
-    product = lax.dot_general(
-        left,
-        right,
-        dimension_numbers=equation.params["dimension_numbers"],
-        precision=lax.Precision.HIGHEST,
-    )
-    return [normalised(product, exponent)]
+    """Matrix product with |w|. Two flows (attention) are multiplied by their square roots,
+    and a number that was added to one of them by the other."""
+
+    def product(left, right, exponent):
+        result = lax.dot_general(
+            left,
+            right,
+            dimension_numbers=equation.params["dimension_numbers"],
+            precision=lax.Precision.HIGHEST,
+        )
+        return normalised(result, exponent)
+
+    values = [as_array(plain_or_flow(value)) for value in (left, right)]
+    terms = [product(*factors(equation, *values))]
+    if all(isinstance(value, Scaled) for value in values):
+        (a, e), (b, f) = values
+        if shift_of(left):
+            terms.append(product(_number(equation, shift_of(left), a), b, f))
+        if shift_of(right):
+            terms.append(product(a, _number(equation, shift_of(right), b), e))
+    mantissas, exponent = aligned(terms)
+    return [terms[0] if len(terms) == 1 else normalised(sum(mantissas), exponent)]
+
+
+def _number(equation: Equation, number: float, flow: Array) -> Array:
+    """A number in the place of each entry of a flow."""
+    absolute = equation.absolute(np.asarray(number, equation.dtype))
+    return jnp.broadcast_to(absolute, flow.shape)
 
 
 def ragged_dot_general(equation: Equation, left: Value, right: Value, *sizes: Value):

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from synflow_jax.transform.elementwise import identity
+from synflow_jax.transform.elementwise import nonlinearity
 from synflow_jax.transform.scaled import Scaled, normalised, nothing, power_of_two
 from synflow_jax.transform.values import (
     Equation,
     Tokens,
     Value,
+    as_array,
     carries_flow,
     must_be_plain,
     plain_or_flow,
@@ -22,6 +23,23 @@ from synflow_jax.xla.jaxprs import called
 def call(equation: Equation, *operands: Value):
     """Goes inside a jitted function or one with custom derivatives."""
     return equation.inside(called(equation.params), *operands)
+
+
+def nothing_returned(equation: Equation, *operands: Value):
+    """A call with a side effect alone, such as printing: the flow does not have it."""
+    return []
+
+
+def rematerialised(equation: Equation, *operands: Value):
+    """Goes inside, and keeps no more values for the backward pass than the network does."""
+    params = equation.params
+    inner = called(params)
+
+    def inside():  # operands are closed over: they keep their histories
+        return _inside(equation, inner, operands)
+
+    keep = {name: params[name] for name in ("prevent_cse", "policy")}
+    return jax.checkpoint(inside, **keep)()
 
 
 def activation(equation: Equation, *operands: Value):
@@ -37,36 +55,34 @@ def activation(equation: Equation, *operands: Value):
         and equation.out_shapes == [plain_or_flow(flows[0]).mantissa.shape]
         and not len(getattr(equation.params.get("jaxpr"), "consts", ()))
     )
-    return (identity if elementwise else call)(equation, *operands)
+    return (nonlinearity if elementwise else call)(equation, *operands)
 
 
 def cond(equation: Equation, index: Value, *operands: Value):
     """Goes inside every branch. A branch that returns a parameter value returns no flow."""
     must_be_plain([index], "the branch that it takes")
-    values = [_without_history(x) for x in operands]
     branches = equation.params["branches"]
+    # Operands are closed over: they keep their histories.
     shapes = [
-        jax.eval_shape(lambda *x, branch=branch: _inside(equation, branch, x), *values)
+        jax.eval_shape(lambda branch=branch: _inside(equation, branch, operands))
         for branch in branches
     ]
     kinds = [max(map(_kind, outs)) for outs in zip(*shapes)]
 
     def taken(branch):
-        def run(*operands):
-            return _of_kinds(kinds, _inside(equation, branch, operands), equation.dtype)
+        return lambda: _of_kinds(kinds, _inside(equation, branch, operands), equation.dtype)
 
-        return run
-
-    return lax.switch(plain_or_flow(index), [taken(branch) for branch in branches], *values)
+    return lax.switch(plain_or_flow(index), [taken(branch) for branch in branches])
 
 
 def scan(equation: Equation, *operands: Value):
     """Goes inside at every step. A carried value that later meets the flow starts as zero
     flow."""
     params = equation.params
-    values = [_without_history(x) for x in operands]
     start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts, init, xs = values[:start], values[start:stop], values[stop:]
+    consts = operands[:start]  # closed over: they keep their histories
+    values = [_without_history(x) for x in operands]
+    init, xs = values[start:stop], [*map(as_array, values[stop:])]
     dtype = equation.dtype
 
     def step(carry, rows):
@@ -80,7 +96,7 @@ def scan(equation: Equation, *operands: Value):
         return x
 
     xs = [sliced(x) for x in xs]
-    rows = jax.tree.map(lambda x: jax.eval_shape(lambda x: x[0], x), xs)
+    rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
     kinds = _settled(lambda carry, rows: step(carry, rows)[0], init, dtype, rows)
 
     def typed_step(carry, rows):
@@ -104,7 +120,7 @@ def while_loop(equation: Equation, *operands: Value):
     params = equation.params
     values = [_without_history(x) for x in operands]
     first, second = params["cond_nconsts"], params["body_nconsts"]
-    of_test, of_body = values[:first], values[first : first + second]
+    of_test, of_body = operands[:first], operands[first : first + second]
     init, dtype = values[first + second :], equation.dtype
 
     def body(carry):
@@ -141,7 +157,7 @@ def _of_kinds(kinds: Sequence[int], values: Sequence[Value], dtype) -> list[Valu
 
     def of_kind(kind, value):
         if kind == _kind(value):
-            return value if kind else jnp.asarray(value)
+            return value if kind else jnp.asarray(as_array(value))
         if kind == 1:
             return Tokens(jnp.asarray(value))
         if isinstance(value, Tokens):

@@ -1,32 +1,50 @@
 """Sums, products and quotients of flows; nonlinearities, gates and normalisations."""
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array
 
 from synflow_jax.transform.contractions import factors
+from synflow_jax.transform.history import (
+    added_to,
+    common_dominator,
+    derived,
+    outer_factors,
+    scaling,
+    shift_of,
+)
 from synflow_jax.transform.scaled import Scaled, aligned, normalised, normalised_once
 from synflow_jax.transform.structural import first_largest
 from synflow_jax.transform.values import (
+    Derived,
     Equation,
     Flowing,
     Inverse,
     Plain,
-    Pointwise,
     Stopped,
     Value,
+    as_array,
     as_flows,
     carries_flow,
+    known,
     one_flow,
-    origin_of,
     plain_or_flow,
 )
 
-# Types of an exponent that is known while tracing.
-_NUMBERS = (np.ndarray, np.generic, int, float)
+_MINUS_ONE = np.asarray(-1, np.float32)
 
-# An added constant below this masks entries of a softmax (minus infinity); it is no shift.
-_MASK = -1e9
+# An array that was added before an exponential masks the entries in which it is below this.
+# The exponential of less is zero in every precision, and -1e4 is the least negative mask in
+# use (in bfloat16 it is -9984).
+_MASK = -9e3
+
+
+# --- sums ---------------------------------------------------------------------------------
 
 
 def add(equation: Equation, left: Value, right: Value):
@@ -39,8 +57,10 @@ def add(equation: Equation, left: Value, right: Value):
     (a, b), exponent = aligned([plain_or_flow(left), plain_or_flow(right)])
     total = normalised_once(a + b, exponent)
     if isinstance(left, Stopped):
-        return [Stopped(total)]
-    return [_pointwise(total, left, right)]
+        return [Stopped(total, total)]
+    shift = shift_of(left) + shift_of(right)
+    added = _sum(added_to(left), added_to(right))
+    return [derived(total, left, right, shift=shift, added=added)]
 
 
 def subtract(equation: Equation, left: Value, right: Value):
@@ -49,30 +69,75 @@ def subtract(equation: Equation, left: Value, right: Value):
         return _as_it_is(equation, left)
     if carries_flow(left):
         return [_shifted(equation, left, right, sign=-1)]
-    return [_shifted(equation, right, left)]
+    (negative,) = negate(equation, right)
+    return [_shifted(equation, negative, left)]
+
+
+def negate(equation: Equation, flow: Value):
+    """Absolute values have no sign; what the flow leaves out has."""
+    if not isinstance(flow, Derived) or not (flow.shift or flow.added):
+        return [flow]
+    left_out = _times_left_out(flow, _MINUS_ONE, False)
+    return [scaling(flow.flow, flow, _MINUS_ONE, False, **left_out)]
 
 
 def _shifted(equation: Equation, flow: Flowing, shift: Plain, sign: int = 1) -> Flowing:
     (passed,) = _as_it_is(equation, flow)
     if isinstance(passed, Inverse):
         return passed
-    value = plain_or_flow(passed)
-    masked = sign * jnp.asarray(shift) <= _MASK
+    result = plain_or_flow(passed)
     if equation.biases:
         # The authors' code subtracts the absolute value of a running mean; so does this.
-        added = jnp.where(masked, 0, sign * equation.absolute(shift))
-        (a, b), exponent = aligned([value, normalised(added)])
-        value = normalised(a + b, exponent)
-    shifted = Scaled(jnp.where(masked, 0, value.mantissa), value.exponent)
-    return Stopped(shifted) if isinstance(flow, Stopped) else _pointwise(shifted, passed)
+        masked = sign * as_array(shift) <= _MASK
+        term = jnp.where(masked, 0, sign * equation.absolute(shift))
+        (a, b), exponent = aligned([result, normalised(term)])
+        result = normalised(a + b, exponent)
+    if isinstance(flow, Stopped):
+        return Stopped(result, derived(result, flow))
+    number = sign * _number(shift) if known(shift) and np.size(shift) == 1 else 0.0
+    shape = result.mantissa.shape
+
+    def term():
+        return jnp.broadcast_to(sign * as_array(shift), shape)
+
+    added = _sum(added_to(flow), term)
+    return derived(result, passed, shift=shift_of(flow) + number, added=added)
+
+
+def _sum(left: Callable | None, right: Callable | None) -> Callable[[], Array] | None:
+    if left is None or right is None:
+        return left or right
+    return lambda: left() + right()
+
+
+def _times_left_out(flow: Flowing, plain: Plain, invert: bool) -> dict[str, Any]:
+    """What the flow leaves out, times or divided by a plain value."""
+    shift, added = 0.0, added_to(flow)
+    if shift_of(flow) and known(plain):
+        with np.errstate(all="ignore"):
+            number = np.float64(_number(plain))
+            shift = float(shift_of(flow) / number if invert else shift_of(flow) * number)
+    if added is None:
+        return dict(shift=shift)
+    factor = as_array(plain)
+    return dict(shift=shift, added=lambda: added() / factor if invert else added() * factor)
+
+
+def _number(plain: Plain) -> float:
+    return float(np.asarray(plain).flat[0])
+
+
+# --- products -----------------------------------------------------------------------------
 
 
 def multiply(equation: Equation, left: Value, right: Value):
     """Multiplies by |parameter|. Two flows: an activation, a normalisation or a gate.
 
-    A flow times a function of itself (``x * sigmoid(x)``, ``x * x``) is an activation of
-    that flow, so it is the flow itself. A flow times the inverse of a flow is normalised:
-    the statistic drops out. Any other product of two flows is their geometric mean.
+    Two functions of one flow (``x * sigmoid(x)``, ``x * x``) make an activation of that
+    flow, so their product is the flow itself; parameters that multiply the functions
+    multiply it. A flow times the inverse of a flow is normalised: the statistic drops out.
+    Any other product of two flows is their geometric mean, and a number that was added to
+    one of them multiplies the other: ``(1 + s) * x`` is ``x + s * x``.
     """
     if not carries_flow(left):
         left, right = right, left
@@ -82,10 +147,21 @@ def multiply(equation: Equation, left: Value, right: Value):
         left, right = right, left
     if isinstance(right, Inverse):
         return [_times(equation, left, right.factor)]
-    if origin_of(left) is origin_of(right):
-        return [origin_of(left)]
+    origin = common_dominator(left, right)
+    if origin is not None:
+        outer = (*outer_factors(left, origin), *outer_factors(right, origin))
+        return [_activation(equation, origin, outer)]
     a, b, exponent = factors(equation, plain_or_flow(left), plain_or_flow(right))
-    return [normalised(a * b, exponent)]
+    terms = [normalised(a * b, exponent)]
+    for one, other in ((left, right), (right, left)):
+        if shift_of(one):
+            mantissa, exponent = plain_or_flow(other)
+            mantissa = jnp.broadcast_to(mantissa, terms[0].mantissa.shape)
+            number = equation.absolute(np.asarray(shift_of(one), equation.dtype))
+            terms.append(normalised(mantissa * number, exponent))
+    mantissas, exponent = aligned(terms)
+    product = normalised(sum(mantissas[1:], mantissas[0]), exponent)
+    return [Derived(product, shift=shift_of(left) * shift_of(right))]
 
 
 def multiplies_paths(equation: Equation, left: Value, right: Value) -> bool:
@@ -93,7 +169,7 @@ def multiplies_paths(equation: Equation, left: Value, right: Value) -> bool:
     inverses = isinstance(left, Inverse) + isinstance(right, Inverse)
     if one_flow(equation, left, right) or inverses == 1:
         return True
-    return not inverses and origin_of(left) is origin_of(right)
+    return not inverses and common_dominator(left, right) is not None
 
 
 def divide(equation: Equation, left: Value, right: Value):
@@ -104,7 +180,7 @@ def divide(equation: Equation, left: Value, right: Value):
         flow = left if carries_flow(left) else _times(equation, right.flow, left)
         return [_times(equation, flow, right.factor, invert=True)]
     if carries_flow(left):
-        return _as_it_is(equation, left)
+        return [_nonlinear(equation, left, right)]
     return [_inverse(equation, plain_or_flow(right), left)]
 
 
@@ -113,6 +189,20 @@ def divides_paths(equation: Equation, left: Value, right: Value) -> bool:
     return not (carries_flow(left) and isinstance(right, Inverse)) and not (
         isinstance(left, Inverse) and carries_flow(right)
     )
+
+
+def _activation(
+    equation: Equation,
+    origin: Scaled | Derived,
+    outer: tuple[tuple[Plain, bool], ...],
+) -> Derived:
+    """An activation of a flow, times parameters."""
+    mantissa, exponent = plain_or_flow(origin)
+    for factor, inverts in outer:
+        scale = equation.absolute(jnp.reshape(factor, ()))
+        mantissa = mantissa / scale if inverts else mantissa * scale
+    flow = normalised(mantissa, exponent) if outer else plain_or_flow(origin)
+    return dataclasses.replace(derived(flow, origin), factors=outer)
 
 
 def _times(
@@ -126,8 +216,11 @@ def _times(
         stretched = jnp.broadcast_to(mantissa, factor.shape)
         return Inverse(Scaled(stretched, exponent), factor)
     scaled = normalised(mantissa / scale if invert else mantissa * scale, exponent)
+    left_out = _times_left_out(flow, plain, invert)
     # A number scales the argument of a function; an array of them is a layer.
-    return _pointwise(scaled, flow) if jnp.size(plain) == 1 else scaled
+    if jnp.size(plain) == 1:
+        return scaling(scaled, flow, plain, invert, **left_out)
+    return Derived(scaled, **left_out)
 
 
 def _inverse(equation: Equation, flow: Scaled, factor: Plain) -> Inverse:
@@ -139,32 +232,49 @@ def _inverse(equation: Equation, flow: Scaled, factor: Plain) -> Inverse:
 def power(equation: Equation, base: Value, *exponents: Value):
     """A nonlinearity; a negative exponent makes it a normalisation."""
     exponent = exponents[0] if exponents else equation.params.get("y", -0.5)
-    if isinstance(exponent, _NUMBERS) and np.all(np.less(exponent, 0)):
-        flow = plain_or_flow(base)
-        return [_inverse(equation, flow, np.ones((), flow.mantissa.dtype))]
-    return identity(equation, base, *exponents)
+    if isinstance(exponent, int | float) or known(exponent):
+        if np.less(exponent, 0):
+            flow = plain_or_flow(base)
+            return [_inverse(equation, flow, np.ones((), flow.mantissa.dtype))]
+    return nonlinearity(equation, base, *exponents)
 
 
 # --- nonlinearities -----------------------------------------------------------------------
 
 
+def nonlinearity(equation: Equation, *operands: Value):
+    """The flow passes unchanged."""
+    return [_nonlinear(equation, _only(operands))]
+
+
+def exponential(equation: Equation, flow: Value):
+    """A nonlinearity. Entries to which an array below -9000 was added (the mask of a
+    softmax) carry no flow."""
+    (result,) = nonlinearity(equation, flow)
+    added = added_to(flow)
+    if added is None:
+        return [result]
+    mantissa, exponent = plain_or_flow(result)
+    open_entries = jnp.where(added() <= _MASK, 0, mantissa)
+    return [derived(normalised(open_entries, exponent), flow)]
+
+
 def identity(equation: Equation, *operands: Value):
-    """A nonlinearity, a change of sign or of precision: the flow passes unchanged."""
-    flows = [operand for operand in operands if carries_flow(operand)]
-    if len(flows) != 1:
-        raise ValueError("the flow must enter it in one operand, not in several.")
-    return _as_it_is(equation, flows[0])
+    """A change of precision, or none: the flow passes unchanged."""
+    return _as_it_is(equation, _only(operands))
 
 
 def compare(equation: Equation, left: Value, *right: Value):
     """A step function: the flow passes; of two flows, the first does."""
-    return _as_it_is(equation, next(x for x in (left, *right) if carries_flow(x)))
+    return [_nonlinear(equation, *filter(carries_flow, (left, *right)))]
 
 
 def stop(equation: Equation, flow: Value):
     """The flow passes. If it is added to another flow (a straight-through estimator), it
     is dropped as a shift."""
-    return [Stopped(plain_or_flow(flow))]
+    if isinstance(flow, Inverse | Stopped):
+        flow = plain_or_flow(flow)
+    return [Stopped(plain_or_flow(flow), flow)]
 
 
 def maximum(equation: Equation, left: Value, right: Value):
@@ -173,20 +283,21 @@ def maximum(equation: Equation, left: Value, right: Value):
     This is also the rule of the minimum, since absolute values have no sign.
     """
     if not (carries_flow(left) and carries_flow(right)):
-        (passed,) = identity(equation, left, right)
+        (passed,) = nonlinearity(equation, left, right)
         if not equation.biases:
             return [passed]
         mantissa, exponent = plain_or_flow(passed)  # may be negative after a running mean
         return [Scaled(jnp.where(mantissa > 0, mantissa, 0), exponent)]
     entries, exponent = aligned([plain_or_flow(left), plain_or_flow(right)])
     entries = [jnp.broadcast_to(entry, equation.out_shapes[0]) for entry in entries]
-    return [_pointwise(Scaled(first_largest(entries), exponent), left, right)]
+    return [derived(Scaled(first_largest(entries), exponent), left, right)]
 
 
 def select_n(equation: Equation, which: Value, *cases: Value):
     """Chooses entries among cases; a parameter value among them carries no flow.
 
-    Where the input itself decides (``where(x > 0, x, 0.1 * x)``) it is a nonlinearity.
+    Where the input itself decides (``where(x > 0, x, 0.1 * x)``) it is a nonlinearity, and
+    if all cases are parameters (``where(x > 0, a, b)``), those are its weights.
     """
     flows = [case for case in cases if carries_flow(case)]
     if not carries_flow(which):
@@ -197,23 +308,61 @@ def select_n(equation: Equation, which: Value, *cases: Value):
             as_flows([*map(plain_or_flow, cases)], equation.dtype)
         )
         chosen = normalised(lax.select_n(which, *mantissas), exponent)
-        return [_pointwise(chosen, *flows)]
+        return [derived(chosen, *flows)]
     if not flows:
-        return _as_it_is(equation, which)
+        return [_steps(equation, which, cases)]
     if len(flows) == 1:
-        return _as_it_is(equation, flows[0])
-    own = [flow for flow in flows if origin_of(flow) is origin_of(which)]
-    if not own:
+        return [_nonlinear(equation, flows[0], which)]
+    origin = common_dominator(which, *flows)
+    if origin is None:
         raise ValueError("the input chooses between two flows that it does not consist of.")
-    return [origin_of(which)] if len(own) > 1 else _as_it_is(equation, own[0])
+    outer = [outer_factors(flow, origin) for flow in flows]
+    if not all(outer):  # the slope of a leaky ReLU belongs to the activation
+        return [_activation(equation, origin, ())]
+    scaled = [plain_or_flow(_activation(equation, origin, tuple(f))) for f in outer]
+    mantissas, exponent = aligned(scaled)
+    share = equation.absolute(np.asarray(1 / len(flows), equation.dtype))
+    mean = sum(mantissas[1:], mantissas[0]) * share
+    return [derived(normalised(mean, exponent), origin)]
+
+
+def _steps(equation: Equation, which: Flowing, cases: tuple[Plain, ...]) -> Flowing:
+    """Numbers make a step function, parameters a layer: their absolute values add up."""
+    weights = [case for case in cases if not known(case) and _is_float(case)]
+    if not weights:
+        return _nonlinear(equation, which)
+    heights = [equation.absolute(weight) for weight in weights]
+    mantissa, exponent = plain_or_flow(which)
+    mantissa = jnp.broadcast_to(mantissa, equation.out_shapes[0])
+    return normalised(mantissa * sum(heights[1:], heights[0]), exponent)
 
 
 def selects_paths(equation: Equation, which: Value, *cases: Value) -> bool:
     """Whether `select_n` keeps paths: it does unless one flow lets another pass."""
-    if not carries_flow(which):
-        return True
     flows = [case for case in cases if carries_flow(case)]
-    return all(origin_of(flow) is origin_of(which) for flow in flows)
+    if not carries_flow(which) or not flows:
+        return True
+    return common_dominator(which, *flows) is not None
+
+
+def _only(operands: tuple[Value, ...]) -> Flowing:
+    flows = [operand for operand in operands if carries_flow(operand)]
+    if len(flows) != 1:
+        raise ValueError("the flow must enter it in one operand, not in several.")
+    return flows[0]
+
+
+def _is_float(plain: Plain) -> bool:
+    return jnp.issubdtype(jnp.result_type(plain), jnp.floating)
+
+
+def _nonlinear(equation: Equation, flow: Flowing, *others: Flowing) -> Flowing:
+    """A nonlinear function of the flow, and of others that drop out: the flow itself, which
+    forgets what was added to it."""
+    (passed,) = _as_it_is(equation, flow)
+    if isinstance(passed, Inverse):
+        return passed
+    return derived(plain_or_flow(passed), flow, *others)
 
 
 def _as_it_is(equation: Equation, flow: Flowing):
@@ -225,13 +374,4 @@ def _as_it_is(equation: Equation, flow: Flowing):
         if isinstance(flow, Inverse):
             return [Inverse(stretched, jnp.broadcast_to(flow.factor, shape))]
         return [stretched]
-    return [flow.flow if isinstance(flow, Stopped) else flow]
-
-
-def _pointwise(result: Scaled, *operands: Flowing) -> Scaled | Pointwise:
-    """The result, marked as a pointwise function of the origin that all operands share."""
-    origins = [origin_of(operand) for operand in operands]
-    same = all(origin is origins[0] for origin in origins)
-    if same and origins[0].mantissa.shape == result.mantissa.shape:
-        return Pointwise(result, origins[0])
-    return result
+    return [flow.of if isinstance(flow, Stopped) else flow]

@@ -1,10 +1,13 @@
 """Integer inputs (tokens), up to the point where the flow starts.
 
-They are computed as written until they look up rows of a table, become one-hot vectors or
-are converted to floats; there the flow starts, with ones. Masks computed from them
-(``ids != 0``) are parameter values, computed from the given integers: ones in SynFlow.
+They are computed as written until they look up rows of a table or become one-hot vectors;
+there the flow starts, with ones. Where they become floats, it starts only if it starts
+nowhere else (8-bit images, boards); otherwise those floats (lengths, timesteps) are the
+constant 1. Masks computed from integers (``ids != 0``) are parameter values, computed from
+the given ones: 1 in SynFlow.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -23,17 +26,35 @@ from synflow_jax.transform.values import (
 from synflow_jax.xla.jaxprs import typed
 
 
-def starting_rule(eqn: core.JaxprEqn, operands: Sequence[Plain | Tokens]) -> Rule | None:
-    """The rule that starts the flow at this equation, or None if it does not start here."""
-    name = eqn.primitive.name
-    floats = jnp.issubdtype(typed(eqn.outvars[0]).dtype, jnp.floating)
-    if not floats:
+@dataclasses.dataclass
+class Starts:
+    """Where the flow starts at integers.
+
+    Attributes:
+      numbers_flow: whether it starts where integers become floats.
+      found: whether it started at a look-up or a one-hot vector.
+      ignored: whether integers became floats without starting the flow.
+    """
+
+    numbers_flow: bool
+    found: bool = False
+    ignored: bool = False
+
+    def rule(self, eqn: core.JaxprEqn, operands: Sequence[Plain | Tokens]) -> Rule | None:
+        """The rule that starts the flow at this equation; None if it does not start."""
+        name = eqn.primitive.name
+        if not jnp.issubdtype(typed(eqn.outvars[0]).dtype, jnp.floating):
+            return None
+        if name == "convert_element_type":
+            if operands[0].ids.dtype == bool or self.numbers_flow:
+                self.found = True
+                return _START
+            self.ignored = True
+            return _ONE
+        if name in ("gather", "dynamic_slice") and not isinstance(operands[0], Tokens):
+            self.found = True
+            return _LOOK_UP if name == "gather" else _LOOK_UP_ONE
         return None
-    if name == "convert_element_type":
-        return _START
-    if name in ("gather", "dynamic_slice") and not isinstance(operands[0], Tokens):
-        return _LOOK_UP if name == "gather" else _LOOK_UP_ONE
-    return None
 
 
 def of_tokens(
@@ -95,7 +116,12 @@ def start(equation: Equation, tokens: Tokens):
     return [normalised(values.astype(equation.dtype))]
 
 
-_START, _LOOK_UP, _LOOK_UP_ONE = (
+def one(equation: Equation, tokens: Tokens):
+    """Integers converted to floats beside another input: the constant 1."""
+    return [jnp.ones(tokens.ids.shape, equation.dtype)]
+
+
+_START, _ONE, _LOOK_UP, _LOOK_UP_ONE = (
     Rule(apply, keeps_paths=True, sees_kinds=True)
-    for apply in (start, look_up, look_up_one)
+    for apply in (start, one, look_up, look_up_one)
 )

@@ -11,21 +11,25 @@ from jax.extend import core
 from jaxtyping import Array, PyTree
 
 from synflow_jax.transform import parameters as plain
-from synflow_jax.transform.integers import of_tokens, starting_rule
+from synflow_jax.transform.integers import Starts, of_tokens
 from synflow_jax.transform.rules import CALL, flow_rules
 from synflow_jax.transform.scaled import Scaled, normalised
 from synflow_jax.transform.values import (
+    Derived,
     Equation,
+    Fixed,
     Flowing,
     Inverse,
     Plain,
-    Pointwise,
     Rule,
     Stopped,
     Tokens,
     Value,
+    as_array,
     carries_flow,
+    known,
     plain_or_flow,
+    split_fixed,
 )
 from synflow_jax.trees import is_floating
 from synflow_jax.xla.jaxprs import (
@@ -65,17 +69,30 @@ class Settings(NamedTuple):
 def interpret(
     apply_fn: Callable[..., PyTree], params: PyTree, args: PyTree, settings: Settings
 ) -> PyTree:
-    """The results of ``apply_fn(params, *args)``, each plain or a `Scaled` flow."""
+    """The results of ``apply_fn(params, *args)``, each plain or a `Scaled` flow.
+
+    Arguments that are `Fixed` are constants of the network.
+    """
+    inputs, args = split_fixed(args)
     traced, shape = jax.make_jaxpr(apply_fn, return_shape=True)(params, *args)
-    sources = [_source(x) for x in jax.tree.leaves(args)]
-    outs = _Interpreter(settings).run(
-        traced.jaxpr, traced.consts, [*jax.tree.leaves(params), *sources]
-    )
+    sources = [_source(x) for x in inputs]
+    leaves = [*map(_as_array, jax.tree.leaves(params))]
+
+    def run(numbers_flow):
+        interpreter = _Interpreter(settings, plain.Sums(leaves), Starts(numbers_flow))
+        outs = interpreter.run(traced.jaxpr, traced.consts, [*leaves, *sources])
+        return outs, interpreter.starts
+
+    outs, starts = run(numbers_flow=False)
+    if starts.ignored and not starts.found and not any(map(carries_flow, sources)):
+        outs, _ = run(numbers_flow=True)
     return jax.tree.unflatten(jax.tree.structure(shape), map(plain_or_flow, outs))
 
 
-def _source(x: Array) -> Value:
+def _source(x: Any) -> Value:
     """An input of the network: floats are flow, integers are tokens, booleans are plain."""
+    if isinstance(x, Fixed):
+        return _as_array(x.value)
     if is_floating(x):
         return normalised(x)
     return Tokens(x) if jnp.issubdtype(x.dtype, jnp.integer) else x
@@ -85,6 +102,8 @@ class _Interpreter(NamedTuple):
     """Evaluates jaxprs with some of their arguments carrying flow."""
 
     settings: Settings
+    sums: plain.Sums
+    starts: Starts
 
     def run(
         self,
@@ -108,13 +127,15 @@ class _Interpreter(NamedTuple):
         if any(isinstance(x, Tokens) for x in operands):
             rule = rules.get(name)
             if rule is None or not rule.goes_inside:
-                rule = starting_rule(eqn, operands)
+                rule = self.starts.rule(eqn, operands)
             if rule is None:
                 return of_tokens(eqn, operands, bind)
             return self.apply(rule, eqn, operands, line)
         if name in JITTED:
             return self.apply(CALL, eqn, operands, line)
-        return plain.as_written(eqn, operands, bind)
+        outs = plain.as_written(eqn, operands)
+        self.sums.follow(eqn, operands, outs)
+        return outs
 
     def apply(
         self, rule: Rule | None, eqn: core.JaxprEqn, operands: list[Value], line: str
@@ -124,17 +145,24 @@ class _Interpreter(NamedTuple):
         if rule is None:
             raise FlowError(_unknown(name, line))
         if not rule.sees_kinds:
-            operands = [plain_or_flow(operand) for operand in operands]
+            operands = [as_array(plain_or_flow(operand)) for operand in operands]
+
+        def one_by_one(plain):
+            if settings.absolute is not None:
+                return settings.absolute(plain)
+            return jnp.abs(jnp.asarray(plain).astype(settings.dtype))
 
         def absolute(plain):
-            return jnp.abs(jnp.asarray(plain).astype(settings.dtype))
+            if known(plain) and np.size(plain) > 1:
+                return jnp.broadcast_to(one_by_one(plain.flat[0]), plain.shape)
+            return self.sums.absolute(plain, one_by_one)
 
         equation = Equation(
             name=name,
             params=parameters(eqn),
             out_shapes=[typed(var).shape for var in eqn.outvars],
             dtype=settings.dtype,
-            absolute=settings.absolute or absolute,
+            absolute=absolute,
             biases=settings.biases,
             inside=lambda inner, *operands: self.run(*opened(inner), operands, line),
             bind=lambda *arrays: bind(eqn, arrays),
@@ -153,9 +181,11 @@ class _Interpreter(NamedTuple):
         if settings.after_rule is None:
             return outs
         # A flow that a rule only passes on is the same object, and was treated before.
-        passed = {id(operand) for operand in operands}
+        passed = {id(plain_or_flow(operand)) for operand in operands}
         return [
-            settings.after_rule(out) if carries_flow(out) and id(out) not in passed else out
+            settings.after_rule(out)
+            if carries_flow(out) and id(plain_or_flow(out)) not in passed
+            else out
             for out in outs
         ]
 
@@ -164,7 +194,7 @@ def _check_results(rule: Rule, equation: Equation, outs: Any) -> None:
     """Raises unless a rule returned one value of the right shape for each result."""
 
     def shape(out):
-        if isinstance(out, Scaled | Pointwise | Inverse | Stopped | Tokens):
+        if isinstance(out, Scaled | Derived | Inverse | Stopped | Tokens):
             out = plain_or_flow(out)
             return jnp.shape(out.mantissa if isinstance(out, Scaled) else out)
         if isinstance(out, jax.Array | np.ndarray | np.generic):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from synflow_jax.precision import cast_floating, scoring_dtype, widened
@@ -18,7 +19,7 @@ from synflow_jax.transform import scaled
 from synflow_jax.transform.interpreter import Settings, interpret
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.scaled import Scaled
-from synflow_jax.transform.values import Rules, as_flows, checked_rules
+from synflow_jax.transform.values import Fixed, Rules, as_flows, checked_rules
 from synflow_jax.trees import Params
 
 
@@ -36,7 +37,10 @@ def flow(
     Args:
       apply_fn: ``apply_fn(params, *args) -> y``, traceable by JAX. Floating inputs carry
         flow. For integer inputs the flow starts where they look up rows of a table (every
-        row counts) or are converted to floats. Boolean inputs are masks.
+        row counts) or become one-hot vectors. Where they become floats it starts only if it
+        starts nowhere else (8-bit images, boards); otherwise they count as the constant 1.
+        Boolean inputs are masks. What an input is not, such as a mask of floats or a
+        timestep, ``apply_fn`` closes over.
       biases: adds the absolute values of biases instead of dropping the biases, subtracts
         those of running means, and keeps ReLUs, as the authors' code does. The flow is then
         affine and the conservation laws do not hold.
@@ -155,11 +159,14 @@ def ones(input_shape: PyTree) -> PyTree:
     """The all-ones input of SynFlow.
 
     Args:
-      input_shape: the shape of one example, without the batch axis; or a pytree of
-        `jax.ShapeDtypeStruct` that describes the whole input, batch axis included.
+      input_shape: the shape of one example, without the batch axis; or a pytree that
+        describes the whole input, batch axis included: each leaf that is a
+        `jax.ShapeDtypeStruct` is an input, and each that is an array is a constant of the
+        network (an attention mask, lengths, positions, a timestep).
 
     Returns:
-      An array of shape ``(1, *input_shape)``, or a tree like ``input_shape``.
+      An array of shape ``(1, *input_shape)``, or a tree like ``input_shape`` in which
+      constants are marked as `Fixed`.
 
     Raises:
       ValueError: if ``input_shape`` is neither.
@@ -169,17 +176,27 @@ def ones(input_shape: PyTree) -> PyTree:
       Array([[1., 1.]], dtype=float32)
     """
     is_shape = isinstance(input_shape, (tuple, list)) and all(
-        isinstance(n, int) or hasattr(n, "__index__") for n in input_shape
+        isinstance(n, int | np.integer) and not isinstance(n, bool) for n in input_shape
     )
     if is_shape:
         if any(n < 0 for n in input_shape):
             raise ValueError(f"`input_shape` has a negative entry: {input_shape}.")
         return jnp.ones((1, *input_shape))
+
+    def is_array(x):
+        return isinstance(x, jax.Array | np.ndarray | np.generic)
+
     leaves = jax.tree.leaves(input_shape)
-    if not leaves or not all(isinstance(x, jax.ShapeDtypeStruct) for x in leaves):
+    shapes = [isinstance(x, jax.ShapeDtypeStruct) for x in leaves]
+    if not all(yes or is_array(x) for yes, x in zip(shapes, leaves)) or not any(shapes):
         raise ValueError(
             "`input_shape` is the shape of one example without the batch axis, such as "
-            "(32, 32, 3), or a pytree of jax.ShapeDtypeStruct for the whole input; got "
-            f"{input_shape!r}."
+            "(32, 32, 3), or a pytree for the whole input, in which each "
+            "jax.ShapeDtypeStruct is an input (there must be one) and each array a "
+            f"constant; got {input_shape!r}."
         )
-    return jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), input_shape)
+
+    def value(x):
+        return Fixed(jnp.asarray(x)) if is_array(x) else jnp.ones(x.shape, x.dtype)
+
+    return jax.tree.map(value, input_shape)

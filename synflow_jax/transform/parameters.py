@@ -8,22 +8,25 @@ its parameters.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend import core
 from jaxtyping import Array
 
-from synflow_jax.transform.values import Plain
-from synflow_jax.xla.jaxprs import parameters, typed
-
-Bind = Callable[[core.JaxprEqn, Sequence[Plain]], list[Array]]
+from synflow_jax.transform.values import Plain, as_array, known
+from synflow_jax.xla.jaxprs import bind, parameters, typed
 
 
-def as_written(eqn: core.JaxprEqn, operands: Sequence[Plain], bind: Bind) -> list[Plain]:
+def as_written(eqn: core.JaxprEqn, operands: Sequence[Plain]) -> list[Plain]:
     """The results of one equation."""
     name = eqn.primitive.name
+    if all(map(known, operands)) and (result := _number(eqn, operands)) is not None:
+        return [result]
+    operands = [*map(as_array, operands)]
     if name == "convert_element_type":
         if _narrows(operands[0], parameters(eqn)["new_dtype"]):
             return [operands[0]]
@@ -34,6 +37,108 @@ def as_written(eqn: core.JaxprEqn, operands: Sequence[Plain], bind: Bind) -> lis
         operands = [operands[0], lax.stop_gradient(operands[1])]
     outs = bind(eqn, operands)
     return [*map(lax.stop_gradient, outs)] if _inverts(eqn, operands) else [*outs]
+
+
+class Sums:
+    """Absolute values of parameters that were added up before they meet the flow.
+
+    The flow takes absolute values of the weights and not of their sums: the paths through
+    ``x @ w.sum(axis=1, keepdims=True)`` are those through ``w``. That holds for sums of the
+    entries of one leaf, moved or multiplied by numbers; every other computation with
+    weights makes new weights.
+    """
+
+    def __init__(self, leaves: Sequence[Any]):
+        # By the identity of a value: the value, its absolute value, and if it is a sum.
+        self._terms: dict[int, tuple[Any, Callable, bool]] = {}
+        for leaf in leaves:
+            if isinstance(leaf, jax.Array):
+                self._terms[id(leaf)] = leaf, lambda absolute, x=leaf: absolute(x), False
+
+    def follow(
+        self, eqn: core.JaxprEqn, operands: Sequence[Plain], outs: Sequence[Plain]
+    ) -> None:
+        """Notes the results of an equation without flow."""
+        name = eqn.primitive.name
+        at = [i for i, x in enumerate(operands) if id(x) in self._terms]
+        if len(at) != 1:
+            return
+        _, term, is_sum = self._terms[id(operands[at[0]])]
+        others = [x for i, x in enumerate(operands) if i != at[0]]
+        if name == "neg":
+            new = term
+        elif name in ("mul", "div") and len(others) == 1 and known(others[0]):
+            if name == "div" and at[0] == 1:
+                return
+            number = abs(float(np.asarray(others[0]).flat[0]))
+
+            def new(absolute):
+                terms = term(absolute)
+                return terms / number if name == "div" else terms * number
+        elif name in ("reduce_sum", *_MOVING) and at[0] == 0:
+            is_sum = is_sum or name == "reduce_sum"
+
+            def new(absolute):
+                return bind(eqn, [term(absolute), *others])[0]
+        else:
+            return
+        if len(outs) == 1:
+            self._terms[id(outs[0])] = outs[0], new, is_sum
+
+    def absolute(self, plain: Plain, absolute: Callable[[Plain], Array]) -> Array:
+        """The absolute value of a plain value, or the sum of those that it is made of."""
+        _, term, is_sum = self._terms.get(id(plain), (None, None, False))
+        return term(absolute) if term is not None and is_sum else absolute(plain)
+
+
+_MOVING = frozenset(
+    "reshape transpose squeeze broadcast_in_dim rev slice dynamic_slice gather "
+    "convert_element_type copy copy_p".split()
+)
+
+
+def _number(eqn: core.JaxprEqn, operands: Sequence[Plain]) -> np.ndarray | None:
+    """The result of an equation that computes with numbers of the model's code, if it is
+    a number again, or an array full of one."""
+    name, out = eqn.primitive.name, typed(eqn.outvars[0])
+    if name == "broadcast_in_dim" and out.size and np.size(operands[0]) == 1:
+        return np.broadcast_to(np.asarray(operands[0]).reshape(()), out.shape)
+    if out.size != 1 or any(np.size(x) != 1 for x in operands):
+        return None
+    with np.errstate(all="ignore"):
+        if name in _NUMPY:
+            result = _NUMPY[name](*operands)
+        elif name == "integer_pow":
+            result = np.power(operands[0], parameters(eqn)["y"])
+        elif name == "rsqrt":
+            result = 1 / np.sqrt(operands[0])
+        elif name == "convert_element_type":
+            if _narrows(operands[0], parameters(eqn)["new_dtype"]):
+                result = operands[0]
+            else:
+                result = np.asarray(operands[0]).astype(parameters(eqn)["new_dtype"])
+        elif name in ("reshape", "squeeze", "copy", "copy_p"):
+            result = operands[0]
+        else:
+            return None
+    return np.asarray(result).reshape(out.shape)
+
+
+_NUMPY = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.true_divide,
+    "neg": np.negative,
+    "abs": np.abs,
+    "max": np.maximum,
+    "min": np.minimum,
+    "pow": np.power,
+    "sqrt": np.sqrt,
+    "exp": np.exp,
+    "log": np.log,
+    "tanh": np.tanh,
+}
 
 
 def _narrows(operand: Plain, dtype) -> bool:

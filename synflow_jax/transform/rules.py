@@ -7,18 +7,21 @@ from synflow_jax.transform.values import Rule, RuleTable, one_flow
 CALL = Rule(control_flow.call, keeps_paths=True, sees_kinds=True, goes_inside=True)
 
 _PASSES = Rule(elementwise.identity, keeps_paths=True, sees_kinds=True)
+_NONLINEAR = Rule(elementwise.nonlinearity, keeps_paths=True, sees_kinds=True)
+_EXPONENTIAL = Rule(elementwise.exponential, keeps_paths=True, sees_kinds=True)
 _POWER = Rule(elementwise.power, keeps_paths=True, sees_kinds=True)
 _ADD = Rule(elementwise.add, keeps_paths=True, sees_kinds=True)
 _JOINS = Rule(structural.joining, keeps_paths=True)
 
 # Rules of several primitives each.
 _SHARED = {
-    _PASSES: (
-        "neg abs sign floor ceil round clamp convert_element_type copy copy_p name "
-        "reduce_precision is_finite not tanh logistic erf erfc erf_inv exp exp2 expm1 log "
-        "log1p sqrt cbrt square sin cos tan asin acos atan sinh cosh asinh acosh atanh "
-        "lgamma digamma"
+    _PASSES: "convert_element_type copy copy_p name reduce_precision",
+    _NONLINEAR: (
+        "abs sign floor ceil round clamp is_finite not tanh logistic erf erfc erf_inv "
+        "expm1 log log1p sqrt cbrt square sin cos tan asin acos atan sinh cosh asinh acosh "
+        "atanh lgamma digamma"
     ),
+    _EXPONENTIAL: "exp exp2",
     _POWER: "integer_pow pow rsqrt",
     _ADD: "add add_any",
     _JOINS: "concatenate stack",
@@ -26,16 +29,23 @@ _SHARED = {
         "gt ge lt le eq ne and or xor"
     ),
     Rule(structural.structural, keeps_paths=True, sees_kinds=True): (
-        "reshape transpose squeeze broadcast_in_dim tile rev sharding_constraint "
-        "layout_constraint mesh_cast reshard pvary"
+        "reshape transpose squeeze broadcast_in_dim tile rev"
     ),
-    Rule(structural.taking, keeps_paths=True): "slice split unstack dynamic_slice gather",
+    Rule(structural.placing, keeps_paths=True, sees_kinds=True): (
+        "sharding_constraint layout_constraint mesh_cast reshard pvary"
+    ),
+    Rule(structural.taking, keeps_paths=True, sees_kinds=True): (
+        "slice split unstack dynamic_slice gather"
+    ),
+    Rule(control_flow.nothing_returned, keeps_paths=True, sees_kinds=True): (
+        "debug_callback debug_print"
+    ),
     Rule(structural.summing, keeps_paths=True): "cumsum reduce_sum reduce_window_sum",
     Rule(structural.scatter, keeps_paths=True): "scatter scatter-add",
-    CALL: (
-        "jit pjit closed_call core_call composite custom_jvp_call custom_vjp_call remat2 "
-        "checkpoint"
-    ),
+    CALL: ("jit pjit closed_call core_call composite custom_jvp_call custom_vjp_call"),
+    Rule(
+        control_flow.rematerialised, keeps_paths=True, sees_kinds=True, goes_inside=True
+    ): "checkpoint remat2",
     # Functions of jax.nn, by the name under which JAX compiles them.
     Rule(control_flow.activation, keeps_paths=True, sees_kinds=True, goes_inside=True): (
         "jit:celu jit:elu jit:hard_sigmoid jit:hard_silu jit:hard_tanh jit:leaky_relu "
@@ -45,10 +55,11 @@ _SHARED = {
 }
 
 _SINGLE = {
-    "dot_general": Rule(contractions.dot_general, keeps_paths=one_flow),
+    "dot_general": Rule(contractions.dot_general, keeps_paths=one_flow, sees_kinds=True),
     "ragged_dot_general": Rule(contractions.ragged_dot_general, keeps_paths=one_flow),
     "conv_general_dilated": Rule(contractions.conv_general_dilated, keeps_paths=one_flow),
     "sub": Rule(elementwise.subtract, keeps_paths=True, sees_kinds=True),
+    "neg": Rule(elementwise.negate, keeps_paths=True, sees_kinds=True),
     "mul": Rule(
         elementwise.multiply, keeps_paths=elementwise.multiplies_paths, sees_kinds=True
     ),

@@ -1,5 +1,6 @@
 """Rules that move, concatenate and add up the entries of a flow, and max pooling."""
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -7,8 +8,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from synflow_jax.transform.history import added_to, shift_of
 from synflow_jax.transform.scaled import Scaled, aligned, normalised
 from synflow_jax.transform.values import (
+    Derived,
     Equation,
     Inverse,
     Stopped,
@@ -30,13 +33,39 @@ def structural(equation: Equation, flow: Value, *places: Value):
     moved = [Scaled(out, exponent) for out in equation.bind(mantissa, *at)]
     if isinstance(flow, Inverse):
         return [*map(Inverse, moved, equation.bind(flow.factor, *at))]
-    return [*map(Stopped, moved)] if isinstance(flow, Stopped) else moved
+    if isinstance(flow, Stopped):
+        return [*map(Stopped, moved, moved)]
+    if isinstance(flow, Derived) and (flow.shift or flow.added):
+        return [_moved(equation, flow, i, new, at) for i, new in enumerate(moved)]
+    return moved
+
+
+def _moved(equation: Equation, flow: Derived, i: int, new: Scaled, at) -> Derived:
+    """The i-th result, with what the flow leaves out."""
+    added = flow.added
+    if added is None:
+        return Derived(new, shift=flow.shift)
+    moved = functools.cache(lambda: equation.bind(added(), *at))
+    return Derived(new, shift=flow.shift, added=lambda: moved()[i])
 
 
 def taking(equation: Equation, flow: Value, *places: Value):
     """Moves entries and drops some, perhaps the largest: so the result is normalised."""
-    moved = map(plain_or_flow, structural(equation, flow, *places))
-    return [normalised(mantissa, exponent) for mantissa, exponent in moved]
+    taken = []
+    for new in structural(equation, flow, *places):
+        scaled = normalised(*plain_or_flow(new))
+        left_out = isinstance(new, Derived)
+        taken.append(dataclasses.replace(new, flow=scaled) if left_out else scaled)
+    return taken
+
+
+def placing(equation: Equation, flow: Value):
+    """Says where entries are stored, and changes none of them."""
+    (placed,) = structural(equation, flow)
+    if isinstance(flow, Inverse | Stopped):
+        return [placed]
+    flow_ = plain_or_flow(placed)
+    return [Derived(flow_, flow, scales=True, shift=shift_of(flow), added=added_to(flow))]
 
 
 def joining(equation: Equation, *operands: Value):

@@ -5,30 +5,49 @@ everything computed from them alone), or it carries flow. A rule is called for e
 with at least one operand that carries flow. It sees flow as a `Scaled` array.
 
 Three more types remember where a flow comes from. Only rules with `Rule.sees_kinds` are
-shown them; every other rule sees the `Scaled` flow inside. `Tokens` are integers of the
-input, before the flow starts.
+shown them; every other rule sees the `Scaled` flow inside. A plain value is a `jax.Array`,
+or a numpy array if it is a number of the model's code, computed from nothing but such
+numbers, or an array full of one. `Tokens` are integers of the input, before the flow
+starts.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jax import lax
+from jaxtyping import Array, PyTree
 
 from synflow_jax.transform.scaled import Scaled, nothing
 
 
-class Pointwise(NamedTuple):
-    """A flow of which each entry is a function of the same entry of ``origin``.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Derived:
+    """A flow with its history: what it is a function of, entry by entry.
 
-    The product ``x * sigmoid(x)`` of two functions of one flow is thereby recognised as an
-    activation, and ``a * sigmoid(b)`` as a gate.
+    ``x * sigmoid(x)`` is thereby recognised as an activation of ``x``, ``a * sigmoid(b)``
+    as a gate, and ``(1 + s) * x`` as ``x + s * x``. `transform.history` reads it.
+
+    Attributes:
+      flow: the flow.
+      parent: the immediate dominator: the last value through which every entrywise
+        computation of this one goes; None at the start of a history.
+      factors: the parameters that multiply it, or divide it (True), outside of every
+        nonlinearity on the way from the parent.
+      scales: whether it is the parent times scalars, and no other function of it.
+      shift: the scalar, known while tracing, that the flow leaves out.
+      added: computes the array that was added and left out; None if there is none.
     """
 
     flow: Scaled
-    origin: Scaled
+    parent: "Scaled | Derived | None" = None
+    factors: tuple[tuple["Plain", bool], ...] = ()
+    scales: bool = False
+    shift: float = 0.0
+    added: Callable[[], Array] | None = None
 
 
 class Inverse(NamedTuple):
@@ -39,9 +58,15 @@ class Inverse(NamedTuple):
 
 
 class Stopped(NamedTuple):
-    """A flow behind `stop_gradient`: added to another flow it is a shift."""
+    """A flow behind `stop_gradient`: added to another flow it is a shift.
+
+    Attributes:
+      flow: the flow.
+      of: the value that was stopped, with its history.
+    """
 
     flow: Scaled
+    of: "Scaled | Derived"
 
 
 class Tokens(NamedTuple):
@@ -50,8 +75,16 @@ class Tokens(NamedTuple):
     ids: Array
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """An array that is given with the inputs and is a constant of the network."""
+
+    value: Any
+
+
 Plain = Array | np.ndarray
-Flowing = Scaled | Pointwise | Inverse | Stopped
+Flowing = Scaled | Derived | Inverse | Stopped
 # Rules tell values apart at run time, which a type checker cannot follow.
 if TYPE_CHECKING:
     Value: TypeAlias = Any
@@ -99,7 +132,7 @@ class Rule:
         products of two flows, minima and sorting are not. True, False, or a function of the
         arguments of ``apply``. Certificates (`PruneInfo.certified`) need it.
       sees_kinds: whether ``apply`` and ``keeps_paths`` are shown where flows come from
-        (`Pointwise`, `Inverse`, `Stopped`). The flow starts at tokens by rules of the
+        (`Derived`, `Inverse`, `Stopped`). The flow starts at tokens by rules of the
         package, which are not in the table.
       goes_inside: whether it is a call: it evaluates a jaxpr of the primitive with
         ``equation.inside``, also where only tokens enter it.
@@ -190,20 +223,45 @@ def checked_rules(rules: Rules) -> Mapping[str, Rule]:
     return RuleTable(checked)
 
 
+def known(value: Any) -> bool:
+    """Whether a plain value is a number of the model's code, or an array full of one."""
+    if isinstance(value, np.ndarray):
+        return value.size == 1 or not any(value.strides)
+    return isinstance(value, np.generic | int | float)
+
+
+def as_array(value: Value) -> Any:
+    """The value; an array full of one number becomes no constant of the program."""
+    if isinstance(value, np.ndarray) and value.size > 1 and known(value):
+        return lax.full(value.shape, value.flat[0], value.dtype)
+    return value
+
+
+def split_fixed(args: PyTree) -> tuple[list[Any], PyTree]:
+    """The leaves, of which constants are still `Fixed`, and the tree without that mark."""
+    leaves, tree = jax.tree.flatten(args, is_leaf=lambda x: isinstance(x, Fixed))
+    values = [x.value if isinstance(x, Fixed) else x for x in leaves]
+    return leaves, jax.tree.unflatten(tree, values)
+
+
 def plain_or_flow(value: Value) -> Any:
     """The value without its history."""
     if isinstance(value, Tokens):
         return value.ids
-    return value.flow if isinstance(value, Pointwise | Inverse | Stopped) else value
+    return value.flow if isinstance(value, Derived | Inverse | Stopped) else value
+
+
+def with_flow(value: Flowing, flow: Scaled) -> Any:
+    """The value with its history and another flow."""
+    if isinstance(value, Derived):
+        return dataclasses.replace(value, flow=flow)
+    if isinstance(value, Stopped):
+        return Stopped(flow, with_flow(value.of, flow))
+    return value._replace(flow=flow) if isinstance(value, Inverse) else flow
 
 
 def carries_flow(value: Value) -> bool:
-    return isinstance(value, Scaled | Pointwise | Inverse | Stopped)
-
-
-def origin_of(value: Flowing) -> Scaled:
-    """The flow that the value is a pointwise function of; by default the value's own."""
-    return value.origin if isinstance(value, Pointwise) else plain_or_flow(value)
+    return isinstance(value, Scaled | Derived | Inverse | Stopped)
 
 
 def as_flows(operands: Sequence[Plain | Scaled], dtype) -> list[Scaled]:
