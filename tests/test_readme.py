@@ -1,5 +1,6 @@
 """The README and the guide: every block of code runs, every link leads somewhere."""
 
+import functools
 import importlib
 import importlib.metadata
 import pathlib
@@ -12,6 +13,7 @@ import pytest
 import synflow_jax as sj
 from experiments import report
 from synflow_jax import cli
+from synflow_jax.models import NETWORKS, CifarResNet
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/guide.md")}
@@ -62,12 +64,17 @@ def test_make_targets_exist(line):
 
 def test_synflow_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    # Under its name one of fewer layers, which is pruned in a third of the time.
+    small = NETWORKS["resnet20"]._replace(make=functools.partial(CifarResNet, depth=8))
+    monkeypatch.setitem(NETWORKS, "resnet20", small)
     lines = {
         line: None for line in SHELL if line.startswith("synflow")
     }  # both pages', once
     for line in lines:
         assert cli.main(line.split()[1:]) == 0
-    assert int(sj.count(sj.load_masks("masks.safetensors"))) > 2709
+    assert (
+        int(sj.count(sj.load_masks("masks.safetensors"))) > 774
+    )  # 1 % of the kernels, and all else
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("python")])

@@ -91,7 +91,7 @@ def test_inverted_rounds_keep_the_pruned_out():
         sj.inverted(SYNFLOW), params, 0.2, rounds=10, prunable=everything
     )
     assert not np.asarray(info.nonfinite).any()
-    scores = SYNFLOW(params, sj.all_kept(params))
+    scores = jax.jit(SYNFLOW)(params, sj.all_kept(params))
     first, _ = sj.prune(sj.inverted(SYNFLOW), params, 0.9, rounds=1, prunable=everything)
     gone = jax.tree.map(lambda s, m: s[~m], scores, first)
     stay = jax.tree.map(lambda s, m: s[m], scores, first)
@@ -143,7 +143,7 @@ class Normed(nn.Module):
 
 def normed():
     net, shape = Normed(), (8, 8, 2)
-    variables = net.init(jax.random.key(0), jnp.ones((1, *shape)))
+    variables = jax.jit(net.init)(jax.random.key(0), jnp.ones((1, *shape)))
     rest = {"batch_stats": variables["batch_stats"]}
 
     def training(params, x):
@@ -161,10 +161,18 @@ def kernels(scores):
 def test_as_written_in_evaluation_mode_it_is_synflow_times_r():
     evaluating, params, _, shape = normed()
     masks, _ = sj.prune(sj.magnitude(), params, 0.7, rounds=1)
-    got = kernels(sj.synflow_as_written(evaluating, shape)(params, masks))
-    shares = kernels(sj.synflow(evaluating, shape)(params, masks))
-    masked = sj.apply_masks(params, masks)
-    total = float(jnp.exp(sj.log_flow(evaluating, masked, shape)))
+    written, synflow = (
+        sj.synflow_as_written(evaluating, shape),
+        sj.synflow(evaluating, shape),
+    )
+
+    @jax.jit
+    def both(params, masks):
+        flow = sj.log_flow(evaluating, sj.apply_masks(params, masks), shape)
+        return written(params, masks), synflow(params, masks), jnp.exp(flow)
+
+    got, shares, total = both(params, masks)
+    got, shares, total = kernels(got), kernels(shares), float(total)
     for name, score in got.items():
         np.testing.assert_allclose(score, shares[name] * total, rtol=2e-5, atol=1e-6)
 
@@ -173,9 +181,9 @@ def test_with_batch_norm_in_training_mode_nothing_is_conserved():
     """The control is the module as it trains; `synflow` of it is a flow all the same."""
     evaluating, params, training, shape = normed()
     masks = sj.all_kept(params)
-    written = kernels(sj.synflow_as_written(training, shape)(params, masks))
+    written = kernels(jax.jit(sj.synflow_as_written(training, shape))(params, masks))
     totals = np.array([float(score.sum()) for score in written.values()])
     assert np.ptp(totals) / totals.max() > 0.1
     for network in (evaluating, training):
-        flow = kernels(sj.synflow(network, shape)(params, masks))
+        flow = kernels(jax.jit(sj.synflow(network, shape))(params, masks))
         np.testing.assert_allclose([float(s.sum()) for s in flow.values()], 1, rtol=1e-4)

@@ -1,5 +1,6 @@
 """A small network and some digits, for tests of training and of what trains."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -7,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import synflow_jax as sj
 from experiments.datasets.load import load
@@ -32,6 +34,16 @@ class Normed(nn.Module):
 
 
 NORMED = Normed()
+
+
+@contextlib.contextmanager
+def narrow(**settings):
+    """Under the name mlp, the paper's MLP with 30 units in the place of 100, or others."""
+    with pytest.MonkeyPatch.context() as patch:
+        make = functools.partial(models.MLP, **(settings or {"width": 0.3}))
+        network = models.NETWORKS["mlp"]._replace(make=make)
+        patch.setitem(models.NETWORKS, "mlp", network)
+        yield
 
 
 @functools.cache

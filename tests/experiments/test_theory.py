@@ -14,8 +14,10 @@ from experiments import published, theory
 from experiments.figures import theory as figures
 from experiments.harness import command, tables
 from synflow_jax import models
+from tests.experiments.small import narrow
 
 PNG = b"\x89PNG\r\n"
+ROUNDS = 12
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -27,6 +29,22 @@ def smoke(tmp_path_factory):
     with jax.numpy_dtype_promotion("standard"):
         theory.main(["--scale", "smoke", *arguments])
     return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def passed(tmp_path_factory):
+    """The rows of the narrow MLP, in so few rounds that one of them cuts it."""
+    folder = tmp_path_factory.mktemp("narrow")
+    arguments = ["--out", str(folder / "out"), "--runs", str(folder / "runs")]
+    few = theory.EXPERIMENT._replace(runs=lambda scale: [theory.Run("mlp", ROUNDS)])
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        narrow(),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(theory, "EXPERIMENT", few)
+        theory.main(["--scale", "smoke", *arguments])
+    return command.results(folder / "out")
 
 
 @pytest.mark.long
@@ -43,25 +61,36 @@ def test_the_smoke_run_writes_rows_figures_and_a_table(smoke):
     assert figures.caption(rows).endswith(" Left out: 58 networks of the zoo.")
 
 
-def test_a_pass_ends_at_one_path(smoke):
+def ends_at_one_path(row):
+    assert list(row["flows"]) == sorted(row["flows"], reverse=True)
+    assert list(row["flows"].values()) == sorted(row["flows"].values(), reverse=True)
+    assert row["lefts"][row["weights"]] == row["layers"]
+    assert row["lefts"][row["reached"]] == row["reached"]  # a weight in each layer
+
+
+def test_a_pass_ends_at_one_path(passed):
+    (mlp,) = figures.networks(passed)
+    # Those rounds are too few: one of them cuts the network, and smaller ones go on.
+    assert mlp["before_cut"] > mlp["reached"] == mlp["layers"] == mlp["fewest"] == 6
+    ends_at_one_path(mlp)
+
+
+@pytest.mark.long
+def test_a_pass_ends_at_one_path_where_there_are_shortcuts(smoke):
     mlp, resnet = figures.networks(command.results(smoke))
-    # Twenty rounds are too few: one of them cuts each network, and smaller ones go on.
     assert mlp["before_cut"] > mlp["reached"] == mlp["layers"] == mlp["fewest"] == 6
     assert resnet["before_cut"] > resnet["reached"] >= resnet["fewest"] == 4
     for row in (mlp, resnet):
-        assert list(row["flows"]) == sorted(row["flows"], reverse=True)
-        assert list(row["flows"].values()) == sorted(row["flows"].values(), reverse=True)
-        assert row["lefts"][row["weights"]] == row["layers"]
-        assert row["lefts"][row["reached"]] == row["reached"]  # a weight in each layer
+        ends_at_one_path(row)
 
 
-def test_a_pass_is_a_pruning_at_the_rate_of_its_rounds(smoke):
+def test_a_pass_is_a_pruning_at_the_rate_of_its_rounds(passed):
     """Before a first cut it is what `prune` does, and reports what `prune` reports."""
-    passes = [row for row in command.results(smoke) if row["kind"] == "pass"]
-    (own,) = (row for row in passes if row["run"] == "mlp")
+    (own,) = (row for row in passed if row["kind"] == "pass")
     cut = own["cuts"][0]
     alive = own["kept"].index(cut["before"])
-    apply_fn, params, shape = models.build("mlp", jax.random.key(0))
+    with narrow():
+        apply_fn, params, shape = models.build("mlp", jax.random.key(0))
     score = sj.synflow(apply_fn, shape)
 
     def pruned(rounds):
@@ -70,28 +99,30 @@ def test_a_pass_is_a_pruning_at_the_rate_of_its_rounds(smoke):
             params,
             density=0.5,  # not read
             rounds=rounds,
-            schedule=lambda _, rounds: (6 / 119_400) ** (np.arange(1, rounds + 1) / 20),
+            schedule=lambda _, rounds: (6 / 27_420) ** (np.arange(1, rounds + 1) / ROUNDS),
         )
 
     masks, info = pruned(alive)
     assert own["kept"][1 : alive + 1] == np.asarray(info.kept).tolist()
     np.testing.assert_allclose(own["removed"][1 : alive + 1], info.removed, rtol=1e-3)
-    flow = sj.log_flow(apply_fn, sj.apply_masks(params, masks), shape) / math.log(10)
+    log_flow = jax.jit(lambda p, m: sj.log_flow(apply_fn, sj.apply_masks(p, m), shape))
+    flow = log_flow(params, masks) / math.log(10)
     np.testing.assert_allclose(own["log10_flow"][alive], flow, rtol=1e-5)
     left = [row.kept for row in sj.summarize(params, masks) if row.name.endswith("kernel")]
     assert own["layers_left"][alive] == np.count_nonzero(left)
     masks, info = pruned(alive + 1)
     assert info.kept[-1] == cut["after"] and info.removed[-1] > 1
-    assert not np.isfinite(sj.log_flow(apply_fn, sj.apply_masks(params, masks), shape))
+    assert not np.isfinite(log_flow(params, masks))
 
 
-def test_the_flow_at_initialisation_is_that_of_the_network(smoke):
-    mlp, _ = figures.networks(command.results(smoke))
-    _, params, _ = models.build("mlp", jax.random.key(0))
+def test_the_flow_at_initialisation_is_that_of_the_network(passed):
+    (mlp,) = figures.networks(passed)
+    with narrow():
+        _, params, _ = models.build("mlp", jax.random.key(0))
     flow = np.ones((1, 784))
     for name in sorted(params):
         flow = flow @ np.abs(np.asarray(params[name]["kernel"], np.float64))
-    np.testing.assert_allclose(mlp["flows"][119_400], math.log10(flow.sum()), rtol=1e-5)
+    np.testing.assert_allclose(mlp["flows"][27_420], math.log10(flow.sum()), rtol=1e-5)
 
 
 # --- counts -------------------------------------------------------------------------------

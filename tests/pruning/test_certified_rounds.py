@@ -246,11 +246,11 @@ def test_only_shares_of_the_flow_certify(score):
 def test_every_round_reports_the_share_of_the_flow_that_it_removed():
     params = nets.draw(SHAPES)
     pruner = sj.iterative(SYNFLOW, prunable=everything)
-    state, score = pruner.init(params), jax.jit(SYNFLOW)
+    state, score, step = pruner.init(params), jax.jit(SYNFLOW), jax.jit(pruner.step)
     _, info = sj.prune(SYNFLOW, params, 0.1, rounds=6, prunable=everything)
     for i, k in enumerate(sj.counts_per_round(params, 0.1, 6, prunable=everything)):
         scores, before = score(params, state.masks), state.masks
-        state, _ = pruner.step(state, params, k)
+        state, _ = step(state, params, k)
         gone = jax.tree.map(lambda old, new: old & ~new, before, state.masks)
         want = sum(
             np.asarray(s, np.float64)[np.asarray(g)].sum()
@@ -318,7 +318,7 @@ def test_a_round_takes_as_many_as_the_ratio_allows():
     params, ratio = nets.draw(SHAPES), 0.3
     masks, info = prune(params, 0.2, ratio)
     pruner, score = sj.iterative(SYNFLOW, prunable=everything), jax.jit(SYNFLOW)
-    state = pruner.init(params)
+    state, step = pruner.init(params), jax.jit(pruner.step)
     for k in np.asarray(info.kept)[:-1]:
         scores = score(params, state.masks)
         flat, alive = (
@@ -327,7 +327,7 @@ def test_a_round_takes_as_many_as_the_ratio_allows():
         )
         costs = np.cumsum(np.sort(flat[alive].astype(np.float64)))
         assert k == alive.sum() - (costs <= ratio).sum()
-        state, _ = pruner.step(state, params, k)
+        state, _ = step(state, params, k)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -346,7 +346,7 @@ def test_with_a_shortcut_it_ends_with_one_path():
         x = jax.nn.relu(x @ params["a"])
         return (x + jax.nn.relu(x @ params["b"])) @ params["c"]
 
-    score = sj.synflow(network, (3,))
+    score = jax.jit(sj.synflow(network, (3,)))
     masks, info = prune(params, 1 / 36, score=score)
     assert int(info.kept[-1]) in (2, 3) and bool(info.stopped[-1])
     # Through the shortcut or not: all that is left is on one path, which carries the flow.

@@ -70,9 +70,9 @@ def test_pruned_weights_never_return_whatever_the_scores():
         return jax.tree.map(lambda p: jax.random.normal(key, p.shape), params)
 
     pruner = sj.iterative(fickle)
-    state, before = pruner.init(params_of()), SIZE
+    state, before, step = pruner.init(params_of()), SIZE, jax.jit(pruner.step)
     for k in sj.counts_per_round(params_of(), 0.05, 10):
-        new, info = pruner.step(state, params_of(), k)
+        new, info = step(state, params_of(), k)
         for old_mask, mask in zip(kernels(state.masks), kernels(new.masks)):
             assert not (np.asarray(mask) & ~np.asarray(old_mask)).any()
         assert int(info.kept) == int(k) < before
@@ -131,6 +131,7 @@ def test_vmap_over_counts_prunes_to_several_densities_at_once():
     densities = (0.5, 0.1, 0.02)
     counts = np.stack([sj.counts_per_round(params_of(), d, 6) for d in densities])
 
+    @jax.jit
     @jax.vmap
     def run(counts):
         step = lambda state, k: pruner.step(state, params_of(), k)  # noqa: E731
@@ -290,6 +291,7 @@ def test_counts_are_whole_numbers_made_on_the_host():
     assert [int(k) for k in counts[-1]] == [12, 40, 6]
 
 
+@pytest.mark.long  # in test_certified_rounds on a chain
 def test_synflow_keeps_a_path_where_one_round_of_it_does_not():
     """The paper's reason to iterate, on its own MLP at a compression of 10."""
     apply_fn, params, shape = build("mlp", jax.random.key(0))

@@ -120,13 +120,21 @@ def test_other_devices_convolve_natively(monkeypatch):
     assert _chosen((1, 4, 4, 64), (3, 3, 64, 64)) is windows.native_conv
 
 
+NETWORKS = {
+    "small": (models.CifarResNet(8, 10), (16, 16, 3)),
+    "resnet20": (models.CifarResNet(20, 10), (32, 32, 3)),
+    "vgg11": (models.VGG(11, 10), (32, 32, 3)),
+}
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param("vgg11_cifar", marks=pytest.mark.long), "resnet20"]
+    "name", ["small", *(pytest.param(n, marks=pytest.mark.long) for n in [*NETWORKS][1:])]
 )
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the choice on a CPU")
 @pytest.mark.usefixtures("standard_promotion")
 def test_the_scores_of_a_network_do_not_depend_on_the_way(name, monkeypatch):
-    apply_fn, params, shape = models.build(name, jax.random.key(0))
+    module, shape = NETWORKS[name]
+    apply_fn, params = sj.from_linen(module, models.init(module, jax.random.key(0), shape))
     masks = sj.all_kept(params)
     fast = jax.jit(sj.synflow(apply_fn, shape))(params, masks)
     monkeypatch.setattr(windows, "_way", lambda *shapes: windows.native_conv)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def run_smoke(folder):
-    with jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"), small.narrow():
         main(["--smoke", "--seed", "3", "--out", str(folder)])
 
 
