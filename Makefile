@@ -12,7 +12,7 @@ XLA_FLAGS=$(FAST) $(1)/bin/python -m pytest -n 2 --dist loadfile $(or $(TESTS),-
 $(if $(TESTS),,$(1)/bin/python -m pytest -n 2 tests/test_parity.py)
 $(if $(TESTS),,JAX_ENABLE_X64=1 $(1)/bin/python -m pytest -n 2 tests/x64)
 endef
-FAST := --xla_backend_optimization_level=0
+FAST := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 
 # A PYTHON that was given, or else the newest one found between two versions.
 find_python = $(if $(filter file,$(origin PYTHON)),$$(.ci/find_python $(1)),$(PYTHON))
@@ -34,6 +34,7 @@ test-lowest: .venv-lowest/installed
 
 check-long: .venv/installed
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
+	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -m long -n 2 tests/x64
 
 # PyTorch only here; on Linux without a GPU a CPU build of it is enough.
 bench: .venv/installed
