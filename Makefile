@@ -4,15 +4,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 
-# Nearly all of the time of the tests is compiling: they do without LLVM's optimisation. Those
-# that compute more than they compile (parity with the authors' masks) are compiled as users'
-# programs are; tests in double precision also need a process of their own.
+# Nearly all of the time of the tests is compiling: they do without LLVM's optimisation and
+# without XLA's newer emitters, which take three times as long. Those that compute more than
+# they compile (parity with the authors' masks) are compiled as users' programs are; tests in
+# double precision also need a process of their own.
 define run_tests
-XLA_FLAGS=$(FAST) $(1)/bin/python -m pytest -n 2 --dist loadfile $(or $(TESTS),--ignore tests/test_parity.py)
+XLA_FLAGS="$(FAST)" $(1)/bin/python -m pytest -n 2 --dist loadfile $(or $(TESTS),--ignore tests/test_parity.py)
 $(if $(TESTS),,$(1)/bin/python -m pytest -n 2 tests/test_parity.py)
 $(if $(TESTS),,JAX_ENABLE_X64=1 $(1)/bin/python -m pytest -n 2 tests/x64)
 endef
-FAST := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
+FAST := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false \
+	--xla_cpu_parallel_codegen_split_count=1
 
 # A PYTHON that was given, or else the newest one found between two versions.
 find_python = $(if $(filter file,$(origin PYTHON)),$$(.ci/find_python $(1)),$(PYTHON))
