@@ -1,9 +1,19 @@
 """Folders to prepare data sets in, and a way to interrupt it."""
 
+import tempfile
+
 import pytest
 
 from experiments.datasets import archives, load
 from tests.experiments.datasets.made import one_colour
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _folders_that_tfds_leaves(tmp_path_factory):
+    """It makes one for every builder of data that is not prepared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("left")))
+        yield
 
 
 @pytest.fixture
