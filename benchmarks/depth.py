@@ -179,7 +179,8 @@ def one_round_beside_double(score, params, scores, density):
     single = flat(scores, params)
     double = flat(jax.jit(score)(in_double(params), sj.all_kept(params)), params)
     k = sj.num_kept(double.size, density)
-    kept = [np.asarray(sj.keep_top(jnp.asarray(s), k)) for s in (single, double)]
+    keep = jax.jit(sj.keep_top)
+    kept = [np.asarray(keep(jnp.asarray(s), jnp.uint32(k))) for s in (single, double)]
     differ = kept[0] != kept[1]
     threshold = double[kept[1]].min()
     return int(differ.sum()), float(abs(double[differ] / threshold - 1).max(initial=0))

@@ -78,8 +78,17 @@ def test_masks_of_magnitude_are_the_references_bit_for_bit(case):
         assert reference.digest(masks) == want["sha_total"]
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", reference.SALIENCIES)
+# What takes long to compile: SNIP is compared on the other ResNet-20, GraSP in tests/x64.
+LONG = [("snip", "resnet20_c10"), ("grasp", "resnet20_c10"), ("grasp", "resnet20_c10_bn")]
+
+
+@pytest.mark.parametrize(
+    "name, case",
+    [
+        *((n, c) for n in reference.SALIENCIES for c in CASES if (n, c) not in LONG),
+        *(pytest.param(*pair, marks=pytest.mark.long) for pair in LONG),
+    ],
+)
 def test_saliencies_and_their_masks_are_the_references(name, case):
     score, params = reference.saliency(name, case)
     scores = reference.kernels_of(jax.jit(score)(params, sj.all_kept(params)))
@@ -124,10 +133,8 @@ def test_one_round_of_vgg16_keeps_the_references_counts(vgg):
         assert abs(counts - want).max() <= 2
 
 
-@pytest.mark.parametrize(
-    "compression",
-    [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long)],
-)
+@pytest.mark.long  # beside its one round above
+@pytest.mark.parametrize("compression", [1, 2, 3])
 def test_layer_counts_of_vgg16_lie_within_the_references_own_spread(vgg, compression):
     """On an all-ones input its max-pooling positions tie as well, and rounding decides:
     the bound is twice the largest relative difference of its f32 and f64 runs."""

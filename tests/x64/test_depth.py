@@ -6,6 +6,7 @@ import pytest
 
 import synflow_jax as sj
 from benchmarks import depth
+from tests.experiments.small import narrow
 
 # Flax's layers mix the default float64 of the ones with float32 parameters.
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -13,7 +14,8 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 def _rows(tmp_path, *arguments):
     out = tmp_path / "rows.jsonl"
-    depth.main([*arguments, "--out", str(out)])
+    with narrow(hidden=(30,)):
+        depth.main([*arguments, "--out", str(out)])
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -26,6 +28,7 @@ def test_a_network_is_pruned_and_compared_with_float64(tmp_path, capsys):
     assert "mlp" in capsys.readouterr().out
 
 
+@pytest.mark.long  # of its own are only the fractions: test_parity compares precisions
 def test_overlaps_are_fractions_of_what_float64_keeps(tmp_path):
     rows = _rows(tmp_path, "--overlap", "mlp")
     assert [row["compression"] for row in rows] == [1, 2, 3, 4]

@@ -3,6 +3,8 @@
 Runs in a process of its own: ``JAX_ENABLE_X64=1 python -m pytest tests/x64``.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,13 +14,18 @@ import synflow_jax as sj
 from tests import reference
 
 CASES = ["fc_mnist", "conv_cifar10", "resnet20_c10", *reference.SHIFTED]
+# The network of resnet20_c10 without statistics and shifts is that of resnet20_c10_bn.
+ONCE = [
+    pytest.param(case, marks=[pytest.mark.long] * (case == "resnet20_c10"))
+    for case in CASES
+]
 SCHEDULES = {"exp100": sj.exponential, "lin100": sj.linear}
 
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ONCE)
 def test_one_shot_scores_agree_to_the_last_digits(case):
     score, params = reference.score(case, jnp.float64)
     scores = reference.kernels_of(jax.jit(score)(params, sj.all_kept(params)))
@@ -37,17 +44,28 @@ def test_saliencies_agree_to_the_last_digits(name, case):
     reference.assert_saliencies_agree(name, case, scores, 1e-8)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("case", CASES)
-def test_masks_after_100_rounds_are_the_references_bit_for_bit(case, schedule):
+# `check-long` holds all; of ResNet-20 tests/test_parity.py compares a single round.
+SHORT = {("conv_cifar10", "exp100", 2)}
+
+
+@pytest.mark.parametrize(
+    "case, schedule, compression",
+    [
+        pytest.param(
+            *run, marks=[pytest.mark.long] * (run not in SHORT and run[0][:2] != "fc")
+        )
+        for run in itertools.product(CASES, SCHEDULES, (1, 2, 3))
+    ],
+)
+def test_masks_after_100_rounds_are_the_references_bit_for_bit(case, schedule, compression):
     score, params = reference.score(case, jnp.float64)
-    for compression in (1, 2, 3):
-        want = reference.read(case)["masks"][f"synflow_{schedule}_c{compression}/f64"]
-        masks, _ = sj.prune(score, params, 10.0**-compression, schedule=SCHEDULES[schedule])
-        assert [int(m.sum()) for m in reference.kernels_of(masks)] == want["kept"]
-        assert reference.digest(masks) == want["sha_total"]
+    want = reference.read(case)["masks"][f"synflow_{schedule}_c{compression}/f64"]
+    masks, _ = sj.prune(score, params, 10.0**-compression, schedule=SCHEDULES[schedule])
+    assert [int(m.sum()) for m in reference.kernels_of(masks)] == want["kept"]
+    assert reference.digest(masks) == want["sha_total"]
 
 
+@pytest.mark.long  # tests/test_parity.py has one round in single precision
 @pytest.mark.parametrize("compression", [1, 2])
 def test_a_round_in_single_precision_differs_only_at_the_threshold(compression):
     """From the reference's own masks, ResNet-20, one more round."""

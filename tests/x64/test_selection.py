@@ -7,6 +7,8 @@ import pytest
 
 import synflow_jax as sj
 
+keep = jax.jit(sj.keep_top)
+
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("digits", [1, 12])
@@ -17,11 +19,10 @@ def test_scores_of_both_precisions_agree_with_a_stable_sort(dtype, digits):
     scores[:3] = [np.nan, np.inf, -np.inf]
     order = np.argsort(-scores, kind="stable")  # NaN is last here too
     for k in (0, 1, 777, 25_000, scores.size - 1, scores.size):
-        kept = sj.keep_top({"w": jnp.asarray(scores)}, k)["w"]
+        kept = keep({"w": jnp.asarray(scores)}, jnp.int32(k))["w"]
         np.testing.assert_array_equal(np.flatnonzero(kept), np.sort(order[:k]))
 
 
 def test_a_traced_k_beyond_uint32_keeps_all():
-    keep = jax.jit(sj.keep_top)
     assert bool(keep({"w": jnp.arange(5.0)}, jnp.int64(2**32))["w"].all())
     assert not bool(keep({"w": jnp.arange(5.0)}, jnp.int64(-(2**32)))["w"].any())
