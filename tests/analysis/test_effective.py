@@ -261,7 +261,7 @@ def test_a_parameter_that_is_zero_is_on_no_path_even_if_a_weight_made_of_it_is()
 def test_the_flow_is_the_same_under_effective_masks(no_typecheck):
     params = nets.draw(nets.CONVNET_SHAPES)
     anything = lambda path, leaf: True  # noqa: E731
-    score = sj.synflow(nets.convnet, nets.CONVNET_INPUT)
+    score = jax.jit(sj.synflow(nets.convnet, nets.CONVNET_INPUT))
     masks, _ = sj.prune(sj.random(jax.random.key(0)), params, 0.5, prunable=anything)
     masks["a"] = masks["a"].at[..., 1].set(False)  # so what b reads of channel 1 is dead
     live = sj.effective_masks(
@@ -283,7 +283,7 @@ class Normed(nn.Module):
 
 
 def normed(scale, mean):
-    variables = Normed().init(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
+    variables = jax.jit(Normed().init)(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
     variables["params"]["BatchNorm_0"]["scale"] = jnp.array(scale)
     variables["batch_stats"]["BatchNorm_0"]["mean"] = jnp.array(mean)
     return sj.from_linen(Normed(), variables)

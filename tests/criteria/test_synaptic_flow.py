@@ -100,9 +100,9 @@ def test_scores_can_be_mapped_over_parameters(name):
     params, masks = example()
     batch = jax.tree.map(lambda p: jnp.stack([p, 2 * p, -p]), params)
     score = CRITERIA[name]()
-    got = jax.vmap(score, in_axes=(0, None))(batch, masks)
+    alone, got = jax.jit(score), jax.jit(jax.vmap(score, in_axes=(0, None)))(batch, masks)
     for i in range(3):
-        nets.assert_close(nets.element(got, i), score(nets.element(batch, i), masks))
+        nets.assert_close(nets.element(got, i), alone(nets.element(batch, i), masks))
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -148,7 +148,7 @@ def test_synflow_without_a_path_scores_zero():
 def test_synflow_of_a_deep_network_sums_to_one_in_every_layer():
     """The reference overflows: R is about 1e400 here."""
     rng = np.random.default_rng(0)
-    params = [jnp.asarray(rng.standard_normal((8, 8)) * 50, jnp.float32)] * 150
+    params = [jnp.asarray(rng.standard_normal((8, 8)) * 1e6, jnp.float32)] * 60
     masks = sj.all_kept(params)
     scores = jax.jit(sj.synflow(nets.mlp, (8,)))(params, masks)
     np.testing.assert_allclose([s.sum() for s in scores], 1, rtol=1e-5)
@@ -241,4 +241,4 @@ def test_the_compiled_program_grows_with_the_depth_and_not_with_its_square():
         compiled = score.lower(params, sj.all_kept(params)).compile()
         return len(compiled.as_text().splitlines())
 
-    assert lines(24) - lines(16) < 1.3 * (lines(16) - lines(8))
+    assert lines(12) - lines(8) < 1.3 * (lines(8) - lines(4))

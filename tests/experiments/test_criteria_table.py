@@ -6,13 +6,15 @@ import pytest
 
 import synflow_jax as sj
 from experiments import criteria_table
+from tests.experiments.small import narrow
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def test_what_each_criterion_keeps_is_tabulated(tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
-    criteria_table.main(["--network", "mlp", "--data", "noise", "--out", str(out)])
+    with narrow():
+        criteria_table.main(["--network", "mlp", "--data", "noise", "--out", str(out)])
     rows = {row["criterion"]: row for row in map(json.loads, out.read_text().splitlines())}
     # With one batch, fisher is the square of snip and keeps the same.
     of_package = {
@@ -23,9 +25,9 @@ def test_what_each_criterion_keeps_is_tabulated(tmp_path, capsys):
     }
     assert set(rows) == of_package - {"fisher"}
     for row in rows.values():
-        assert sum(row["kept"].values()) == sj.num_kept(119_400, 0.01)
+        assert sum(row["kept"].values()) == sj.num_kept(27_420, 0.01)
     assert rows["synflow"]["connected"] and not rows["magnitude"]["connected"]
-    assert "| linear6 | 1,000 |" in capsys.readouterr().out
+    assert "| linear6 | 300 |" in capsys.readouterr().out
 
 
 def test_images_of_another_size_than_the_network_takes_are_refused():

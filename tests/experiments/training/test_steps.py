@@ -201,8 +201,10 @@ def on_one_device(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "processes, devices, kinds",
-    [(1, 2, ["epoch", "epoch_by_steps"]), (2, 1, ["epoch"])],
-    ids=["two devices", "two processes"],
+    [
+        pytest.param(1, 2, ["epoch", "epoch_by_steps"], id="two devices"),
+        pytest.param(2, 1, ["epoch"], id="two processes", marks=pytest.mark.long),
+    ],
 )
 def test_devices_that_share_batches_train_the_same(
     processes, devices, kinds, tmp_path, on_one_device
@@ -213,7 +215,8 @@ def test_devices_that_share_batches_train_the_same(
     environment = os.environ | {
         "PYTHONPATH": ".",
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+        f"--xla_force_host_platform_device_count={devices}",
     }
     begun = [
         subprocess.Popen(
