@@ -13,6 +13,7 @@ from benchmarks import __main__ as everything
 from benchmarks import certified, figure, loop, measuring, selection
 from benchmarks import flow as benchmark
 from synflow_jax import models
+from tests.experiments.small import narrow
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -29,7 +30,9 @@ def test_a_run_writes_a_row_with_all_it_depends_on(loop, tmp_path, capsys):
     assert "mlp" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["mlp", "vgg11_cifar"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "conv", pytest.param("vgg11_cifar", marks=pytest.mark.long)]
+)
 @pytest.mark.usefixtures("standard_promotion")
 def test_abs_and_grad_gives_the_same_scores_times_r(name):
     apply_fn, params, shape = models.build(name, jax.random.key(0))
@@ -87,7 +90,11 @@ def test_pytorch_prunes_the_same_network(name):
 
 def test_all_of_them_run_and_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    standard, allowed = (
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    )
+    with narrow(), standard, allowed:
         everything.main(["--quick"])
     printed = capsys.readouterr().out
     for part in (

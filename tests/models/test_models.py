@@ -155,7 +155,10 @@ def test_every_form_can_be_trained_and_has_a_flow(name):
     assert np.isfinite(jax.jit(lambda p: sj.log_flow(apply_fn, p, shape))(params))
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv", "vgg16", "vgg11_tiny"])
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", "conv", pytest.param("vgg16", marks=pytest.mark.long), "vgg11_tiny"],
+)
 def test_every_layer_of_a_chain_is_a_cut(name):
     module, shape, layers = SMALL[name]
     apply_fn, params = sj.from_linen(module, variables_of(module, shape))
@@ -196,6 +199,7 @@ def test_initialisations_are_those_of_the_reference():
     np.testing.assert_allclose(abs(mlp["bias"]).max(), 0.1, rtol=0.1)
 
 
+@pytest.mark.long  # test_parity holds the total flow of other networks, and vgg16's counts
 def test_the_flow_of_vgg16_has_the_size_that_the_paper_found():
     """log10 R = 23.48 there at initialisation, dense, for CIFAR-100."""
     apply_fn, params, shape = build("vgg16_cifar", jax.random.key(0), num_classes=100)
