@@ -15,6 +15,7 @@ Runs with jax_enable_x64; what is called float32 has float32 parameters.
 """
 
 import argparse
+import functools
 import math
 import pathlib
 import re
@@ -28,6 +29,9 @@ import numpy as np
 import synflow_jax as sj
 from benchmarks import measuring
 from synflow_jax import models
+
+# Algorithm 1 of the paper to the letter.
+prune = functools.partial(sj.prune, keep_connected=False)
 
 # Those that the authors' code cannot prune, then two of the paper's, then a transformer.
 DEFAULT = (
@@ -200,9 +204,9 @@ def measured(name):
     if log10_r < 308:
         differ, band = one_round_beside_double(score, params, scores, 0.1)
     start = time.perf_counter()
-    sj.prune(score, params, 0.5, prunable=prunable)  # compiles
+    prune(score, params, 0.5, prunable=prunable)  # compiles
     middle = time.perf_counter()
-    masks, info = jax.block_until_ready(sj.prune(score, params, 0.01, prunable=prunable))
+    masks, info = jax.block_until_ready(prune(score, params, 0.01, prunable=prunable))
     seconds = time.perf_counter() - middle
     alive = float(log10_flow(sj.apply_masks(params, masks)))
     return {
@@ -240,7 +244,7 @@ def overlaps(name):
     rows = []
     for compression in (1, 2, 3, 4):
         masks = {
-            run: flat(sj.prune(score, p, 10.0**-compression, prunable=prunable)[0], params)
+            run: flat(prune(score, p, 10.0**-compression, prunable=prunable)[0], params)
             for run, p in runs.items()
         }
         double = masks.pop("float64")

@@ -78,7 +78,7 @@ def measured(name, rates, *, rounds=100, turns=3, pytorch=True):
     density = DENSITY ** (rounds / 100)
 
     def ours():
-        return sj.prune(score, params, density, rounds=rounds)
+        return sj.prune(score, params, density, rounds=rounds, keep_connected=False)
 
     start = time.perf_counter()
     _, info = jax.block_until_ready(ours())

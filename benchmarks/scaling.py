@@ -25,7 +25,7 @@ DENSITIES = 7
 
 
 def _pruned(score, params, density=0.01, rounds=10):
-    return lambda: sj.prune(score, params, density, rounds=rounds)
+    return lambda: sj.prune(score, params, density, rounds=rounds, keep_connected=False)
 
 
 def _row(axis, value, milliseconds, turns, beside):
@@ -75,7 +75,11 @@ def by_batch(network="mlp", seeds=SEEDS, densities=DENSITIES, rounds=100, least=
     def of_seeds(number):
         drawn = [models.build(network, jax.random.key(i))[1] for i in range(number)]
         batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn)
-        many = jax.jit(jax.vmap(lambda p: sj.prune(score, p, 0.01, rounds=rounds)))
+        many = jax.jit(
+            jax.vmap(
+                lambda p: sj.prune(score, p, 0.01, rounds=rounds, keep_connected=False)
+            )
+        )
         return lambda: many(batch)
 
     pruner = sj.iterative(score)

@@ -60,7 +60,12 @@ def measured(name, score_fn, problem, density):
     rounds, began, params = ROUNDS.get(name, 1), time.perf_counter(), problem.params
     with progress(name, rounds) as advance:
         masks, _ = sj.prune(
-            score_fn, params, density, rounds=rounds, on_round=lambda info: advance(1)
+            score_fn,
+            params,
+            density,
+            rounds=rounds,
+            keep_connected=False,
+            on_round=lambda info: advance(1),
         )
     seconds = time.perf_counter() - began
     pruned = sj.apply_masks(params, masks)

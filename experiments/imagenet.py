@@ -114,7 +114,12 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
         context.advance(len(ended) / run.rounds)
 
     masks, _ = sj.prune(
-        score, problem.params, run.density, rounds=run.rounds, on_round=on_round
+        score,
+        problem.params,
+        run.density,
+        rounds=run.rounds,
+        keep_connected=False,
+        on_round=on_round,
     )
     masks = jax.block_until_ready(masks)
     seconds = time.perf_counter() - began

@@ -249,7 +249,7 @@ def _pruner(
     how = {"schedule": sj.certified(run.ratio)} if run.ratio else {"rounds": run.rounds}
 
     def prune(density: float) -> tuple[PyTree, Row]:
-        masks, info = sj.prune(score, problem.params, density, **how)
+        masks, info = sj.prune(score, problem.params, density, keep_connected=False, **how)
         largest = round(float(info.removed.max()), 4)
         return masks, {"rounds": len(info.removed), "largest_ratio": largest}
 

@@ -31,6 +31,9 @@ from synflow_jax import models
 
 ROUNDS = 100
 
+# Algorithm 1 of the paper to the letter.
+_as_published = functools.partial(sj.prune, keep_connected=False)
+
 # GraSP divides the outputs by it before the loss, in its authors' code as in the paper's.
 GRASP_TEMPERATURE = 200.0
 
@@ -277,14 +280,14 @@ def pruner(
     if method == "shuffled_synflow":
 
         def masks_at(density):
-            masks, _ = sj.prune(score, params, density, rounds=rounds)
+            masks, _ = _as_published(score, params, density, rounds=rounds)
             return sj.shuffled(key, masks)
 
     elif method == "synflow_densities":
         synflow = sj.synflow(problem.apply_fn, problem.input_shape)
 
         def masks_at(density):
-            masks, _ = sj.prune(synflow, params, density, rounds=rounds)
+            masks, _ = _as_published(synflow, params, density, rounds=rounds)
             allocation = sj.densities_of(masks)
             return sj.prune(score, params, density, rounds=1, allocation=allocation)[0]
 
@@ -292,6 +295,6 @@ def pruner(
         n = rounds if iterated or method == "synflow" else 1
 
         def masks_at(density):
-            return sj.prune(score, params, density, rounds=n)[0]
+            return _as_published(score, params, density, rounds=n)[0]
 
     return masks_at

@@ -139,7 +139,9 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
         how = {"schedule": sj.certified(run.ratio)}
     else:
         how = {"schedule": SCHEDULES[run.schedule], "rounds": run.rounds}
-    masks, info = sj.prune(network.score, params, density, **how, on_round=on_round)
+    masks, info = sj.prune(
+        network.score, params, density, keep_connected=False, on_round=on_round, **how
+    )
     removed = np.asarray(info.removed)
     flow = float(network.log_flow(params, masks))
     each = np.diff(ended)[1:]  # the first round is compiled

@@ -81,6 +81,7 @@ from synflow_jax.transform import (
     log_flow,
 )
 from synflow_jax.trees import (
+    filled,
     is_kernel,
     leaf_names,
     matching,
@@ -135,6 +136,7 @@ __all__ = [
     "is_kernel",
     "matching",
     "leaf_names",
+    "filled",
     "keep_top",
     "keep_top_per_layer",
     # Training under masks

@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
@@ -139,15 +140,19 @@ def _prune(command: Prune) -> None:
             flow_of = _flow_of(apply_fn, input_shape)
             before = flow_of(params)
             without_flow = _unreached(apply_fn, params, input_shape)
-            masks, _ = prune(
-                criterion(),
-                params,
-                command.density,
-                rounds=command.rounds,
-                schedule={"exponential": exponential, "linear": linear}[command.schedule],
-                scope=command.scope,
-                on_round=lambda info: progress.update(pruning, advance=1),
-            )
+            with warnings.catch_warnings():  # said below, of any criterion
+                warnings.filterwarnings("ignore", "all scores of .* leaves are 0")
+                masks, _ = prune(
+                    criterion(),
+                    params,
+                    command.density,
+                    rounds=command.rounds,
+                    schedule={"exponential": exponential, "linear": linear}[
+                        command.schedule
+                    ],
+                    scope=command.scope,
+                    on_round=lambda info: progress.update(pruning, advance=1),
+                )
             after = flow_of(apply_masks(params, masks))
         except Exception as error:  # the user's model may raise anything
             raise CommandError(

@@ -1,7 +1,7 @@
 """Pytrees of parameters, masks and scores: types, leaf names, prunable leaves, checks."""
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -105,6 +105,49 @@ def matching(*patterns: str, without: str | Sequence[str] = ()) -> Matching:
         if not isinstance(pattern, str):
             raise ValueError(f"a pattern is a string, such as '*/kernel'; got {pattern!r}.")
     return Matching(patterns, without)
+
+
+def filled(params: Params, values: Mapping[str, float]) -> Params:
+    """Puts other values into some leaves, for scoring a network that starts at zero.
+
+    A head, or the last scale of a residual block, that is initialised to zero lets no flow
+    pass, so the weights before it score nothing. Prune the filled parameters, and put the
+    masks on the original ones.
+
+    Args:
+      params: a pytree of arrays.
+      values: from patterns of leaf names, as in `matching`, to the number that all entries
+        of the leaf become. Of several patterns that match, the first counts.
+
+    Returns:
+      The parameters, with the structure, shapes and dtypes that they had.
+
+    Raises:
+      ValueError: if a pattern matches no leaf, or a leaf that holds no floating numbers.
+
+    Example:
+      >>> params = {"head": {"kernel": jnp.zeros((2, 1))}, "body": {"kernel": jnp.eye(2)}}
+      >>> filled(params, {"head/*": 0.5})["head"]["kernel"]
+      Array([[0.5],
+             [0.5]], dtype=float32)
+    """
+    names, (leaves, treedef) = leaf_names(params), jax.tree.flatten(params)
+    new = []
+    for name, leaf in zip(names, leaves):
+        pattern = next((p for p in values if fnmatch.fnmatchcase(name, p)), None)
+        if pattern is not None and not is_floating(leaf):
+            raise ValueError(
+                f"`values[{pattern!r}]` matches `{name}`, which has dtype {leaf.dtype}; "
+                "only floating parameters can be filled."
+            )
+        new.append(leaf if pattern is None else jnp.full_like(leaf, values[pattern]))
+    for pattern in values:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"the pattern {pattern!r} of `values` matches no leaf; the leaves are "
+                f"{', '.join(names) or '(none)'}."
+            )
+    return jax.tree.unflatten(treedef, new)
 
 
 def names_kernel(path: str) -> bool:

@@ -235,6 +235,7 @@ def critical_compression(
             scope=scope,
             prunable=prunable,
             regrow=regrow,
+            keep_connected=False,
         )
         if is_connected(apply_fn, apply_masks(params, masks), input_shape, rules):
             high, kept = k, int(info.kept[-1])

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Key
 
 from synflow_jax.masks import apply_masks
@@ -51,7 +50,8 @@ def random(key: Key[Array, ""]) -> ScoreFn:
       key: a `jax.random.key`.
 
     Returns:
-      ``score(params, masks) -> scores``: float32 in [0, 1); 0 where pruned.
+      ``score(params, masks) -> scores``: float32 in [0, 1); 0 where pruned. The numbers of
+      the i-th leaf are those of ``jax.random.uniform(jax.random.fold_in(key, i), shape)``.
 
     Raises:
       ValueError: if ``key`` is not a single typed key.
@@ -68,11 +68,17 @@ def random(key: Key[Array, ""]) -> ScoreFn:
 def _uniform(function: None, key: Key[Array, ""], params: Params, masks: Masks) -> Scores:
     check_masks(masks, params)
     leaves, treedef = jax.tree.flatten(params)
-    # One call for the whole tree: one call for each leaf would take long to compile.
-    ends = np.cumsum([leaf.size for leaf in leaves])
-    numbers = jax.random.uniform(key, (int(ends[-1]) if leaves else 0,))
-    parts = jnp.split(numbers, ends[:-1])
-    scores = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves)]
+    # A generator for each shape: one for each leaf would take long to compile, and numbers
+    # of the whole tree in one array could not be sharded as the leaves are.
+    places = {leaf.shape: [] for leaf in leaves}
+    for i, leaf in enumerate(leaves):
+        places[leaf.shape].append(i)
+    scores = [None] * len(leaves)
+    for shape, at in places.items():
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(at, jnp.uint32))
+        drawn = jax.vmap(lambda key, shape=shape: jax.random.uniform(key, shape))(keys)
+        for i, numbers in zip(at, drawn):
+            scores[i] = numbers
     return apply_masks(jax.tree.unflatten(treedef, scores), masks)
 
 

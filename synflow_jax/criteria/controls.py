@@ -11,6 +11,7 @@ from synflow_jax.criteria.saliency import snip
 from synflow_jax.masks import apply_masks
 from synflow_jax.precision import split_floating, widened
 from synflow_jax.transform.network_flow import ones
+from synflow_jax.transform.values import split_fixed
 from synflow_jax.trees import Masks, Params, ScoreFn, Scores, check_key, check_masks
 
 
@@ -185,6 +186,7 @@ def synflow_as_written(apply_fn: Callable[..., PyTree], input_shape: PyTree) -> 
     """
 
     def total(params: Params, inputs: PyTree) -> Array:
+        _, inputs = split_fixed(inputs)
         outputs = jax.tree.leaves(apply_fn(params, inputs))
         return cast(Array, sum(jnp.sum(y) for y in outputs))  # 0 only without any output
 

@@ -10,6 +10,7 @@ from synflow_jax.masks import apply_masks
 from synflow_jax.paths.certifiable import why_not_certifiable
 from synflow_jax.precision import no_score, split_floating, widened
 from synflow_jax.pruning.criterion import FlowCriterion
+from synflow_jax.transform.finite import where_not_finite
 from synflow_jax.transform.network_flow import ones, total_flow
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.values import Rules, checked_rules
@@ -34,7 +35,8 @@ def synflow(
     Args:
       apply_fn: ``apply_fn(params, x) -> y``, traceable by JAX, in evaluation mode.
       input_shape: the shape of one example, without the batch axis; or a pytree of
-        `jax.ShapeDtypeStruct` that describes the whole input, batch axis included.
+        `jax.ShapeDtypeStruct` that describes the whole input, batch axis included, in which
+        arrays are constants of the network (attention masks, positions, a timestep).
       biases: adds the absolute values of biases to the flow, as in the authors' code.
       rules: the rule of each primitive, as in `flow`. The table is copied.
 
@@ -91,7 +93,10 @@ def synflow(
             )
         return why_not_certifiable(apply_fn, params, is_prunable, inputs, rules)
 
-    return FlowCriterion(score, why_not)
+    def where(params: Params) -> str | None:
+        return where_not_finite(apply_fn, params, inputs, rules)
+
+    return FlowCriterion(score, why_not, where)
 
 
 def synflow_l2(
@@ -132,7 +137,11 @@ def synflow_l2(
         weights, merged = split_floating(widened(params))
         return of_weights(merged([w * w for w in weights]), masks)
 
-    return FlowCriterion(score, of_weights.why_not_certifiable)
+    def where(params: Params) -> str | None:
+        weights, merged = split_floating(widened(params))
+        return of_weights.where_not_finite(merged([w * w for w in weights]))
+
+    return FlowCriterion(score, of_weights.why_not_certifiable, where)
 
 
 def _share(weight: Array, gradient: Array) -> Array:

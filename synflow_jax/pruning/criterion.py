@@ -80,11 +80,16 @@ class FlowCriterion:
       score: the criterion.
       why_not_certifiable: ``why_not_certifiable(params, is_prunable)`` gives the reason why
         removed scores do not bound the removed flow, or None if they do.
+      where_not_finite: ``where_not_finite(params)`` names the line at which the flow is NaN
+        or infinite; None if there is none.
     """
 
     score: ScoreFn = dataclasses.field(repr=False)
     why_not_certifiable: Callable[[Params, Sequence[bool]], str | None] = dataclasses.field(
         repr=False
+    )
+    where_not_finite: Callable[[Params], str | None] = dataclasses.field(
+        default=lambda params: None, repr=False
     )
 
     def __call__(self, params: Params, masks: Masks) -> Scores:
@@ -95,19 +100,26 @@ class FlowCriterion:
 _Jitted = type(jax.jit(lambda: None))
 
 
+def flow_criterion(score_fn: ScoreFn) -> FlowCriterion | None:
+    """The criterion, if its scores are shares of the flow.
+
+    That is the object that `synflow` or `synflow_l2` returned, by itself or under
+    `jax.jit`. A function that wraps it may have changed the scores.
+    """
+    inner: Any = score_fn
+    while isinstance(inner, _Jitted):
+        inner = vars(inner)["__wrapped__"]
+    return inner if type(inner) is FlowCriterion else None
+
+
 def why_not_certified(
     score_fn: ScoreFn, params: Params, is_prunable: Sequence[bool]
 ) -> str | None:
-    """The reason why rounds of a criterion cannot be certified; None if they can.
-
-    Only the object that `synflow` or `synflow_l2` returned has certificates, by itself or
-    under `jax.jit`. A function that wraps it may have changed the scores.
-    """
-    while isinstance(score_fn, _Jitted):
-        score_fn = vars(score_fn)["__wrapped__"]
-    if type(score_fn) is not FlowCriterion:
+    """The reason why rounds of a criterion cannot be certified; None if they can."""
+    criterion = flow_criterion(score_fn)
+    if criterion is None:
         return "the criterion's scores are not shares of the flow, as those of synflow are."
-    return score_fn.why_not_certifiable(params, is_prunable)
+    return criterion.why_not_certifiable(params, is_prunable)
 
 
 def without_constants(

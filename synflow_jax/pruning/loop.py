@@ -17,6 +17,8 @@ from synflow_jax.pruning.certified_rounds import (
     certified,
     certified_targets,
 )
+from synflow_jax.pruning.criterion import flow_criterion
+from synflow_jax.pruning.progress import run_rounds
 from synflow_jax.pruning.rounds import (
     Choice,
     Method,
@@ -25,7 +27,6 @@ from synflow_jax.pruning.rounds import (
     Scope,
     method_of,
     one_round,
-    run_rounds,
 )
 from synflow_jax.pruning.schedules import Schedule, check_rounds, exponential, num_kept
 from synflow_jax.trees import (
@@ -100,7 +101,8 @@ def iterative(
         method = Method(score_fn, scope, is_prunable, regrow, score_fn)
 
         def leave(k, params, masks):
-            return one_round(method, lambda scored: Choice(k), (), params, masks)
+            masks, info, *_ = one_round(method, lambda _: Choice(k), (), params, masks)
+            return masks, info
 
         masks, info = one_by_one(leave)(k, params, state.masks)
         return PruneState(masks), info
@@ -119,6 +121,7 @@ def prune(
     allocation: Allocation | None = None,
     prunable: Prunable = is_kernel,
     regrow: bool = False,
+    keep_connected: bool = True,
     on_round: Callable[[PruneInfo], None] | None = None,
 ) -> tuple[Masks, PruneInfo]:
     """Prunes to a density in rounds: score, keep the best, score what is left.
@@ -148,6 +151,12 @@ def prune(
         highest: rounds in the manner of FORCE. Use it with `snip`, `grasp`, `fisher`,
         `gradient_norm` or `ntk_sap`, which also score pruned weights; the other criteria
         score them 0, so nothing would return.
+      keep_connected: undo a round after which no flow is left, and take it in smaller
+        steps: half of its removals, scored again, and so on. If one weight more would cut
+        the network, the round is taken as it is, since the count always wins. For `synflow`
+        and `synflow_l2` (of any input), without ``regrow``; no other criterion knows the
+        flow. A run that does not cut the network is the same with and without. False is
+        Algorithm 1 of the paper to the letter.
       on_round: called on the host after each round with that round's `PruneInfo`, to show
         progress. The rounds are then dispatched one at a time. Not under jit or vmap.
 
@@ -163,8 +172,15 @@ def prune(
         does not return scores shaped like the parameters; with `certified`, if the
         criterion is not synflow, or if its scores do not bound what their removal removes
         (attention, gates), naming the line.
+      ValueError: if no flow reaches a prunable leaf before the first round, as with a
+        zero-initialised head: naming the leaves that are all zero (not under jit or vmap,
+        where ``info.unreached`` counts the leaves).
       FloatingPointError: if a score is NaN or infinite (not under jit or vmap, where
         ``info.nonfinite`` reports it).
+
+    Warns:
+      UserWarning: if all scores of some prunable leaves are 0 before the first round,
+        naming them. No round is certified then.
 
     Example:
       >>> from synflow_jax.criteria import synflow
@@ -216,8 +232,21 @@ def prune(
         regrow=regrow,
     )
     return run_rounds(
-        method, plan, constants, params, targets, limit=limit, on_round=on_round
+        method,
+        plan,
+        constants,
+        params,
+        targets,
+        limit=limit,
+        # A certified round never cuts.
+        keep_connected=keep_connected and plan is COUNTS and _has_flow(score_fn, regrow),
+        on_round=on_round,
     )
+
+
+def _has_flow(score_fn: ScoreFn, regrow: bool) -> bool:
+    """Whether all scores are 0 where no flow is left, and it cannot come back."""
+    return not regrow and flow_criterion(score_fn) is not None
 
 
 # Rounds that leave given counts: ``targets`` are the counts.

@@ -1,4 +1,4 @@
-"""One round, scores to masks; rounds one after another; and what a round reports."""
+"""One round, scores to masks, and what it reports."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -6,16 +6,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer, PyTree
 
-from synflow_jax.masks import all_kept, count
+from synflow_jax.masks import count
 from synflow_jax.pruning.criterion import why_not_certified, without_constants
 from synflow_jax.selection.top_k import Selection, select, select_per_layer
-from synflow_jax.trees import Masks, Params, ScoreFn, check_like, is_floating, leaf_names
-from synflow_jax.xla.batching import one_by_one
+from synflow_jax.trees import Masks, Params, ScoreFn, check_like
 
 Scope = Literal["global", "layer"]
 
@@ -39,6 +35,9 @@ class PruneInfo(NamedTuple):
         one weight more would have cut the last path.
       nonfinite: weights kept before the round whose score was NaN or infinite; with
         ``regrow``, of all prunable weights.
+      unreached: prunable leaves that had weights before the round, all with score 0.
+      retries: how often the round was undone because it had cut the network, and tried in
+        smaller steps.
     """
 
     kept: Integer[Array, "*rounds"]
@@ -47,6 +46,8 @@ class PruneInfo(NamedTuple):
     certified: Bool[Array, "*rounds"]
     stopped: Bool[Array, "*rounds"]
     nonfinite: Integer[Array, "*rounds"]
+    unreached: Integer[Array, "*rounds"]
+    retries: Integer[Array, "*rounds"]
 
     @property
     def certificate(self) -> Bool[Array, ""]:
@@ -124,13 +125,29 @@ class Plan(NamedTuple):
     goes_on: Callable[[PyTree, ArrayLike, PruneInfo], ArrayLike]
 
 
+class Round(NamedTuple):
+    """What one round makes, and what its scores say of the network before it.
+
+    Attributes:
+      masks: the weights that are left.
+      info: the report.
+      flows: whether a weight that was kept has a positive score.
+      unreached: for each prunable leaf, whether it had weights, all with score 0.
+    """
+
+    masks: Masks
+    info: PruneInfo
+    flows: Bool[Array, ""]
+    unreached: Bool[Array, " leaves"]
+
+
 def one_round(
     method: Method,
     choose: Callable[[Scored], Choice],
     constants: tuple[PyTree, ...],
     params: Params,
     masks: Masks,
-) -> tuple[Masks, PruneInfo]:
+) -> Round:
     """Scores the weights that are kept and keeps the best of them.
 
     Args:
@@ -162,11 +179,13 @@ def one_round(
         )
     else:
         selection = select_per_layer(scores, list(choice.k), eligible)
-    info = _report(selection, choice, certifies=why_not is None and not method.regrow)
+    certifies = why_not is None and not method.regrow
+    info = _report(selection, choice, certifies=certifies)
     remaining = iter(selection.masks)
     leaves, treedef = jax.tree.flatten(masks)
     leaves = [next(remaining) if yes else m for m, yes in zip(leaves, method.is_prunable)]
-    return jax.tree.unflatten(treedef, leaves), info
+    masks = jax.tree.unflatten(treedef, leaves)
+    return Round(masks, info, selection.positive, selection.unreached)
 
 
 def _report(selection: Selection, choice: Choice, *, certifies: bool) -> PruneInfo:
@@ -179,130 +198,14 @@ def _report(selection: Selection, choice: Choice, *, certifies: bool) -> PruneIn
         certified=certifies & selection.positive & (selection.removed < WHOLE),
         stopped=jnp.asarray(choice.stopped),
         nonfinite=selection.nonfinite,
+        unreached=jnp.sum(selection.unreached, dtype=jnp.int32),
+        retries=jnp.int32(0),
     )
-
-
-# --- rounds one after another -------------------------------------------------------------
-
-
-def run_rounds(
-    method: Method,
-    plan: Plan,
-    constants: tuple[PyTree, ...],
-    params: Params,
-    targets: PyTree,
-    *,
-    limit: int,
-    on_round: Callable[[PruneInfo], None] | None = None,
-) -> tuple[Masks, PruneInfo]:
-    """Prunes in rounds: all of them in one compiled loop, or one at a time.
-
-    Args:
-      method: how to prune.
-      plan: how many weights rounds leave, and when they end.
-      constants: the arrays that the criterion needs.
-      params: the parameters.
-      targets: the arrays that the plan needs, such as counts.
-      limit: the largest number of rounds.
-      on_round: called on the host after each round; None for the compiled loop.
-
-    Returns:
-      The masks, and what the rounds report. Under jit and vmap it has ``limit`` rounds, the
-      last of them without effect if the plan ends before.
-
-    Raises:
-      FloatingPointError: if a score was NaN or infinite (not under jit or vmap).
-    """
-    if on_round is None:
-        masks, infos, done = _all_rounds(method, plan, limit, constants, params, targets)
-        if not isinstance(done, Tracer) and int(done) < limit:
-            infos = jax.tree.map(lambda x: x[: int(done)], infos)
-        check_finite(infos, params, first=1)
-        return masks, infos
-    masks, infos = all_kept(params), []
-    while not infos or plan.goes_on(targets, len(infos), infos[-1]):
-        number = np.int32(len(infos))
-        masks, info = single_round(method, plan, constants, params, masks, targets, number)
-        check_finite(jax.tree.map(lambda x: x[None], info), params, first=len(infos) + 1)
-        infos.append(info)
-        on_round(info)
-    return masks, jax.tree.map(lambda *xs: jnp.stack(xs), *infos)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def single_round(method, plan, constants, params, masks, targets, number):
     """The round of that number, from 0; compiled once for all of them."""
     choose = functools.partial(plan.choose, targets, number)
-    return one_round(method, choose, constants, params, masks)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _all_rounds(method, plan, limit, constants, params, targets):
-    """The masks, the reports of ``limit`` rounds, and how many rounds there were."""
-
-    def all_rounds(constants, params, targets):
-        def unfinished(state):
-            _, info, _, done = state
-            return (done == 0) | plan.goes_on(targets, done, info)
-
-        def another(state):
-            masks, _, infos, done = state
-            masks, info = single_round(
-                method, plan, constants, params, masks, targets, done
-            )
-            infos = jax.tree.map(lambda xs, x: xs.at[done].set(x), infos, info)
-            return masks, info, infos, done + 1
-
-        masks, start = all_kept(params), jnp.int32(0)
-        _, shapes = jax.eval_shape(
-            functools.partial(single_round, method, plan),
-            constants,
-            params,
-            masks,
-            targets,
-            start,
-        )
-        info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        infos = jax.tree.map(lambda x: jnp.zeros((limit, *x.shape), x.dtype), shapes)
-        state = lax.while_loop(unfinished, another, (masks, info, infos, start))
-        masks, last, infos, done = state
-        # Rounds that did not take place report the last state, and that they removed
-        # nothing.
-        last = last._replace(removed=jnp.zeros_like(last.removed))
-        took_place = jnp.arange(limit, dtype=done.dtype) < done
-        infos = jax.tree.map(lambda xs, x: jnp.where(took_place, xs, x), infos, last)
-        return masks, infos, done
-
-    # Masks have no gradient, and a loop whose length is not static has no reverse mode.
-    operands = lax.stop_gradient((constants, params, targets))
-    return one_by_one(all_rounds)(*operands)
-
-
-def check_finite(info: PruneInfo, params: Params, first: int) -> None:
-    """Raises if a score was NaN or infinite; while tracing it cannot tell and does not.
-
-    Args:
-      info: of several rounds.
-      params: in which the message looks for the cause.
-      first: the number of the first of the rounds, from 1.
-
-    Raises:
-      FloatingPointError: naming the round and the leaves.
-    """
-    if isinstance(info.nonfinite, Tracer):
-        return
-    nonfinite = np.asarray(info.nonfinite)
-    if not nonfinite.any():
-        return
-    round_ = int(np.argmax(nonfinite > 0))
-    floating = [
-        (name, leaf)
-        for name, leaf in zip(leaf_names(params), jax.tree.leaves(params))
-        if is_floating(leaf)
-    ]
-    bad = [name for name, leaf in floating if not bool(jnp.isfinite(leaf).all())]
-    raise FloatingPointError(
-        f"in round {round_ + first}, {nonfinite[round_]} scores are NaN or infinite; "
-        "parameters that hold NaN or infinity: "
-        f"{', '.join(bad) or 'none, so the criterion made them'}."
-    )
+    masks, info, *_ = one_round(method, choose, constants, params, masks)
+    return masks, info

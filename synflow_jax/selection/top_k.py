@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer, PyTree
 
 from synflow_jax.precision import scoring_dtype
 from synflow_jax.selection.threshold import Bracket, Measure, sampled_candidates, search
+from synflow_jax.selection.unreached import unreached
 from synflow_jax.trees import Masks, Scores, check_masks, is_floating
 from synflow_jax.xla.reductions import count_reaching, count_where, one_device, sum_of
 
@@ -40,12 +41,14 @@ class Selection(NamedTuple):
       removed: total of the eligible scores that are not kept, NaN left out.
       positive: True if any eligible score was above zero.
       nonfinite: number of eligible scores that were NaN or infinite.
+      unreached: for each leaf, whether it has eligible scores, all of them zero.
     """
 
     masks: Masks
     removed: Float[Array, ""]
     positive: Bool[Array, ""]
     nonfinite: Integer[Array, ""]
+    unreached: Bool[Array, " leaves"]
 
 
 def keep_top(
@@ -127,7 +130,8 @@ def select(
     dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves))
     if size == 0:
         nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, bool), scores)
-        return Selection(nothing, jnp.zeros((), dtype), jnp.bool_(False), jnp.uint32(0))
+        zero, no = jnp.zeros((), dtype), jnp.zeros(len(leaves), bool)
+        return Selection(nothing, zero, jnp.bool_(False), jnp.uint32(0), no)
     if isinstance(k, Tracer):
         # Clipped before the conversion to uint32, which changes negative and large numbers.
         largest = jnp.asarray(min(size, jnp.iinfo(k.dtype).max), k.dtype)
@@ -156,13 +160,15 @@ def select(
     ties = num_removed - bracket.below_low
     kept = lax.cond(ties == 0, _keep_reaching, _keep_first_ties, keys, bracket, num_removed)
     nonfinite = sum((_count_nonfinite(key) for key in keys), jnp.uint32(0))
+    shapes = [leaf.shape for leaf in leaves]
     return Selection(
-        jax.tree.unflatten(treedef, _split(kept, groups, [leaf.shape for leaf in leaves])),
+        jax.tree.unflatten(treedef, _split(kept, groups, shapes)),
         _total_removed(keys, bracket.low, ties),
         lax.cond(
             (bracket.low > 0) & (k > 0), lambda keys: jnp.bool_(True), _any_positive, keys
         ),
         nonfinite,
+        unreached(keys, [[leaf.size for leaf in leaves[group]] for group in groups]),
     )
 
 
@@ -185,6 +191,7 @@ def select_per_layer(scores: Scores, ks: PyTree, masks: Masks | None = None) -> 
         sum((part.removed.astype(dtype) for part in parts), jnp.zeros((), dtype)),
         functools.reduce(jnp.logical_or, [p.positive for p in parts], jnp.bool_(False)),
         sum((part.nonfinite for part in parts), jnp.uint32(0)),
+        jnp.concatenate([part.unreached for part in parts]),
     )
 
 

@@ -57,8 +57,10 @@ def dot_general(equation: Equation, left: Value, right: Value):
             terms.append(product(_number(equation, shift_of(left), a), b, f))
         if shift_of(right):
             terms.append(product(a, _number(equation, shift_of(right), b), e))
+    if len(terms) == 1:
+        return terms
     mantissas, exponent = aligned(terms)
-    return [terms[0] if len(terms) == 1 else normalised(sum(mantissas), exponent)]
+    return [normalised(sum(mantissas[1:], mantissas[0]), exponent)]
 
 
 def _number(equation: Equation, number: float, flow: Array) -> Array:

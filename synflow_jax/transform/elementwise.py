@@ -89,8 +89,8 @@ def _shifted(equation: Equation, flow: Flowing, shift: Plain, sign: int = 1) -> 
     if equation.biases:
         # The authors' code subtracts the absolute value of a running mean; so does this.
         masked = sign * as_array(shift) <= _MASK
-        term = jnp.where(masked, 0, sign * equation.absolute(shift))
-        (a, b), exponent = aligned([result, normalised(term)])
+        bias = jnp.where(masked, 0, sign * equation.absolute(shift))
+        (a, b), exponent = aligned([result, normalised(bias)])
         result = normalised(a + b, exponent)
     if isinstance(flow, Stopped):
         return Stopped(result, derived(result, flow))

@@ -76,7 +76,7 @@ def outer_factors(value: Flowing, dominator: Scaled | Derived) -> list[tuple[Pla
     """
     factors = []
     for node in _chain(value):
-        if node is dominator:
+        if node is dominator or not isinstance(node, Derived):
             break
         factors += node.factors
         if not node.scales:
@@ -95,7 +95,7 @@ def added_to(value: Flowing) -> Callable[[], Array] | None:
 def _chain(value: Flowing) -> Iterator[Scaled | Derived]:
     """The value and its dominators, nearest first."""
     node = value.of if isinstance(value, Stopped) else value
-    while node is not None:
+    while isinstance(node, Scaled | Derived):
         yield node
         node = node.parent if isinstance(node, Derived) else None
 

@@ -46,7 +46,9 @@ class Starts:
         if not jnp.issubdtype(typed(eqn.outvars[0]).dtype, jnp.floating):
             return None
         if name == "convert_element_type":
-            if operands[0].ids.dtype == bool or self.numbers_flow:
+            (tokens,) = operands
+            one_hot = isinstance(tokens, Tokens) and tokens.ids.dtype == bool
+            if one_hot or self.numbers_flow:
                 self.found = True
                 return _START
             self.ignored = True

@@ -53,7 +53,8 @@ class Settings(NamedTuple):
       rules: the table of rules.
       absolute: ``absolute(plain) -> array``, what a parameter counts where it meets the
         flow; None for its absolute value.
-      after_rule: applied to each new flow that a rule returns; None for nothing.
+      after_rule: applied to each new flow that a rule returns; it raises ValueError to
+        refuse it. None for nothing.
       before_rule: ``before_rule(rule, equation, *operands)``, called before each rule; it
         raises ValueError to refuse the equation. None for nothing.
     """
@@ -172,18 +173,23 @@ class _Interpreter(NamedTuple):
                 settings.before_rule(rule, equation, *operands)
             outs = rule.apply(equation, *operands)
             _check_results(rule, equation, outs)
+            return self._treated(outs, operands)
         except FlowError:  # from a jaxpr inside this one: it names a line already
             raise
         except ValueError as error:
             raise FlowError(
                 f"flow cannot pass the primitive `{name}`, called at {line}: {error}"
             ) from error
-        if settings.after_rule is None:
+
+    def _treated(self, outs: Sequence[Value], operands: list[Value]) -> Sequence[Value]:
+        """The results, each new flow after ``settings.after_rule``."""
+        treat = self.settings.after_rule
+        if treat is None:
             return outs
         # A flow that a rule only passes on is the same object, and was treated before.
         passed = {id(plain_or_flow(operand)) for operand in operands}
         return [
-            settings.after_rule(out)
+            treat(out)
             if carries_flow(out) and id(plain_or_flow(out)) not in passed
             else out
             for out in outs

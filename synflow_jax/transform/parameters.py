@@ -59,36 +59,37 @@ class Sums:
         self, eqn: core.JaxprEqn, operands: Sequence[Plain], outs: Sequence[Plain]
     ) -> None:
         """Notes the results of an equation without flow."""
-        name = eqn.primitive.name
         at = [i for i, x in enumerate(operands) if id(x) in self._terms]
-        if len(at) != 1:
+        if len(at) != 1 or len(outs) != 1:
             return
         _, term, is_sum = self._terms[id(operands[at[0]])]
-        others = [x for i, x in enumerate(operands) if i != at[0]]
-        if name == "neg":
-            new = term
-        elif name in ("mul", "div") and len(others) == 1 and known(others[0]):
-            if name == "div" and at[0] == 1:
-                return
-            number = abs(float(np.asarray(others[0]).flat[0]))
-
-            def new(absolute):
-                terms = term(absolute)
-                return terms / number if name == "div" else terms * number
-        elif name in ("reduce_sum", *_MOVING) and at[0] == 0:
-            is_sum = is_sum or name == "reduce_sum"
-
-            def new(absolute):
-                return bind(eqn, [term(absolute), *others])[0]
-        else:
-            return
-        if len(outs) == 1:
+        new = _absolute_of(eqn, operands, at[0], term)
+        if new is not None:
+            is_sum = is_sum or eqn.primitive.name == "reduce_sum"
             self._terms[id(outs[0])] = outs[0], new, is_sum
 
     def absolute(self, plain: Plain, absolute: Callable[[Plain], Array]) -> Array:
         """The absolute value of a plain value, or the sum of those that it is made of."""
         _, term, is_sum = self._terms.get(id(plain), (None, None, False))
         return term(absolute) if term is not None and is_sum else absolute(plain)
+
+
+def _absolute_of(
+    eqn: core.JaxprEqn, operands: Sequence[Plain], at: int, term: Callable
+) -> Callable | None:
+    """The absolute value of a result, from that of the operand ``at``, which is moved,
+    added up or multiplied by a number; None if it is computed with otherwise."""
+    name, others = eqn.primitive.name, [x for i, x in enumerate(operands) if i != at]
+    if name == "neg":
+        return term
+    if at == 0 and (name == "reduce_sum" or name in _MOVING):
+        return lambda absolute: bind(eqn, [term(absolute), *others])[0]
+    if not (name in ("mul", "div") and len(others) == 1 and known(others[0])):
+        return None
+    number = np.asarray(others[0]).flat[0]
+    if name == "mul":
+        return lambda absolute: term(absolute) * absolute(number)
+    return (lambda absolute: term(absolute) / absolute(number)) if at == 0 else None
 
 
 _MOVING = frozenset(

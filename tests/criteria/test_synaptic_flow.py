@@ -218,6 +218,16 @@ def test_random_draws_differ_between_leaves_of_one_shape():
     assert not np.array_equal(scores["a"], scores["b"])
 
 
+def test_random_draws_leaf_by_leaf():
+    """Each leaf's numbers are its own, whatever other leaves there are."""
+    key, shapes = jax.random.key(3), [(2, 3), (4,), (2, 3), (), (0, 2), (4,)]
+    params = [jnp.zeros(shape) for shape in shapes]
+    scores = jax.jit(sj.random(key))(params, sj.all_kept(params))
+    for i, (score, shape) in enumerate(zip(scores, shapes)):
+        want = jax.random.uniform(jax.random.fold_in(key, i), shape)
+        np.testing.assert_array_equal(score, want)
+
+
 @pytest.mark.parametrize("make", [sj.random, lambda k: sj.ntk_sap(apply_fn, 1.0, k)])
 def test_one_typed_key_is_wanted(make, no_typecheck):
     keys = 0, jnp.zeros(2, jnp.uint32), jax.random.split(jax.random.key(0), 2)

@@ -100,6 +100,7 @@ def test_a_pass_is_a_pruning_at_the_rate_of_its_rounds(passed):
             density=0.5,  # not read
             rounds=rounds,
             schedule=lambda _, rounds: (6 / 27_420) ** (np.arange(1, rounds + 1) / ROUNDS),
+            keep_connected=False,
         )
 
     masks, info = pruned(alive)

@@ -1,0 +1,314 @@
+"""Rounds one after another; a round that cuts the network is undone and taken in steps."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jaxtyping import Array, PyTree
+
+from synflow_jax.masks import all_kept
+from synflow_jax.pruning.lost_flow import check_rounds
+from synflow_jax.pruning.rounds import Choice, Method, Plan, PruneInfo, one_round
+from synflow_jax.trees import Masks, Params
+from synflow_jax.xla.batching import one_by_one
+
+
+class Progress(NamedTuple):
+    """What one scoring hands to the next.
+
+    Attributes:
+      masks: what is scored next. If rounds may be undone, a pair of masks along a leading
+        axis: those scored next, at ``trial.slot``, and those before the last step.
+      number: the round in progress, from 0.
+      infos: the reports of all rounds, with a leading axis.
+      last: the report of the last round that ended.
+      unreached: for each prunable leaf, whether all its scores were 0 at the start.
+      trial: how the round in progress stands, if rounds may be undone; else None.
+    """
+
+    masks: Masks
+    number: Array
+    infos: PruneInfo
+    last: PruneInfo
+    unreached: Array
+    trial: "Trial | None"
+
+
+class Trial(NamedTuple):
+    """How a round stands that may be undone.
+
+    Counts have one entry for each prunable leaf for scope "layer".
+
+    Attributes:
+      slot: which of the pair of masks is scored next, 0 or 1.
+      kept: weights kept by the masks that are scored next.
+      removed: weights that the last step removed, or that the next one shall remove.
+      open: whether it is still to be seen if the network has flow.
+      halved: whether the next step removes ``removed`` weights, and not the rest of the
+        round.
+      cut: whether the network has no flow any more, so that nothing is undone.
+      info: the report of the round in progress.
+      confirmed: the same without the last step.
+    """
+
+    slot: Array
+    kept: Array
+    removed: Array
+    open: Array
+    halved: Array
+    cut: Array
+    info: PruneInfo
+    confirmed: PruneInfo
+
+
+def run_rounds(
+    method: Method,
+    plan: Plan,
+    constants: tuple[PyTree, ...],
+    params: Params,
+    targets: PyTree,
+    *,
+    limit: int,
+    keep_connected: bool = False,
+    on_round: Callable[[PruneInfo], None] | None = None,
+) -> tuple[Masks, PruneInfo]:
+    """Prunes in rounds: all of them in one compiled loop, or one scoring at a time.
+
+    Args:
+      method: how to prune.
+      plan: how many weights rounds leave, and when they end.
+      constants: the arrays that the criterion needs.
+      params: the parameters.
+      targets: the arrays that the plan needs, such as counts.
+      limit: the largest number of rounds.
+      keep_connected: whether a round after which all scores are 0 is undone. Half of its
+        removals are tried then, and so on; after a step that leaves flow, the rest of the
+        round. If one weight more would cut the network, the round is taken as it is.
+      on_round: called on the host after each round; None for the compiled loop.
+
+    Returns:
+      The masks, and what the rounds report. Under jit and vmap it has ``limit`` rounds, the
+      last of them without effect if the plan ends before.
+
+    Raises:
+      FloatingPointError: if a score was NaN or infinite (not under jit or vmap).
+      ValueError: if no flow reaches any prunable leaf before the first round (not under jit
+        or vmap).
+    """
+    static = (method, plan, limit, keep_connected)
+    if on_round is None:
+        masks, infos, done, unreached = _all_rounds(*static, constants, params, targets)
+        if not isinstance(done, Tracer):
+            infos = jax.tree.map(lambda x: x[: int(done)], infos)
+            check_rounds(infos, 1, method, constants, params, unreached)
+        return masks, infos
+    progress, reported = _start(*static, constants, params, targets), 0
+    while not reported or _goes_on(*static, targets, progress):
+        progress = _one_scoring(*static, constants, params, targets, progress)
+        done = int(progress.number)
+        while reported < done:  # one scoring can end two rounds
+            info = jax.tree.map(lambda x, i=reported: x[i : i + 1], progress.infos)
+            unreached = progress.unreached if not reported else None
+            check_rounds(info, reported + 1, method, constants, params, unreached)
+            on_round(jax.tree.map(lambda x: x[0], info))
+            reported += 1
+    infos = jax.tree.map(lambda x: x[:reported], progress.infos)
+    return _present(progress), _certified_from_the_start(infos)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _all_rounds(method, plan, limit, keep_connected, constants, params, targets):
+    """The masks, the reports of ``limit`` rounds, how many rounds there were, and for each
+    prunable leaf whether all its scores were 0 at the start."""
+    static = (method, plan, limit, keep_connected)
+
+    def all_rounds(constants, params, targets):
+        progress = lax.while_loop(
+            functools.partial(_goes_on, *static, targets),
+            functools.partial(_one_scoring, *static, constants, params, targets),
+            _start(*static, constants, params, targets),
+        )
+        # Rounds that did not take place report the last state, and that they removed
+        # nothing.
+        last = progress.last._replace(removed=jnp.zeros_like(progress.last.removed))
+        took_place = jnp.arange(limit, dtype=progress.number.dtype) < progress.number
+        infos = jax.tree.map(
+            lambda xs, x: jnp.where(took_place, xs, x), progress.infos, last
+        )
+        infos = _certified_from_the_start(infos)
+        return _present(progress), infos, progress.number, progress.unreached
+
+    # Masks have no gradient, and a loop whose length is not static has no reverse mode.
+    operands = lax.stop_gradient((constants, params, targets))
+    return one_by_one(all_rounds)(*operands)
+
+
+def _start(method, plan, limit, keep_connected, constants, params, targets) -> Progress:
+    """Everything kept, before the first scoring."""
+    masks = all_kept(params)
+
+    def first(masks):
+        choose = functools.partial(plan.choose, targets, jnp.int32(0))
+        return one_round(method, choose, constants, params, masks).info
+
+    shapes = jax.eval_shape(first, masks)
+    info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    infos = jax.tree.map(lambda x: jnp.zeros((limit, *x.shape), x.dtype), shapes)
+    trial = None
+    if keep_connected:
+        kept = _sizes(method, params)
+        no = jnp.bool_(False)
+        none = _nothing_done(info)
+        slot, removed = jnp.int32(0), jnp.zeros_like(kept)
+        trial = Trial(slot, kept, removed, no, no, no, none, none)
+        masks = jax.tree.map(lambda m: jnp.stack([m, m]), masks)
+    unreached = jnp.zeros(sum(method.is_prunable), bool)
+    return Progress(masks, jnp.int32(0), infos, info, unreached, trial)
+
+
+def _sizes(method: Method, params: Params) -> Array:
+    """Prunable weights; for scope "layer", of each prunable leaf."""
+    pairs = zip(jax.tree.leaves(params), method.is_prunable)
+    sizes = np.asarray([leaf.size for leaf, yes in pairs if yes], np.uint32)
+    return jnp.asarray(sizes.sum(dtype=np.uint32) if method.scope == "global" else sizes)
+
+
+def _goes_on(method, plan, limit, keep_connected, targets, progress: Progress) -> Array:
+    """Whether another scoring follows."""
+    goes_on = plan.goes_on(targets, progress.number, progress.last)
+    goes_on = (progress.number == 0) | goes_on
+    if progress.trial is not None:
+        goes_on = goes_on | progress.trial.open
+    return goes_on
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _one_scoring(
+    method, plan, limit, keep_connected, constants, params, targets, progress
+) -> Progress:
+    """Scores the network and takes a round, or a step of one, or undoes the last step."""
+    if keep_connected:
+        return _one_step(method, limit, constants, params, targets, progress)
+    choose = functools.partial(plan.choose, targets, progress.number)
+    masks, info, _, unreached = one_round(method, choose, constants, params, progress.masks)
+    infos = _written(progress.infos, progress.number, info)
+    first = jnp.where(progress.number == 0, unreached, progress.unreached)
+    return Progress(masks, progress.number + 1, infos, info, first, None)
+
+
+def _written(infos: PruneInfo, number: Array, info: PruneInfo, where=True) -> PruneInfo:
+    """The reports with that of one round, if ``where``."""
+    number = jnp.where(where, number, infos.kept.shape[0])  # no round: not written
+    return jax.tree.map(lambda xs, x: xs.at[number].set(x, mode="drop"), infos, info)
+
+
+def _certified_from_the_start(infos: PruneInfo) -> PruneInfo:
+    """No round is certified if leaves that no flow reached at the start are pruned."""
+    return infos._replace(certified=infos.certified & (infos.unreached[:1] == 0))
+
+
+# --- rounds that may be undone ------------------------------------------------------------
+
+
+def _present(progress: Progress) -> Masks:
+    """The masks of the network as it is."""
+    trial = progress.trial
+    if trial is None:
+        return progress.masks
+
+    def present(pair):
+        return lax.dynamic_index_in_dim(pair, trial.slot, keepdims=False)
+
+    return jax.tree.map(present, progress.masks)
+
+
+def _one_step(method, limit, constants, params, targets, progress) -> Progress:
+    """Scores the network, and takes the rest of the round, or undoes the last step."""
+    trial = progress.trial
+    # If this scoring finds flow, the last step holds, and with it perhaps its round.
+    ended = trial.open & jnp.all(trial.kept <= _target(targets, progress.number, limit))
+    number = jnp.where(ended, progress.number + 1, progress.number)
+    whole = jnp.minimum(trial.kept, _target(targets, number, limit))
+    k = jnp.where(trial.halved, trial.kept - trial.removed, whole)
+    new, info, flows, unreached = one_round(
+        method, lambda scored: Choice(k), constants, params, _present(progress)
+    )
+    undone = trial.open & ~flows & (info.nonfinite == 0)
+    # What is not to be kept is written over the masks that cut the network.
+    slot = jnp.where(undone, trial.slot, 1 - trial.slot)
+    masks = jax.tree.map(
+        lambda pair, m: lax.dynamic_update_index_in_dim(pair, m, slot, axis=0),
+        progress.masks,
+        new,
+    )
+
+    nothing, confirmed = _nothing_done(info), trial.info
+    begun = _where(ended, nothing, confirmed)
+    done = _together(begun, info)
+    cut = trial.cut | (~flows & ~trial.open)
+    # A certified step leaves flow, so no scoring need show it.
+    settled = info.certified | cut
+    last = settled & jnp.all(k == whole) & (number < limit)
+    on = Trial(
+        slot=1 - trial.slot,
+        kept=k,
+        removed=trial.kept - k,
+        open=~settled & (number < limit),
+        halved=jnp.bool_(False),
+        cut=cut,
+        info=_where(last, nothing, done),
+        confirmed=begun,
+    )
+    less = trial.removed // 2
+    retried = trial.confirmed._replace(retries=trial.confirmed.retries + 1)
+    back = Trial(
+        slot=1 - trial.slot,
+        kept=trial.kept + trial.removed,
+        removed=less,
+        open=jnp.bool_(False),
+        halved=jnp.any(less > 0),
+        cut=~jnp.any(less > 0),
+        info=retried,
+        confirmed=retried,
+    )
+    ended, last = ended & ~undone, last & ~undone
+    infos = _written(progress.infos, progress.number, confirmed, where=ended)
+    infos = _written(infos, number, done, where=last)
+    report = _where(last, done, _where(ended, confirmed, progress.last))
+    first = jnp.where(progress.last.kept == 0, unreached, progress.unreached)
+    number = jnp.where(last, number + 1, jnp.where(undone, progress.number, number))
+    return Progress(masks, number, infos, report, first, _where(undone, back, on))
+
+
+def _where(condition: Array, yes: PyTree, no: PyTree) -> Any:
+    """Of two trees of numbers the one that is chosen."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def _target(targets: Array, number: Array, limit: int) -> Array:
+    """The counts that a round leaves; after the last, those of the last."""
+    return jnp.asarray(targets)[jnp.minimum(number, limit - 1)]
+
+
+def _nothing_done(info: PruneInfo) -> PruneInfo:
+    """The report of a round before its first step."""
+    zeros = jax.tree.map(jnp.zeros_like, info)
+    return zeros._replace(certified=jnp.ones_like(info.certified))
+
+
+def _together(begun: PruneInfo, step: PruneInfo) -> PruneInfo:
+    """The report of the steps of a round so far, and of one more."""
+    first = begun.kept == 0
+    left = jnp.maximum(1 - begun.removed, 0) * jnp.maximum(1 - step.removed, 0)
+    return step._replace(
+        removed=jnp.where(first, step.removed, 1 - left),
+        certified=begun.certified & step.certified,
+        nonfinite=jnp.maximum(begun.nonfinite, step.nonfinite),
+        unreached=jnp.where(first, step.unreached, begun.unreached),
+        retries=begun.retries,
+    )
