@@ -114,6 +114,26 @@ def test_an_activation_has_the_flow_of_what_it_is_a_function_of(inner):
     assert got == pytest.approx(dict.fromkeys(arguments, want), rel=1e-5)
 
 
+def test_a_traced_number_is_no_constant_of_the_model():
+    """It stays outside of a nonlinearity too, since it may be a parameter."""
+
+    @jax.jit
+    def flows(c):
+        def network(function):
+            return lambda p, x: function(c, x @ p)
+
+        forms = {
+            "before": lambda c, y: WRITTEN["silu"](c * y),
+            "outside": lambda c, y: (c * y) * jax.nn.sigmoid(y),
+            "inside": lambda c, y: y * jax.nn.sigmoid(c * y),
+            "added": lambda c, y: (c + 0 * y) * y,
+        }
+        return {n: sj.log_flow(network(f), W, (2,)) for n, f in forms.items()}
+
+    got = {name: float(jnp.exp(value)) for name, value in flows(0.5).items()}
+    assert got == pytest.approx({"before": 5, "outside": 5, "inside": 10, "added": 10})
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_forms_that_are_sums_or_have_an_outer_factor(name):
     act, factor = OTHERS[name]
