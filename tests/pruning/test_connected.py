@@ -92,6 +92,14 @@ def test_it_is_the_rule_that_is_described(seed, kept):
     np.testing.assert_array_equal(info.retries, retries)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_first_round_that_is_undone_is_no_network_without_flow(seed):
+    """All weights are reached before it, whatever the tries leave."""
+    params = initialise(seed)
+    masks, info = sj.prune(score, params, (LAYERS + 6) / SIZE, rounds=1)
+    assert info.retries[0] > 0 and info.unreached[0] == 0 and connected(masks, params)
+
+
 def test_the_count_wins_where_no_network_is_connected():
     params = initialise(0)
     masks, info = sj.prune(score, params, (LAYERS - 1) / SIZE, rounds=10)
