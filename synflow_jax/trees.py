@@ -123,7 +123,8 @@ def filled(params: Params, values: Mapping[str, float]) -> Params:
       The parameters, with the structure, shapes and dtypes that they had.
 
     Raises:
-      ValueError: if a pattern matches no leaf, or a leaf that holds no floating numbers.
+      ValueError: if a pattern matches no leaf, or a leaf that holds no floating numbers,
+        or a value is no number.
 
     Example:
       >>> params = {"head": {"kernel": jnp.zeros((2, 1))}, "body": {"kernel": jnp.eye(2)}}
@@ -132,22 +133,33 @@ def filled(params: Params, values: Mapping[str, float]) -> Params:
              [0.5]], dtype=float32)
     """
     names, (leaves, treedef) = leaf_names(params), jax.tree.flatten(params)
+    _check_values(values, names)
     new = []
     for name, leaf in zip(names, leaves):
-        pattern = next((p for p in values if fnmatch.fnmatchcase(name, p)), None)
+        pattern = next((p for p in values if _names(p, name)), None)
         if pattern is not None and not is_floating(leaf):
             raise ValueError(
                 f"`values[{pattern!r}]` matches `{name}`, which has dtype {leaf.dtype}; "
                 "only floating parameters can be filled."
             )
         new.append(leaf if pattern is None else jnp.full_like(leaf, values[pattern]))
-    for pattern in values:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+    return jax.tree.unflatten(treedef, new)
+
+
+def _check_values(values: Mapping[str, float], names: Sequence[str]) -> None:
+    for pattern, value in values.items():
+        if isinstance(value, str) or np.ndim(value):
+            raise ValueError(f"`values[{pattern!r}]` is a number; got {value!r}.")
+        if not any(_names(pattern, name) for name in names):
             raise ValueError(
                 f"the pattern {pattern!r} of `values` matches no leaf; the leaves are "
                 f"{', '.join(names) or '(none)'}."
             )
-    return jax.tree.unflatten(treedef, new)
+
+
+def _names(pattern: str, name: str) -> bool:
+    """Whether a pattern names a leaf: by its very name, or as `fnmatch` says."""
+    return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
 def names_kernel(path: str) -> bool:

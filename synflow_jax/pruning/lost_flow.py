@@ -49,44 +49,50 @@ def check_rounds(
         return
     names = [name for name, yes in zip(leaf_names(params), method.is_prunable) if yes]
     lost = [name for name, yes in zip(names, np.asarray(unreached)) if yes]
-    if flow_criterion(method.criterion) is not None and len(lost) == len(names):
+    of_flow = flow_criterion(method.criterion) is not None
+    why = _zero_leaves(method, constants, params, lost) if of_flow else ""
+    if of_flow and len(lost) == len(names):
         reason = _where_not_finite(method, params)
         if reason is not None:
             raise FloatingPointError(f"every score is 0 before the first round: {reason}")
         raise ValueError(
-            "no flow reaches a prunable leaf before the first round (R is 0), so weights "
-            f"would be removed by their position. {_zero_leaves(method, constants, params)}"
+            "no flow reaches a prunable leaf before the first round (R is 0, or flows past "
+            f"them all), so weights would be removed by their position. {why}"
         )
     warnings.warn(
         f"all scores of {len(lost)} of {len(names)} prunable leaves are 0 before the first "
         "round, so their weights are the first to be removed, by their position: "
-        f"{', '.join(lost)}. {_zero_leaves(method, constants, params)}",
+        f"{', '.join(lost)}. {why}",
         stacklevel=4,
     )
 
 
-def _zero_leaves(method: Method, constants: tuple[PyTree, ...], params: Params) -> str:
-    """Names the leaves that are all zero and through which weights would score."""
-    tiny = {name for name, leaf in _floating(params) if _is_zero(leaf)}
-    leaves, treedef = jax.tree.flatten(params)
-    names = leaf_names(params)
-    filled = [
-        jnp.ones_like(leaf) if name in tiny else leaf for name, leaf in zip(names, leaves)
-    ]
-    filled = jax.tree.unflatten(treedef, filled)
-    scores = jax.jit(method.score_fn)(*constants, filled, all_kept(filled))
-    scored = [bool(jnp.any(s != 0)) for s in jax.tree.leaves(scores)]
-    zero = [name for name, yes in zip(names, scored) if name in tiny and yes]
-    if not zero:
+def _zero_leaves(
+    method: Method, constants: tuple[PyTree, ...], params: Params, lost: list[str]
+) -> str:
+    """Names the leaves that are all zero and keep the flow from leaves that are lost."""
+    names, (leaves, treedef) = leaf_names(params), jax.tree.flatten(params)
+    zero = {name for name, leaf in _floating(params) if _is_zero(leaf)}
+    score = jax.jit(method.score_fn)
+
+    def scored(ones):
+        filled = [jnp.ones_like(x) if n in ones else x for n, x in zip(names, leaves)]
+        filled = jax.tree.unflatten(treedef, filled)
+        scores = jax.tree.leaves(score(*constants, filled, all_kept(filled)))
+        return {n for n, s in zip(names, scores) if bool(jnp.any(s != 0))}
+
+    found = scored(zero)
+    zero = [name for name in names if name in zero & found]
+    if not zero or not found & set(lost):
         return (
             "No leaf that is all zero is the cause; `synflow_jax.unreached` names the "
             "leaves through which no flow passes."
         )
-    pattern = f"{{{', '.join(f'{name!r}: 1.0' for name in zero[:3])}}}"
+    values = f"{{{', '.join(f'{name!r}: 1.0' for name in zero)}}}"
     return (
         f"All zero (or below {np.finfo(np.float32).tiny:.1g}, which counts as zero): "
         f"{', '.join(zero)}. Prune before the zero initialisation; or prune "
-        f"synflow_jax.filled(params, {pattern}), which has other values there, and put the "
+        f"synflow_jax.filled(params, {values}), which has other values there, and put the "
         "masks on the original parameters."
     )
 

@@ -1,5 +1,6 @@
 """Rules of calls, branches and loops: the flow goes inside."""
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -7,9 +8,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from synflow_jax.transform.elementwise import nonlinearity
+from synflow_jax.transform.history import chain, outer_factors
 from synflow_jax.transform.scaled import Scaled, normalised, nothing, power_of_two
 from synflow_jax.transform.values import (
+    Derived,
     Equation,
+    Stopped,
     Tokens,
     Value,
     as_array,
@@ -32,14 +36,59 @@ def nothing_returned(equation: Equation, *operands: Value):
 
 def rematerialised(equation: Equation, *operands: Value):
     """Goes inside, and keeps no more values for the backward pass than the network does."""
-    params = equation.params
-    inner = called(params)
+    params, known = equation.params, []
 
     def inside():  # operands are closed over: they keep their histories
-        return _inside(equation, inner, operands)
+        outs = equation.inside(called(params), *operands)
+        known[:] = [_Known(out, operands) for out in outs]
+        return [record.arrays() for record in known]
 
     keep = {name: params[name] for name in ("prevent_cse", "policy")}
-    return jax.checkpoint(inside, **keep)()
+    results = jax.checkpoint(inside, **keep)()
+    return [record.value(arrays) for record, arrays in zip(known, results)]
+
+
+class _Known:
+    """What is known while tracing of a result that leaves a rematerialised part: its kind,
+    and its history from the values outside on."""
+
+    def __init__(self, out: Value, operands: Sequence[Value]):
+        self.out, self.parent, self.factors = out, None, ()
+        if isinstance(out, Derived):
+            outside = {id(node) for x in operands if carries_flow(x) for node in chain(x)}
+            self.parent = next((n for n in chain(out) if id(n) in outside), None)
+            if self.parent is not None:
+                self.factors = outer_factors(out, self.parent)
+
+    def arrays(self):
+        if not isinstance(self.out, Derived):
+            return self.out.flow if isinstance(self.out, Stopped) else self.out
+        added = None if self.out.added is None else self.out.added()
+        return self.out.flow, added, [factor for factor, _ in self.factors]
+
+    def value(self, arrays) -> Value:
+        out, parent = self.out, self.parent
+        if isinstance(out, Stopped):
+            return Stopped(arrays, arrays)
+        if not isinstance(out, Derived):
+            return arrays
+        flow, added, factors = arrays
+        nodes = (
+            []
+            if parent is None
+            else itertools.takewhile(lambda n: n is not parent, chain(out))
+        )
+        nodes = [node for node in nodes if isinstance(node, Derived)]
+        inverts = [inverts for _, inverts in self.factors]
+        return Derived(
+            flow,
+            parent,
+            tuple(zip(factors, inverts)),
+            all(node.scales for node in nodes),
+            any(node.layer for node in nodes),
+            out.shift,
+            None if added is None else lambda: added,
+        )
 
 
 def activation(equation: Equation, *operands: Value):

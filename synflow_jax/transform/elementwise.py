@@ -12,7 +12,9 @@ from jaxtyping import Array
 from synflow_jax.transform.contractions import factors
 from synflow_jax.transform.history import (
     added_to,
+    added_together,
     common_dominator,
+    common_shift,
     derived,
     outer_factors,
     scaling,
@@ -94,7 +96,7 @@ def _shifted(equation: Equation, flow: Flowing, shift: Plain, sign: int = 1) -> 
         result = normalised(a + b, exponent)
     if isinstance(flow, Stopped):
         return Stopped(result, derived(result, flow))
-    number = sign * _number(shift) if known(shift) and np.size(shift) == 1 else 0.0
+    number = sign * _number(shift) if known(shift) else 0.0
     shape = result.mantissa.shape
 
     def term():
@@ -150,6 +152,8 @@ def multiply(equation: Equation, left: Value, right: Value):
     origin = common_dominator(left, right)
     if origin is not None:
         outer = (*outer_factors(left, origin), *outer_factors(right, origin))
+        # One parameter in both, as in (g * y) * (g * y), is one factor, as in (g * y)**2.
+        outer = tuple({id(factor): (factor, inverts) for factor, inverts in outer}.values())
         return [_activation(equation, origin, outer)]
     a, b, exponent = factors(equation, plain_or_flow(left), plain_or_flow(right))
     terms = [normalised(a * b, exponent)]
@@ -199,7 +203,8 @@ def _activation(
     """An activation of a flow, times parameters."""
     mantissa, exponent = plain_or_flow(origin)
     for factor, inverts in outer:
-        scale = equation.absolute(jnp.reshape(factor, ()))
+        scale = equation.absolute(factor)
+        scale = jnp.reshape(scale, ()) if scale.size == 1 else scale
         mantissa = mantissa / scale if inverts else mantissa * scale
     flow = normalised(mantissa, exponent) if outer else plain_or_flow(origin)
     return dataclasses.replace(derived(flow, origin), factors=outer)
@@ -217,10 +222,7 @@ def _times(
         return Inverse(Scaled(stretched, exponent), factor)
     scaled = normalised(mantissa / scale if invert else mantissa * scale, exponent)
     left_out = _times_left_out(flow, plain, invert)
-    # A number scales the argument of a function; an array of them is a layer.
-    if jnp.size(plain) == 1:
-        return scaling(scaled, flow, plain, invert, **left_out)
-    return Derived(scaled, **left_out)
+    return scaling(scaled, flow, plain, invert, **left_out)
 
 
 def _inverse(equation: Equation, flow: Scaled, factor: Plain) -> Inverse:
@@ -283,7 +285,10 @@ def maximum(equation: Equation, left: Value, right: Value):
     This is also the rule of the minimum, since absolute values have no sign.
     """
     if not (carries_flow(left) and carries_flow(right)):
-        (passed,) = nonlinearity(equation, left, right)
+        flow, bound = (left, right) if carries_flow(left) else (right, left)
+        (passed,) = nonlinearity(equation, flow, bound)
+        if known(bound) and _number(bound) <= _MASK and added_to(flow):
+            return [flow]  # a bound of masked logits
         if not equation.biases:
             return [passed]
         mantissa, exponent = plain_or_flow(passed)  # may be negative after a running mean
@@ -308,18 +313,19 @@ def select_n(equation: Equation, which: Value, *cases: Value):
             as_flows([*map(plain_or_flow, cases)], equation.dtype)
         )
         chosen = normalised(lax.select_n(which, *mantissas), exponent)
-        return [derived(chosen, *flows)]
+        added = added_together(cases, lambda *terms: lax.select_n(which, *terms))
+        return [derived(chosen, *flows, shift=common_shift(cases), added=added)]
     if not flows:
         return [_steps(equation, which, cases)]
     if len(flows) == 1:
         return [_nonlinear(equation, flows[0], which)]
-    origin = common_dominator(which, *flows)
+    origin = common_dominator(which, *flows, through_layers=True)
     if origin is None:
         raise ValueError("the input chooses between two flows that it does not consist of.")
     outer = [outer_factors(flow, origin) for flow in flows]
     if not all(outer):  # the slope of a leaky ReLU belongs to the activation
         return [_activation(equation, origin, ())]
-    scaled = [plain_or_flow(_activation(equation, origin, tuple(f))) for f in outer]
+    scaled = [plain_or_flow(_activation(equation, origin, f)) for f in outer]
     mantissas, exponent = aligned(scaled)
     share = equation.absolute(np.asarray(1 / len(flows), equation.dtype))
     mean = sum(mantissas[1:], mantissas[0]) * share
@@ -342,7 +348,7 @@ def selects_paths(equation: Equation, which: Value, *cases: Value) -> bool:
     flows = [case for case in cases if carries_flow(case)]
     if not carries_flow(which) or not flows:
         return True
-    return common_dominator(which, *flows) is not None
+    return common_dominator(which, *flows, through_layers=True) is not None
 
 
 def _only(operands: tuple[Value, ...]) -> Flowing:

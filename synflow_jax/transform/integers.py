@@ -21,6 +21,7 @@ from synflow_jax.transform.values import (
     Rule,
     Tokens,
     Value,
+    known,
     plain_or_flow,
 )
 from synflow_jax.xla.jaxprs import typed
@@ -53,6 +54,9 @@ class Starts:
                 return _START
             self.ignored = True
             return _ONE
+        if name == "select_n" and isinstance(operands[0], Tokens):
+            self.found = True
+            return _CHOOSE
         if name in ("gather", "dynamic_slice") and not isinstance(operands[0], Tokens):
             self.found = True
             return _LOOK_UP if name == "gather" else _LOOK_UP_ONE
@@ -118,12 +122,20 @@ def start(equation: Equation, tokens: Tokens):
     return [normalised(values.astype(equation.dtype))]
 
 
+def choose(equation: Equation, which: Tokens, *cases: Value):
+    """A one-hot vector chooses: between numbers it is a vector of ones, between parameters
+    it is a layer."""
+    weights = [equation.absolute(case) for case in cases if not known(case)]
+    ones = jnp.ones(which.ids.shape, equation.dtype)
+    return [normalised(sum(weights[1:], weights[0]) * ones if weights else ones)]
+
+
 def one(equation: Equation, tokens: Tokens):
     """Integers converted to floats beside another input: the constant 1."""
     return [jnp.ones(tokens.ids.shape, equation.dtype)]
 
 
-_START, _ONE, _LOOK_UP, _LOOK_UP_ONE = (
+_START, _ONE, _CHOOSE, _LOOK_UP, _LOOK_UP_ONE = (
     Rule(apply, keeps_paths=True, sees_kinds=True)
-    for apply in (start, one, look_up, look_up_one)
+    for apply in (start, one, choose, look_up, look_up_one)
 )

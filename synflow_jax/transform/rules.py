@@ -11,7 +11,7 @@ _NONLINEAR = Rule(elementwise.nonlinearity, keeps_paths=True, sees_kinds=True)
 _EXPONENTIAL = Rule(elementwise.exponential, keeps_paths=True, sees_kinds=True)
 _POWER = Rule(elementwise.power, keeps_paths=True, sees_kinds=True)
 _ADD = Rule(elementwise.add, keeps_paths=True, sees_kinds=True)
-_JOINS = Rule(structural.joining, keeps_paths=True)
+_JOINS = Rule(structural.joining, keeps_paths=True, sees_kinds=True)
 
 # Rules of several primitives each.
 _SHARED = {
@@ -70,7 +70,7 @@ _SINGLE = {
         elementwise.select_n, keeps_paths=elementwise.selects_paths, sees_kinds=True
     ),
     "stop_gradient": Rule(elementwise.stop, keeps_paths=True, sees_kinds=True),
-    "pad": Rule(structural.pad, keeps_paths=True),
+    "pad": Rule(structural.pad, keeps_paths=True, sees_kinds=True),
     "reduce_window_max": Rule(structural.reduce_window_max, keeps_paths=True),
     "reduce_max": Rule(structural.reduce_max, keeps_paths=True),
     "reduce_min": Rule(structural.reduce_max),

@@ -8,7 +8,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from synflow_jax.transform.history import added_to, shift_of
+from synflow_jax.transform.history import (
+    added_to,
+    added_together,
+    common_shift,
+    shift_of,
+)
 from synflow_jax.transform.scaled import Scaled, aligned, normalised
 from synflow_jax.transform.values import (
     Derived,
@@ -45,8 +50,8 @@ def _moved(equation: Equation, flow: Derived, i: int, new: Scaled, at) -> Derive
     added = flow.added
     if added is None:
         return Derived(new, shift=flow.shift)
-    moved = functools.cache(lambda: equation.bind(added(), *at))
-    return Derived(new, shift=flow.shift, added=lambda: moved()[i])
+    # Not kept: it may be asked for while a branch or a loop is traced.
+    return Derived(new, shift=flow.shift, added=lambda: equation.bind(added(), *at)[i])
 
 
 def taking(equation: Equation, flow: Value, *places: Value):
@@ -70,9 +75,12 @@ def placing(equation: Equation, flow: Value):
 
 def joining(equation: Equation, *operands: Value):
     """Concatenates arrays; parameter values among them carry no flow."""
-    mantissas, exponent = aligned(as_flows(operands, equation.dtype))
+    flows = as_flows([*map(plain_or_flow, operands)], equation.dtype)
+    mantissas, exponent = aligned(flows)
     (joined,) = equation.bind(*mantissas)
-    return [Scaled(joined, exponent)]
+    shift = common_shift(operands)
+    added = added_together(operands, lambda *arrays: equation.bind(*arrays)[0])
+    return [Derived(Scaled(joined, exponent), shift=shift, added=added)]
 
 
 def updating(equation: Equation, array: Value, update: Value, *places: Value):
@@ -96,10 +104,15 @@ def scatter(equation: Equation, array: Value, places: Value, updates: Value):
 
 def pad(equation: Equation, flow: Value, value: Value):
     """Pads the flow with zeros, whatever the padding value is: that value is a shift."""
-    if not isinstance(flow, Scaled):
+    if not carries_flow(flow):
         raise ValueError("the flow must enter it as the array that is padded.")
-    (padded,) = equation.bind(flow.mantissa, jnp.zeros((), flow.mantissa.dtype))
-    return [Scaled(padded, flow.exponent)]
+
+    def padded(array):
+        return equation.bind(array, jnp.zeros((), array.dtype))[0]
+
+    mantissa, exponent = plain_or_flow(flow)
+    added = added_together([flow], padded)
+    return [Derived(Scaled(padded(mantissa), exponent), added=added)]
 
 
 def summing(equation: Equation, flow: Scaled):

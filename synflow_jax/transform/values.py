@@ -37,7 +37,10 @@ class Derived:
         computation of this one goes; None at the start of a history.
       factors: the parameters that multiply it, or divide it (True), outside of every
         nonlinearity on the way from the parent.
-      scales: whether it is the parent times scalars, and no other function of it.
+      scales: whether it is the parent times ``factors`` and numbers, and no other function
+        of it.
+      layer: whether these factors are an array. A product with an array starts a new
+        history; only a selection looks through it, as for the slopes of a leaky ReLU.
       shift: the scalar, known while tracing, that the flow leaves out.
       added: computes the array that was added and left out; None if there is none.
     """
@@ -46,6 +49,7 @@ class Derived:
     parent: "Scaled | Derived | None" = None
     factors: tuple[tuple["Plain", bool], ...] = ()
     scales: bool = False
+    layer: bool = False
     shift: float = 0.0
     added: Callable[[], Array] | None = None
 

@@ -352,4 +352,11 @@ def test_filled_leaves_keep_shape_and_dtype_and_the_first_pattern_counts():
     assert got["a"].dtype == jnp.bfloat16 and (got["a"] == 0.5).all()
     with pytest.raises(ValueError, match="matches `n`, which has dtype int32"):
         sj.filled(params, {"n": 1.0})
+    by_name = sj.filled({"layers[1]": jnp.zeros(2)}, {"layers[1]": 1.0})
+    assert (by_name["layers[1]"] == 1).all()
     assert math.isclose(float(got["a"].sum()), 3.0)
+
+
+def test_a_value_that_is_no_number_is_named(no_typecheck):
+    with pytest.raises(ValueError, match=r"`values\['a'\]` is a number; got 'x'"):
+        sj.filled({"a": jnp.zeros(2)}, {"a": "x"})

@@ -205,6 +205,10 @@ SHIFTED = {
     "moved": lambda p, s, x: jnp.broadcast_to((1 + s)[:, None], (1, 1, 2))[:, 0] * x,
     "split": lambda p, s, x: jnp.split(1 + jnp.tile(s, (1, 2)), 2, axis=1)[1] * x,
     "cast": lambda p, s, x: (1 + s).astype(jnp.bfloat16).astype(jnp.float32) * x,
+    "filled": lambda p, s, x: (jnp.ones_like(s) + s) * x,
+    "concatenated": lambda p, s, x: jnp.concatenate([1 + s, 1 + s], 1)[:, 2:] * x,
+    "selected": lambda p, s, x: jnp.where(jnp.array([True, False])[None], 1 + s, s + 1) * x,
+    "leaving a rematerialised part": lambda p, s, x: jax.checkpoint(lambda s: 1 + s)(s) * x,
     "two halves": lambda p, s, x: ((0.5 + s) + (0.5 + 0 * s)) * x,
     "einsum": lambda p, s, x: jnp.einsum("bd,btd->btd", 1 + s, x[:, None])[:, 0],
     "in a branch": lambda p, s, x: lax.cond(
@@ -322,6 +326,12 @@ def test_what_is_masked_before_a_softmax_carries_no_flow():
         "moved": lambda p, y: (y + CAUSAL * -1e9)[None].swapaxes(1, 2)[0].T,
         "with a bias": lambda p, y: (y + p["q"] + CAUSAL * -1e9) + p["k"],
         "selected": lambda p, y: jnp.where(CAUSAL > 0, -1e9, y),
+        "selected after": lambda p, y: jnp.where(CAUSAL >= 0, y + CAUSAL * -1e9, -1e30),
+        "with a low bound": lambda p, y: jnp.maximum(y + CAUSAL * -1e9, -1e30),
+        "concatenated": lambda p, y: jnp.concatenate([y + CAUSAL * -1e9, y], 1)[:, :2],
+        "leaving a rematerialised part": lambda p, y: jax.checkpoint(
+            lambda y: y + CAUSAL * -1e9
+        )(y),
     }
 
     @jax.jit
@@ -337,6 +347,53 @@ def test_what_is_masked_before_a_softmax_carries_no_flow():
 
     got = {name: float(jnp.exp(value)) for name, value in flows(params).items()}
     assert got == pytest.approx(dict.fromkeys(masks, float(causal(params))), rel=1e-5)
+
+
+def test_a_mask_is_read_in_branches_and_loops_and_beside_them():
+    """What was added is computed where it is asked for, and nowhere kept."""
+    mask = jnp.array([[0.0, -1e9]])
+    forms = {
+        "cond": lambda y: lax.cond(W[0, 0] > 0, jax.nn.softmax, lambda y: y, y[None])[0],
+        "scan": lambda y: lax.scan(
+            lambda c, _: (c, jax.nn.softmax(y[None])[0]), 0, None, length=1
+        )[1][0],
+        "checkpoint and beside": lambda y: (
+            jax.checkpoint(jax.nn.softmax)(y[None])[0] + 0 * jax.nn.softmax(y[None])[0]
+        ),
+    }
+    for function in forms.values():
+        network = lambda w, x, f=function: f(x @ w + mask)  # noqa: E731
+        assert R(network) == pytest.approx(4)
+        assert float(sj.log_flow(network, W, (2,))) == pytest.approx(np.log(4))
+
+
+def test_a_history_leaves_a_rematerialised_part():
+    params = {"w": W, "g": jnp.float32(0.3)}
+
+    def value(function):
+        return R(lambda p, x: function(p, x @ p["w"]), params)
+
+    gate = jax.checkpoint(lambda g, y: g * jax.nn.sigmoid(y))
+    assert value(lambda p, y: y * gate(p["g"], y)) == pytest.approx(3)
+    inverse = jax.checkpoint(lambda y: lax.rsqrt(jnp.mean(y * y)))
+    assert value(lambda p, y: y * inverse(y)) == pytest.approx(10)
+
+
+def test_slopes_of_each_channel_and_a_parameter_that_is_used_twice():
+    params = {"w": W, "g": jnp.float32(0.3), "slopes": jnp.array([[0.1, 0.2]])}
+
+    def value(function):
+        return R(lambda p, x: function(p, x @ p["w"]), params)
+
+    leaky = lambda p, y: jnp.where(y >= 0, y, p["slopes"] * y)  # noqa: E731
+    assert value(leaky) == pytest.approx(10)
+    both = lambda p, y: jnp.where(y >= 0, p["slopes"] * y, -p["slopes"] * y)  # noqa: E731
+    assert value(both) == pytest.approx(4 * 0.1 + 6 * 0.2)
+    assert value(lambda p, y: (p["g"] * y) * (p["g"] * y)) == pytest.approx(3)
+    assert value(lambda p, y: jnp.square(p["g"] * y)) == pytest.approx(3)
+    # A product with an array starts a new history: this is a gate.
+    gate = lambda p, y: (p["slopes"] * y) * jax.nn.sigmoid(y)  # noqa: E731
+    assert value(gate) == pytest.approx(4 * 0.1**0.5 + 6 * 0.2**0.5)
 
 
 def test_a_large_negative_bias_elsewhere_is_a_bias():

@@ -97,6 +97,12 @@ def test_numbers_are_a_source_only_where_there_is_no_other():
 
     assert R(one_hot, PARAMS, shape) == pytest.approx(30, rel=1e-5)
 
+    def chosen(params, ids):
+        hot = jnp.where(ids[:, None] == jnp.arange(5)[None], 1.0, 0.0)
+        return hot @ params["table"]
+
+    assert R(chosen, PARAMS, IDS) == pytest.approx(30, rel=1e-5)
+
 
 def test_every_function_that_reads_a_network_takes_constants():
     params = {"kernel": W, "other": {"kernel": W}}
