@@ -5,6 +5,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import synflow_jax as sj
 from tests import blocks
@@ -24,6 +25,7 @@ def test_scores_in_single_precision_are_those_in_double(architecture, seed):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:all scores of")  # two parameters are not read
 def test_every_kind_of_round_runs_in_double_precision():
     params = blocks.parameters(["residual"], 0, "f8")
     score = sj.synflow(blocks.network(["residual"]), blocks.INPUT)
