@@ -22,8 +22,9 @@ class Progress(NamedTuple):
     """What one scoring hands to the next.
 
     Attributes:
-      masks: what is scored next. If rounds may be undone, a pair of masks along a leading
-        axis: those scored next, at ``trial.slot``, and those before the last step.
+      masks: what is scored next. If rounds may be undone, each prunable leaf is a pair of
+        masks along a leading axis: that scored next, at ``trial.slot``, and that before the
+        last step.
       number: the round in progress, from 0.
       infos: the reports of all rounds, with a leading axis.
       last: the report of the last round that ended.
@@ -118,7 +119,7 @@ def run_rounds(
             on_round(jax.tree.map(lambda x: x[0], info))
             reported += 1
     infos = jax.tree.map(lambda x: x[:reported], progress.infos)
-    return _present(progress), _certified_from_the_start(infos)
+    return _present(method, progress), _certified_from_the_start(infos)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -141,7 +142,7 @@ def _all_rounds(method, plan, limit, keep_connected, constants, params, targets)
             lambda xs, x: jnp.where(took_place, xs, x), progress.infos, last
         )
         infos = _certified_from_the_start(infos)
-        return _present(progress), infos, progress.number, progress.unreached
+        return _present(method, progress), infos, progress.number, progress.unreached
 
     # Masks have no gradient, and a loop whose length is not static has no reverse mode.
     operands = lax.stop_gradient((constants, params, targets))
@@ -166,7 +167,7 @@ def _start(method, plan, limit, keep_connected, constants, params, targets) -> P
         none = _nothing_done(info)
         slot, removed = jnp.int32(0), jnp.zeros_like(kept)
         trial = Trial(slot, kept, removed, no, no, no, none, none)
-        masks = jax.tree.map(lambda m: jnp.stack([m, m]), masks)
+        masks = _of_prunable(method, lambda m: jnp.stack([m, m]), masks)
     unreached = jnp.zeros(sum(method.is_prunable), bool)
     return Progress(masks, jnp.int32(0), infos, info, unreached, trial)
 
@@ -215,7 +216,14 @@ def _certified_from_the_start(infos: PruneInfo) -> PruneInfo:
 # --- rounds that may be undone ------------------------------------------------------------
 
 
-def _present(progress: Progress) -> Masks:
+def _of_prunable(method: Method, change: Callable, masks: PyTree, *others: PyTree) -> Any:
+    """The masks with their prunable leaves changed."""
+    leaves, treedef = jax.tree.flatten(masks)
+    rows = zip(method.is_prunable, leaves, *map(jax.tree.leaves, others))
+    return treedef.unflatten(change(*row) if yes else row[0] for yes, *row in rows)
+
+
+def _present(method: Method, progress: Progress) -> Masks:
     """The masks of the network as it is."""
     trial = progress.trial
     if trial is None:
@@ -224,7 +232,7 @@ def _present(progress: Progress) -> Masks:
     def present(pair):
         return lax.dynamic_index_in_dim(pair, trial.slot, keepdims=False)
 
-    return jax.tree.map(present, progress.masks)
+    return _of_prunable(method, present, progress.masks)
 
 
 def _one_step(method, limit, constants, params, targets, progress) -> Progress:
@@ -236,16 +244,16 @@ def _one_step(method, limit, constants, params, targets, progress) -> Progress:
     whole = jnp.minimum(trial.kept, _target(targets, number, limit))
     k = jnp.where(trial.halved, trial.kept - trial.removed, whole)
     new, info, flows, unreached = one_round(
-        method, lambda scored: Choice(k), constants, params, _present(progress)
+        method, lambda scored: Choice(k), constants, params, _present(method, progress)
     )
     undone = trial.open & ~flows & (info.nonfinite == 0)
     # What is not to be kept is written over the masks that cut the network.
     slot = jnp.where(undone, trial.slot, 1 - trial.slot)
-    masks = jax.tree.map(
-        lambda pair, m: lax.dynamic_update_index_in_dim(pair, m, slot, axis=0),
-        progress.masks,
-        new,
-    )
+
+    def written(pair, mask):
+        return lax.dynamic_update_index_in_dim(pair, mask, slot, axis=0)
+
+    masks = _of_prunable(method, written, progress.masks, new)
 
     nothing, confirmed = _nothing_done(info), trial.info
     begun = _where(ended, nothing, confirmed)
