@@ -13,8 +13,7 @@ XLA_FLAGS="$(FAST)" $(1)/bin/python -m pytest -n 2 --dist loadfile $(or $(TESTS)
 $(if $(TESTS),,$(1)/bin/python -m pytest -n 2 tests/test_parity.py)
 $(if $(TESTS),,JAX_ENABLE_X64=1 $(1)/bin/python -m pytest -n 2 tests/x64)
 endef
-FAST := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false \
-	--xla_cpu_parallel_codegen_split_count=1
+FAST = $$(.ci/fast_flags $(1)/bin/python)
 
 # A PYTHON that was given, or else the newest one found between two versions.
 find_python = $(if $(filter file,$(origin PYTHON)),$$(.ci/find_python $(1)),$(PYTHON))
