@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, PyTree
 from synflow_jax.masks import all_kept
 from synflow_jax.pruning.criterion import flow_criterion
 from synflow_jax.pruning.rounds import Method, PruneInfo
-from synflow_jax.trees import Params, is_floating, leaf_names
+from synflow_jax.trees import Params, filled, is_floating, leaf_names
 
 
 def check_rounds(
@@ -71,18 +71,12 @@ def _zero_leaves(
     method: Method, constants: tuple[PyTree, ...], params: Params, lost: list[str]
 ) -> str:
     """Names the leaves that are all zero and keep the flow from leaves that are lost."""
-    names, (leaves, treedef) = leaf_names(params), jax.tree.flatten(params)
-    zero = {name for name, leaf in _floating(params) if _is_zero(leaf)}
-    score = jax.jit(method.score_fn)
-
-    def scored(ones):
-        filled = [jnp.ones_like(x) if n in ones else x for n, x in zip(names, leaves)]
-        filled = jax.tree.unflatten(treedef, filled)
-        scores = jax.tree.leaves(score(*constants, filled, all_kept(filled)))
-        return {n for n, s in zip(names, scores) if bool(jnp.any(s != 0))}
-
-    found = scored(zero)
-    zero = [name for name in names if name in zero & found]
+    zero = [name for name, leaf in _floating(params) if _is_zero(leaf)]
+    ones = filled(params, dict.fromkeys(zero, 1.0))
+    scores = jax.jit(method.score_fn)(*constants, ones, all_kept(ones))
+    named = zip(leaf_names(params), jax.tree.leaves(scores))
+    found = {name for name, score in named if bool(jnp.any(score != 0))}
+    zero = [name for name in zero if name in found]
     if not zero or not found & set(lost):
         return (
             "No leaf that is all zero is the cause; `synflow_jax.unreached` names the "

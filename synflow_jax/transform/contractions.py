@@ -6,7 +6,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from synflow_jax.transform.history import shift_of
-from synflow_jax.transform.scaled import Scaled, aligned, normalised
+from synflow_jax.transform.scaled import Scaled, normalised, total
 from synflow_jax.transform.values import Equation, Value, as_array, plain_or_flow
 from synflow_jax.xla.convolutions import conv
 
@@ -57,10 +57,7 @@ def dot_general(equation: Equation, left: Value, right: Value):
             terms.append(product(_number(equation, shift_of(left), a), b, f))
         if shift_of(right):
             terms.append(product(a, _number(equation, shift_of(right), b), e))
-    if len(terms) == 1:
-        return terms
-    mantissas, exponent = aligned(terms)
-    return [normalised(sum(mantissas[1:], mantissas[0]), exponent)]
+    return [total(terms)]
 
 
 def _number(equation: Equation, number: float, flow: Array) -> Array:

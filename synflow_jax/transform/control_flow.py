@@ -53,12 +53,14 @@ class _Known:
     and its history from the values outside on."""
 
     def __init__(self, out: Value, operands: Sequence[Value]):
-        self.out, self.parent, self.factors = out, None, ()
+        self.out, self.parent, self.factors, self.nodes = out, None, (), []
         if isinstance(out, Derived):
             outside = {id(node) for x in operands if carries_flow(x) for node in chain(x)}
             self.parent = next((n for n in chain(out) if id(n) in outside), None)
-            if self.parent is not None:
-                self.factors = outer_factors(out, self.parent)
+        if self.parent is not None:
+            self.factors = outer_factors(out, self.parent)
+            inside = itertools.takewhile(lambda node: node is not self.parent, chain(out))
+            self.nodes = [node for node in inside if isinstance(node, Derived)]
 
     def arrays(self):
         if not isinstance(self.out, Derived):
@@ -67,26 +69,19 @@ class _Known:
         return self.out.flow, added, [factor for factor, _ in self.factors]
 
     def value(self, arrays) -> Value:
-        out, parent = self.out, self.parent
-        if isinstance(out, Stopped):
+        if isinstance(self.out, Stopped):
             return Stopped(arrays, arrays)
-        if not isinstance(out, Derived):
+        if not isinstance(self.out, Derived):
             return arrays
         flow, added, factors = arrays
-        nodes = (
-            []
-            if parent is None
-            else itertools.takewhile(lambda n: n is not parent, chain(out))
-        )
-        nodes = [node for node in nodes if isinstance(node, Derived)]
         inverts = [inverts for _, inverts in self.factors]
         return Derived(
             flow,
-            parent,
+            self.parent,
             tuple(zip(factors, inverts)),
-            all(node.scales for node in nodes),
-            any(node.layer for node in nodes),
-            out.shift,
+            all(node.scales for node in self.nodes),
+            any(node.layer for node in self.nodes),
+            self.out.shift,
             None if added is None else lambda: added,
         )
 

@@ -20,7 +20,13 @@ from synflow_jax.transform.history import (
     scaling,
     shift_of,
 )
-from synflow_jax.transform.scaled import Scaled, aligned, normalised, normalised_once
+from synflow_jax.transform.scaled import (
+    Scaled,
+    aligned,
+    normalised,
+    normalised_once,
+    total,
+)
 from synflow_jax.transform.structural import first_largest
 from synflow_jax.transform.values import (
     Derived,
@@ -34,9 +40,11 @@ from synflow_jax.transform.values import (
     as_flows,
     carries_flow,
     known,
+    number_of,
     one_flow,
     plain_or_flow,
 )
+from synflow_jax.trees import is_floating
 
 _MINUS_ONE = np.asarray(-1, np.float32)
 
@@ -57,12 +65,12 @@ def add(equation: Equation, left: Value, right: Value):
     if isinstance(left, Stopped) != isinstance(right, Stopped):
         return _as_it_is(equation, right if isinstance(left, Stopped) else left)
     (a, b), exponent = aligned([plain_or_flow(left), plain_or_flow(right)])
-    total = normalised_once(a + b, exponent)
+    both = normalised_once(a + b, exponent)
     if isinstance(left, Stopped):
-        return [Stopped(total, total)]
+        return [Stopped(both, both)]
     shift = shift_of(left) + shift_of(right)
     added = _sum(added_to(left), added_to(right))
-    return [derived(total, left, right, shift=shift, added=added)]
+    return [derived(both, left, right, shift=shift, added=added)]
 
 
 def subtract(equation: Equation, left: Value, right: Value):
@@ -96,7 +104,7 @@ def _shifted(equation: Equation, flow: Flowing, shift: Plain, sign: int = 1) -> 
         result = normalised(a + b, exponent)
     if isinstance(flow, Stopped):
         return Stopped(result, derived(result, flow))
-    number = sign * _number(shift) if known(shift) else 0.0
+    number = sign * number_of(shift) if known(shift) else 0.0
     shape = result.mantissa.shape
 
     def term():
@@ -117,16 +125,12 @@ def _times_left_out(flow: Flowing, plain: Plain, invert: bool) -> dict[str, Any]
     shift, added = 0.0, added_to(flow)
     if shift_of(flow) and known(plain):
         with np.errstate(all="ignore"):
-            number = np.float64(_number(plain))
+            number = np.float64(number_of(plain))
             shift = float(shift_of(flow) / number if invert else shift_of(flow) * number)
     if added is None:
         return dict(shift=shift)
     factor = as_array(plain)
     return dict(shift=shift, added=lambda: added() / factor if invert else added() * factor)
-
-
-def _number(plain: Plain) -> float:
-    return float(np.asarray(plain).flat[0])
 
 
 # --- products -----------------------------------------------------------------------------
@@ -163,9 +167,7 @@ def multiply(equation: Equation, left: Value, right: Value):
             mantissa = jnp.broadcast_to(mantissa, terms[0].mantissa.shape)
             number = equation.absolute(np.asarray(shift_of(one), equation.dtype))
             terms.append(normalised(mantissa * number, exponent))
-    mantissas, exponent = aligned(terms)
-    product = normalised(sum(mantissas[1:], mantissas[0]), exponent)
-    return [Derived(product, shift=shift_of(left) * shift_of(right))]
+    return [Derived(total(terms), shift=shift_of(left) * shift_of(right))]
 
 
 def multiplies_paths(equation: Equation, left: Value, right: Value) -> bool:
@@ -287,7 +289,7 @@ def maximum(equation: Equation, left: Value, right: Value):
     if not (carries_flow(left) and carries_flow(right)):
         flow, bound = (left, right) if carries_flow(left) else (right, left)
         (passed,) = nonlinearity(equation, flow, bound)
-        if known(bound) and _number(bound) <= _MASK and added_to(flow):
+        if known(bound) and number_of(bound) <= _MASK and added_to(flow):
             return [flow]  # a bound of masked logits
         if not equation.biases:
             return [passed]
@@ -325,16 +327,16 @@ def select_n(equation: Equation, which: Value, *cases: Value):
     outer = [outer_factors(flow, origin) for flow in flows]
     if not all(outer):  # the slope of a leaky ReLU belongs to the activation
         return [_activation(equation, origin, ())]
-    scaled = [plain_or_flow(_activation(equation, origin, f)) for f in outer]
-    mantissas, exponent = aligned(scaled)
+    mantissa, exponent = total(
+        [plain_or_flow(_activation(equation, origin, f)) for f in outer]
+    )
     share = equation.absolute(np.asarray(1 / len(flows), equation.dtype))
-    mean = sum(mantissas[1:], mantissas[0]) * share
-    return [derived(normalised(mean, exponent), origin)]
+    return [derived(normalised(mantissa * share, exponent), origin)]
 
 
 def _steps(equation: Equation, which: Flowing, cases: tuple[Plain, ...]) -> Flowing:
     """Numbers make a step function, parameters a layer: their absolute values add up."""
-    weights = [case for case in cases if not known(case) and _is_float(case)]
+    weights = [case for case in cases if not known(case) and is_floating(case)]
     if not weights:
         return _nonlinear(equation, which)
     heights = [equation.absolute(weight) for weight in weights]
@@ -356,10 +358,6 @@ def _only(operands: tuple[Value, ...]) -> Flowing:
     if len(flows) != 1:
         raise ValueError("the flow must enter it in one operand, not in several.")
     return flows[0]
-
-
-def _is_float(plain: Plain) -> bool:
-    return jnp.issubdtype(jnp.result_type(plain), jnp.floating)
 
 
 def _nonlinear(equation: Equation, flow: Flowing, *others: Flowing) -> Flowing:

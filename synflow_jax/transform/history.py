@@ -8,7 +8,6 @@ dominator. Whatever mixes entries, or multiplies by an array, starts a new histo
 from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from synflow_jax.transform.scaled import Scaled
@@ -20,6 +19,7 @@ from synflow_jax.transform.values import (
     Value,
     carries_flow,
     known,
+    number_of,
     plain_or_flow,
 )
 
@@ -123,14 +123,12 @@ def added_together(
 
 def common_shift(values: Sequence[Value]) -> float:
     """The number that was added to all of several values; 0 if there is no such number."""
+    if not all(carries_flow(value) or known(value) for value in values):
+        return 0.0
     numbers = {
-        shift_of(value) if carries_flow(value) else _number(value) for value in values
+        shift_of(value) if carries_flow(value) else number_of(value) for value in values
     }
     return numbers.pop() if len(numbers) == 1 else 0.0
-
-
-def _number(plain: Plain) -> float:
-    return float(np.asarray(plain).flat[0]) if known(plain) else np.nan
 
 
 def chain(value: Flowing, through_layers: bool = True) -> Iterator[Scaled | Derived]:

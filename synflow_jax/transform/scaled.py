@@ -114,6 +114,14 @@ def aligned(values: list[Scaled]) -> tuple[list[Array], Int[Array, ""]]:
     return mantissas, top
 
 
+def total(values: list[Scaled]) -> Scaled:
+    """The sum of flows that are normalised; of one flow, itself."""
+    if len(values) == 1:
+        return values[0]
+    mantissas, exponent = aligned(values)
+    return normalised(sum(mantissas[1:], mantissas[0]), exponent)
+
+
 def log(value: Scaled) -> Float[Array, "..."]:
     """Natural logarithm of every entry; minus infinity for zero."""
     exponent = value.exponent.astype(value.mantissa.dtype)

@@ -234,6 +234,11 @@ def known(value: Any) -> bool:
     return isinstance(value, np.generic | int | float)
 
 
+def number_of(plain: Any) -> float:
+    """The number of a value that is `known`."""
+    return float(np.asarray(plain).flat[0])
+
+
 def as_array(value: Value) -> Any:
     """The value; an array full of one number becomes no constant of the program."""
     if isinstance(value, np.ndarray) and value.size > 1 and known(value):
