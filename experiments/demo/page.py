@@ -101,7 +101,8 @@ def _initialisation(record: Row, masks: list[Row]) -> str:
     methods = [
         f"<b>SynFlow</b>, {plural(config['rounds'], 'round')}: feeds an image of ones "
         "through the network with every weight replaced by its absolute value, keeps the "
-        "weights that carry most of the flow, and measures the flow anew in every round.",
+        "weights that carry most of the flow, and measures the flow anew in every round. A "
+        "round that would leave no path is taken in smaller steps.",
         "<b>Magnitude</b>, 1 round: keeps the largest weights.",
         "<b>Random</b>, 1 round: keeps a uniformly random set.",
     ]
