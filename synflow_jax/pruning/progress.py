@@ -288,7 +288,7 @@ def _one_step(method, limit, constants, params, targets, progress) -> Progress:
     infos = _written(progress.infos, progress.number, confirmed, where=ended)
     infos = _written(infos, number, done, where=last)
     report = _where(last, done, _where(ended, confirmed, progress.last))
-    is_first = (progress.number == 0) & (begun.kept == 0) & (begun.retries == 0)
+    is_first = (progress.number == 0) & ~trial.open & (confirmed.kept == 0)
     first = jnp.where(is_first, unreached, progress.unreached)
     number = jnp.where(last, number + 1, jnp.where(undone, progress.number, number))
     return Progress(masks, number, infos, report, first, _where(undone, back, on))

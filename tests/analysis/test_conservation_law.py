@@ -437,6 +437,65 @@ def test_scores_that_do_not_fit_are_refused(no_typecheck):
         check(network, params, (2,), masks={"a": jnp.ones((2, 3), bool)})
 
 
+def mamba2(p, x):
+    """A state-space block: one projection makes the input, the gate and the recurrence."""
+    z, y, b, c, dt = jnp.split(x @ p["in"], [6, 12, 16, 20], axis=-1)
+    past = jnp.pad(y, ((0, 0), (2, 0), (0, 0)))
+    y = sum(past[:, i : i + 5] * p["conv"][i, None, None] for i in range(1, 3))
+    y = jax.nn.silu(y + past[:, :5] * p["conv"][0, None, None]).reshape(*x.shape[:2], 2, 3)
+    dt = jax.nn.softplus(dt)
+
+    def step(state, inputs):
+        y, b, c, dt = inputs
+        decay = jnp.exp(-dt * jnp.exp(p["rate"])[None])
+        new = (dt[..., None] * y)[..., None] * b[:, None, None]
+        state = state * decay[..., None, None] + new
+        return state, (state * c[:, None, None]).sum(-1)
+
+    steps = tuple(a.swapaxes(0, 1) for a in (y, b, c, dt))
+    _, y = lax.scan(step, jnp.zeros((1, 2, 3, 4)), steps)
+    y = y.swapaxes(0, 1).reshape(1, 5, 6) * jax.nn.silu(z)
+    return x + y @ p["out"]
+
+
+DEGREES = np.arange(4), np.arange(8) % 3
+
+
+def masked_autoregressive_flow(p, x):
+    """One layer: each entry is shifted and scaled by what those before it make."""
+    into = jnp.asarray(DEGREES[1][None] >= DEGREES[0][:, None], jnp.float32)
+    out = jnp.asarray(DEGREES[0][None] > DEGREES[1][:, None], jnp.float32)
+    hidden = jax.nn.relu(x @ (p["into"] * into))
+    shift, scale = hidden @ (p["shift"] * out), hidden @ (p["scale"] * out)
+    return (x - shift) * jnp.exp(-scale)
+
+
+@pytest.mark.parametrize(
+    ("network", "shapes", "inputs", "units"),
+    [
+        (
+            mamba2,
+            dict({"in": (6, 22)}, conv=(3, 6), rate=(2,), out=(6, 6)),
+            (1, 5, 6),
+            1,
+        ),
+        (
+            masked_autoregressive_flow,
+            dict(into=(4, 8), shift=(8, 4), scale=(8, 4)),
+            (1, 4),
+            8,
+        ),
+    ],
+)
+def test_networks_without_a_cut_say_so(network, shapes, inputs, units):
+    """Their shortcuts pass every layer, so the law compares units alone, or nothing."""
+    params, inputs = nets.draw(shapes), jax.ShapeDtypeStruct(inputs, jnp.float32)
+    with pytest.warns(UserWarning, match="was not checked: no cut was found"):
+        found = sj.conservation(network, params, sj.all_kept(params), inputs)
+    assert np.isnan(found.gap) and not found.cuts
+    assert len(found.units.gap) == units
+
+
 # --- structure that the flow has no values for, or that it drops --------------------------
 
 

@@ -92,12 +92,26 @@ def test_it_is_the_rule_that_is_described(seed, kept):
     np.testing.assert_array_equal(info.retries, retries)
 
 
+def beside_a_branch(params, x):
+    """A branch that is not pruned carries flow when the chain is cut."""
+    return chain(params["chain"], x) + x @ params["branch"]
+
+
+@pytest.mark.parametrize(
+    ("apply_fn", "kept"), [(chain, LAYERS + 6), (beside_a_branch, LAYERS - 1)]
+)
 @pytest.mark.parametrize("seed", range(4))
-def test_a_first_round_that_is_undone_is_no_network_without_flow(seed):
-    """All weights are reached before it, whatever the tries leave."""
-    params = initialise(seed)
-    masks, info = sj.prune(score, params, (LAYERS + 6) / SIZE, rounds=1)
-    assert info.retries[0] > 0 and info.unreached[0] == 0 and connected(masks, params)
+def test_leaves_that_a_first_try_cuts_were_reached_at_the_start(seed, apply_fn, kept):
+    """All are reached before the first round, whatever its tries leave."""
+    params, layers = initialise(seed), initialise(seed)
+    if apply_fn is beside_a_branch:
+        params = {"chain": layers, "branch": jnp.ones((WIDTHS[0], WIDTHS[-1]))}
+    of = sj.synflow(apply_fn, (WIDTHS[0],))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        masks, info = sj.prune(of, params, kept / SIZE, rounds=1)
+    assert info.retries[0] > 0 and info.unreached[0] == 0
+    assert connected(masks, params, apply_fn)
 
 
 def test_the_count_wins_where_no_network_is_connected():
@@ -249,19 +263,89 @@ class ZeroScale(nn.Module):
         return nn.Dense(2, name="head")(x + y)
 
 
-def test_leaves_that_no_flow_reaches_are_named_and_nothing_is_certified():
-    model = ZeroScale()
-    params = model.init(jax.random.key(0), jnp.ones((1, 4)))["params"]
-    of = sj.synflow(lambda p, x: model.apply({"params": p}, x), (4,))
-    with pytest.warns(
-        UserWarning, match=r"2 of 3 prunable.*a/kernel, b/kernel.*last/scale"
-    ):
+class ZeroScaleResNet(nn.Module):
+    """Two convolutional blocks; the last batch norm of each starts at zero."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(3, (3, 3), name="stem")(x)
+        for i in "12":
+            scale_init = nn.initializers.zeros_init()
+            y = nn.Conv(3, (3, 3), name="first" + i)(x)
+            y = nn.relu(nn.BatchNorm(True, name="bn" + i)(y))
+            y = nn.Conv(3, (3, 3), name="second" + i)(y)
+            x = x + nn.BatchNorm(True, scale_init=scale_init, name="last" + i)(y)
+        return nn.Dense(2, name="head")(x.mean((1, 2)))
+
+
+class ReZero(nn.Module):
+    """A residual block behind a learned number that starts at zero."""
+
+    @nn.compact
+    def __call__(self, x):
+        gate = self.param("gate", nn.initializers.zeros_init(), (1, 1))
+        return nn.Dense(2, name="head")(x + gate * nn.relu(nn.Dense(4, name="inside")(x)))
+
+
+class LoRA(nn.Module):
+    """A layer with an addition of low rank, of which B starts at zero."""
+
+    @nn.compact
+    def __call__(self, x):
+        down = nn.Dense(2, use_bias=False, name="A")(x)
+        zeros = nn.initializers.zeros_init()
+        return nn.Dense(4, name="base")(x) + nn.Dense(
+            4, use_bias=False, kernel_init=zeros, name="B"
+        )(down)
+
+
+# The network, its input, the leaves that no flow reaches and what is zero.
+STARTED_AT_ZERO = {
+    "a block's last norm": (ZeroScale(), (4,), ["a", "b"], "last/scale"),
+    "a ResNet's last norms": (
+        ZeroScaleResNet(),
+        (4, 4, 2),
+        ["first1", "first2", "second1", "second2"],
+        "last?/scale",
+    ),
+    "ReZero": (ReZero(), (4,), ["inside"], "gate"),
+    "LoRA": (LoRA(), (4,), ["A", "B"], "B/kernel"),
+}
+
+
+def started(name):
+    """A score, the parameters, those that no flow reaches and a pattern of what is zero."""
+    model, shape, unreached, zero = STARTED_AT_ZERO[name]
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, *shape)))
+    params = variables.pop("params")
+    of = sj.synflow(lambda p, x: model.apply({"params": p, **variables}, x), shape)
+    return of, params, [f"{leaf}/kernel" for leaf in unreached], zero
+
+
+@pytest.mark.parametrize("name", STARTED_AT_ZERO)
+def test_leaves_that_no_flow_reaches_are_named_and_nothing_is_certified(name):
+    of, params, unreached, zero = started(name)
+    with pytest.warns(UserWarning, match="are 0 before the first round") as warned:
         _, info = sj.prune(of, params, 0.5, rounds=3)
-    assert info.unreached[0] == 2 and not info.certified.any()
+    assert ", ".join(unreached) in str(warned[0].message)
+    assert zero.replace("?", "1") in str(warned[0].message)
+    assert info.unreached[0] == len(unreached) and not info.certified.any()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _, info = sj.prune(of, sj.filled(params, {"last/scale": 1.0}), 0.5, rounds=3)
+        _, info = sj.prune(of, sj.filled(params, {zero: 1.0}), 0.5, rounds=3)
     assert info.unreached.tolist() == [0, 0, 0] and info.certificate
+
+
+def test_a_network_of_zero_norms_and_a_zero_head_is_refused_by_its_head():
+    """Haiku's ResNet as it comes: its head makes R 0, and then its blocks are warned of."""
+    of, params, unreached, zero = started("a ResNet's last norms")
+    params = sj.filled(params, {"head/kernel": 0.0})
+    with pytest.raises(ValueError, match=r"R is 0.*head/kernel.*filled"):
+        sj.prune(of, params, 0.5, rounds=2)
+    with pytest.warns(UserWarning, match=", ".join(unreached)):
+        sj.prune(of, sj.filled(params, {"head/kernel": 1.0}), 0.5, rounds=2)
+    _, info = sj.prune(of, sj.filled(params, {"head/kernel": 1.0, zero: 1.0}), 0.5)
+    assert info.certificate
 
 
 def test_gradients_that_are_all_zero_are_named():

@@ -28,6 +28,26 @@ def prelu(y):
     return module.apply(module.init(jax.random.key(0), y), y)
 
 
+@jax.custom_jvp
+def own_silu(y):
+    return y * jax.nn.sigmoid(y)
+
+
+@jax.custom_jvp
+def own_leaky_relu(y):
+    return jnp.where(y > 0, y, 0.1 * y)
+
+
+@jax.custom_vjp
+def own_square(y):
+    return y * y
+
+
+own_silu.defjvps(lambda dy, value, y: dy * jax.nn.sigmoid(y) * (1 + y - value))
+own_leaky_relu.defjvps(lambda dy, value, y: dy * jnp.where(y > 0, 1.0, 0.1))
+own_square.defvjp(lambda y: (y * y, y), lambda y, dy: (2 * y * dy,))
+
+
 NAMED = {
     **{
         f"jax.nn.{name}": getattr(jax.nn, name)
@@ -68,6 +88,9 @@ WRITTEN = {
     "step": lambda y: jnp.where(y > 0, 1.0, -1.0),
     "sign": jnp.sign,
     "clipped": lambda y: jnp.clip(y, -1.0, 1.0),
+    "silu with a derivative of one's own": own_silu,
+    "leaky relu with a derivative of one's own": own_leaky_relu,
+    "square with a derivative of one's own": own_square,
 }
 # Their functions are not products of functions of y. What stands outside of the last
 # nonlinearity multiplies, and a sum of two functions is a sum.

@@ -53,6 +53,19 @@ def grouped_as_blocks(w, x):
     return jnp.concatenate(halves, axis=1)
 
 
+def grouped_as_batch(w, x):
+    """The same two groups, laid side by side in the batch."""
+    halves = jnp.stack(jnp.split(x, 2, axis=1))
+    return lax.conv_general_dilated(
+        halves,
+        w["kernel"],
+        (1,),
+        ((1, 1),),
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        batch_group_count=2,
+    )[0]
+
+
 def upsampled(w, x):
     """A transposed convolution that doubles the rows, of which every second is kept."""
     y = conv(w, x, lhs_dilation=(2,), padding=((1, 2),))
@@ -171,7 +184,11 @@ LINEAR = {
     ),
     "grouped conv": (
         {"kernel": (3, WIDTH // 2, WIDTH)},
-        [functools.partial(conv, feature_group_count=2), grouped_as_blocks],
+        [
+            functools.partial(conv, feature_group_count=2),
+            grouped_as_blocks,
+            grouped_as_batch,
+        ],
     ),
     "transposed conv": (TAPS, [upsampled, upsampled_as_dense]),
     "max pooling": (
