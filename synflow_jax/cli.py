@@ -8,15 +8,16 @@ import pathlib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
 import rich.console
 import rich.markup
 import rich.progress
 import rich.table
 import tyro
-from jaxtyping import PyTree
+from jaxtyping import Array, Key, PyTree
 
 import synflow_jax
 from synflow_jax import criteria
@@ -131,18 +132,18 @@ def _prune(command: Prune) -> None:
         criterion = {
             "synflow": lambda: criteria.synflow(apply_fn, input_shape),
             "magnitude": criteria.magnitude,
-            "random": lambda: criteria.random(jax.random.key(command.seed)),
+            "random": lambda: criteria.random(_key(command.seed)),
         }[command.criterion]
         pruning = progress.add_task(
             f"compiling, then {command.rounds} rounds", total=command.rounds
         )
         try:
             flow_of = _flow_of(apply_fn, input_shape)
-            before = flow_of(params)
-            without_flow = _unreached(apply_fn, params, input_shape)
+            whole = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), params)
+            before = flow_of(params, whole)
             with warnings.catch_warnings():  # said below, of any criterion
                 warnings.filterwarnings("ignore", "all scores of .* leaves are 0")
-                masks, _ = prune(
+                masks, info = prune(
                     criterion(),
                     params,
                     command.density,
@@ -153,7 +154,12 @@ def _prune(command: Prune) -> None:
                     scope=command.scope,
                     on_round=lambda info: progress.update(pruning, advance=1),
                 )
-            after = flow_of(apply_masks(params, masks))
+            after = flow_of(params, masks)
+            # Scores of synflow have shown already whether flow reaches every leaf.
+            is_reached = (
+                command.criterion == "synflow" and not np.asarray(info.unreached)[0]
+            )
+            without_flow = [] if is_reached else _unreached(apply_fn, params, input_shape)
         except Exception as error:  # the user's model may raise anything
             raise CommandError(
                 f"{command.target} cannot be pruned: {type(error).__name__}: {error}"
@@ -184,11 +190,14 @@ def _inspect(command: Inspect) -> None:
 
 def _flow_of(apply_fn: Callable[..., PyTree], input_shape: PyTree) -> Callable:
     """Formats log10 of R, or "unknown": criteria other than synflow need no flow."""
-    compiled = jax.jit(lambda params: log_flow(apply_fn, params, input_shape))
 
-    def flow_of(params: PyTree) -> str:
+    @jax.jit
+    def compiled(params, masks):
+        return log_flow(apply_fn, apply_masks(params, masks), input_shape)
+
+    def flow_of(params: PyTree, masks: PyTree) -> str:
         try:
-            value = float(compiled(params)) / math.log(10)
+            value = float(compiled(params, masks)) / math.log(10)
         except FlowError:
             return "unknown"
         return "no path is left" if value == -math.inf else f"{value:.2f}"
@@ -214,7 +223,7 @@ def _load(target: str, seed: int) -> tuple[Callable[..., PyTree], PyTree, PyTree
                 f"there is no network {target!r}: give package.module:function or one of "
                 f"{', '.join(sorted(NETWORKS))}."
             )
-        return build(target, jax.random.key(seed))
+        return build(target, _key(seed))
     module_name, _, function_name = target.partition(":")
     sys.path.insert(0, os.getcwd())  # finds the user's module, as `python -m` does
     try:
@@ -227,6 +236,15 @@ def _load(target: str, seed: int) -> tuple[Callable[..., PyTree], PyTree, PyTree
             f"{type(made).__name__}."
         )
     return made
+
+
+def _key(seed: int) -> Key[Array, ""]:
+    """`jax.random.key`, which compiles two programs for it; here none, where it can be."""
+    is_default = jax.config.values["jax_default_prng_impl"] == "threefry2x32"
+    if not is_default or not 0 <= seed < 2**31:
+        return jax.random.key(seed)
+    data: Any = np.array([0, seed], np.uint32)
+    return jax.random.wrap_key_data(data)
 
 
 def _print_table(masks: PyTree) -> None:

@@ -1,5 +1,7 @@
 """Masks: boolean leaves that mirror the parameters, True = kept."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Integer
@@ -15,7 +17,13 @@ def all_kept(params: Params) -> Masks:
       >>> all_kept({"w": jnp.zeros(2)})
       {'w': Array([ True,  True], dtype=bool)}
     """
-    return jax.tree.map(lambda p: jnp.ones(jnp.shape(p), bool), params)
+    leaves, treedef = jax.tree.flatten(params)
+    return treedef.unflatten(_all_true(tuple(map(jnp.shape, leaves))))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _all_true(shapes: tuple[tuple[int, ...], ...]) -> list[Array]:
+    return [jnp.ones(shape, bool) for shape in shapes]
 
 
 def apply_masks(params: Params, masks: Masks) -> Params:
@@ -40,6 +48,11 @@ def apply_masks(params: Params, masks: Masks) -> Params:
       {'w': Array([1., 0.], dtype=float32)}
     """
     check_masks(masks, params)
+    return _masked(params, masks)
+
+
+@jax.jit
+def _masked(params: Params, masks: Masks) -> Params:
     return jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, masks)
 
 
@@ -50,7 +63,11 @@ def count(masks: Masks) -> Integer[Array, ""]:
       >>> int(count({"a": jnp.array([True, False]), "b": jnp.array([True])}))
       2
     """
-    leaves = jax.tree.leaves(masks)
+    return _count(jax.tree.leaves(masks))
+
+
+@jax.jit
+def _count(leaves: list[Array]) -> Integer[Array, ""]:
     number = sum((count_where(lambda m: m, m) for m in leaves), jnp.uint32(0))
     large = sum(leaf.size for leaf in leaves) >= 2**31
     return number if large else number.astype(jnp.int32)

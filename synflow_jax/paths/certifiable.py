@@ -66,8 +66,7 @@ def why_not_certifiable(
     except FlowError as error:
         return str(error)
     try:
-        with jax.ensure_compile_time_eval():  # constants, also while a loop is traced
-            computed = units_of(apply_fn, shapes, inputs, rules).computed
+        computed = units_of(apply_fn, shapes, inputs, rules).computed
     except jax.errors.JAXTypeError as error:
         return f"its structure depends on traced values: {str(error).splitlines()[0]}"
     for number, (name, yes) in enumerate(zip(leaf_names(params), is_prunable)):

@@ -25,7 +25,7 @@ def check_rounds(
     """Raises if scores were NaN or infinite, or if no flow reached a prunable leaf.
 
     Args:
-      infos: the reports of several rounds, as concrete arrays.
+      infos: the reports of several rounds, on the host.
       first: the number of the first of them, from 1.
       method, constants, params: as in `run_rounds`.
       unreached: for each prunable leaf, whether all its scores were 0 before the first
@@ -45,7 +45,7 @@ def check_rounds(
             f"in round {at + first}, {nonfinite[at]} scores are NaN or infinite. "
             + _why_not_finite(method, constants, params)
         )
-    if unreached is None or not np.any(unreached):
+    if unreached is None or not np.asarray(unreached).any():
         return
     names = [name for name, yes in zip(leaf_names(params), method.is_prunable) if yes]
     lost = [name for name, yes in zip(names, np.asarray(unreached)) if yes]

@@ -13,7 +13,14 @@ from jaxtyping import Array, PyTree
 
 from synflow_jax.masks import all_kept
 from synflow_jax.pruning.lost_flow import check_rounds
-from synflow_jax.pruning.rounds import Choice, Method, Plan, PruneInfo, one_round
+from synflow_jax.pruning.rounds import (
+    Choice,
+    Method,
+    Plan,
+    PruneInfo,
+    empty_report,
+    one_round,
+)
 from synflow_jax.trees import Masks, Params
 from synflow_jax.xla.batching import one_by_one
 
@@ -105,21 +112,27 @@ def run_rounds(
     if on_round is None:
         masks, infos, done, unreached = _all_rounds(*static, constants, params, targets)
         if not isinstance(done, Tracer):
-            infos = jax.tree.map(lambda x: x[: int(done)], infos)
-            check_rounds(infos, 1, method, constants, params, unreached)
+            rows = _rows(infos, 0, int(done))
+            check_rounds(rows, 1, method, constants, params, unreached)
+            infos = jax.device_put(rows)
         return masks, infos
-    progress, reported = _start(*static, constants, params, targets), 0
-    while not reported or _goes_on(*static, targets, progress):
-        progress = _one_scoring(*static, constants, params, targets, progress)
+    progress, goes_on, reported = _start(method, limit, keep_connected, params), True, 0
+    while goes_on:
+        progress, goes_on = _scored_once(*static, constants, params, targets, progress)
         done = int(progress.number)
         while reported < done:  # one scoring can end two rounds
-            info = jax.tree.map(lambda x, i=reported: x[i : i + 1], progress.infos)
+            info = _rows(progress.infos, reported, reported + 1)
             unreached = progress.unreached if not reported else None
             check_rounds(info, reported + 1, method, constants, params, unreached)
-            on_round(jax.tree.map(lambda x: x[0], info))
+            on_round(jax.device_put(jax.tree.map(lambda x: x[0], info)))
             reported += 1
-    infos = jax.tree.map(lambda x: x[:reported], progress.infos)
-    return _present(method, progress), _certified_from_the_start(infos)
+    masks, infos = _finished(method, progress)
+    return masks, jax.device_put(_rows(infos, 0, reported))
+
+
+def _rows(infos: PruneInfo, start: int, stop: int) -> PruneInfo:
+    """The reports of some rounds, on the host: nothing is compiled for it."""
+    return jax.tree.map(lambda x: x[start:stop], jax.device_get(infos))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -132,7 +145,7 @@ def _all_rounds(method, plan, limit, keep_connected, constants, params, targets)
         progress = lax.while_loop(
             functools.partial(_goes_on, *static, targets),
             functools.partial(_one_scoring, *static, constants, params, targets),
-            _start(*static, constants, params, targets),
+            _start(method, limit, keep_connected, params),
         )
         # Rounds that did not take place report the last state, and that they removed
         # nothing.
@@ -149,17 +162,11 @@ def _all_rounds(method, plan, limit, keep_connected, constants, params, targets)
     return one_by_one(all_rounds)(*operands)
 
 
-def _start(method, plan, limit, keep_connected, constants, params, targets) -> Progress:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _start(method, limit, keep_connected, params) -> Progress:
     """Everything kept, before the first scoring."""
-    masks = all_kept(params)
-
-    def first(masks):
-        choose = functools.partial(plan.choose, targets, jnp.int32(0))
-        return one_round(method, choose, constants, params, masks).info
-
-    shapes = jax.eval_shape(first, masks)
-    info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    infos = jax.tree.map(lambda x: jnp.zeros((limit, *x.shape), x.dtype), shapes)
+    masks, info = all_kept(params), empty_report(method)
+    infos = jax.tree.map(lambda x: jnp.zeros((limit, *x.shape), x.dtype), info)
     trial = None
     if keep_connected:
         kept = _sizes(method, params)
@@ -188,7 +195,6 @@ def _goes_on(method, plan, limit, keep_connected, targets, progress: Progress) -
     return goes_on
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _one_scoring(
     method, plan, limit, keep_connected, constants, params, targets, progress
 ) -> Progress:
@@ -200,6 +206,22 @@ def _one_scoring(
     infos = _written(progress.infos, progress.number, info)
     first = jnp.where(progress.number == 0, unreached, progress.unreached)
     return Progress(masks, progress.number + 1, infos, info, first, None)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _scored_once(
+    method, plan, limit, keep_connected, constants, params, targets, progress
+) -> tuple[Progress, Array]:
+    """Scores once, and whether another scoring follows: the loop's body, by itself."""
+    static = (method, plan, limit, keep_connected)
+    progress = _one_scoring(*static, constants, params, targets, progress)
+    return progress, _goes_on(*static, targets, progress)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _finished(method: Method, progress: Progress) -> tuple[Masks, PruneInfo]:
+    """The masks that the rounds leave, and their reports."""
+    return _present(method, progress), _certified_from_the_start(progress.infos)
 
 
 def _written(infos: PruneInfo, number: Array, info: PruneInfo, where=True) -> PruneInfo:

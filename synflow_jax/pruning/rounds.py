@@ -1,6 +1,7 @@
 """One round, scores to masks, and what it reports."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer, PyTree
 
 from synflow_jax.masks import count
+from synflow_jax.precision import scoring_dtype
 from synflow_jax.pruning.criterion import why_not_certified, without_constants
 from synflow_jax.selection.top_k import Selection, select, select_per_layer
 from synflow_jax.trees import Masks, Params, ScoreFn, check_like
+from synflow_jax.xla.constants import Hoisted
 
 Scope = Literal["global", "layer"]
 
@@ -200,6 +203,28 @@ def _report(selection: Selection, choice: Choice, *, certifies: bool) -> PruneIn
         nonfinite=selection.nonfinite,
         unreached=jnp.sum(selection.unreached, dtype=jnp.int32),
         retries=jnp.int32(0),
+    )
+
+
+def empty_report(method: Method) -> PruneInfo:
+    """A report of no round: zeros of the types that a round's report has.
+
+    The method is one that `method_of` made.
+    """
+    assert isinstance(method.score_fn, Hoisted)
+    every = zip(method.score_fn.shapes(), method.is_prunable)
+    scores = [score for score, yes in every if yes]
+    dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*scores))
+    large = sum(math.prod(score.shape) for score in scores) >= 2**31
+    return PruneInfo(
+        kept=jnp.zeros((), jnp.uint32 if large else jnp.int32),
+        density=jnp.zeros((), jnp.float32),
+        removed=jnp.zeros((), dtype),
+        certified=jnp.zeros((), bool),
+        stopped=jnp.zeros((), bool),
+        nonfinite=jnp.zeros((), jnp.uint32),
+        unreached=jnp.zeros((), jnp.int32),
+        retries=jnp.zeros((), jnp.int32),
     )
 
 

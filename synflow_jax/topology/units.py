@@ -73,11 +73,12 @@ def units_of(
             args.append(topology.flow(topology.inputs[-1]))
         else:
             args.append(Other(data=True))
-    outs = interpret(topology, traced.jaxpr, traced.consts, args)
-    outs = [out for out in outs if isinstance(out, Flow)]
-    topology.passes(*outs)
-    topology.ends += [out.ids for out in outs]
-    return _resolved(topology, [x.shape for x in jax.tree.leaves(params)])
+    with jax.ensure_compile_time_eval():  # constants, also while a loop is traced
+        outs = interpret(topology, traced.jaxpr, traced.consts, args)
+        outs = [out for out in outs if isinstance(out, Flow)]
+        topology.passes(*outs)
+        topology.ends += [out.ids for out in outs]
+        return _resolved(topology, [x.shape for x in jax.tree.leaves(params)])
 
 
 def _resolved(topology: Topology, shapes: Sequence[tuple[int, ...]]) -> Units:

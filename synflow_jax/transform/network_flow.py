@@ -181,7 +181,7 @@ def ones(input_shape: PyTree) -> PyTree:
     if is_shape:
         if any(n < 0 for n in input_shape):
             raise ValueError(f"`input_shape` has a negative entry: {input_shape}.")
-        return jnp.ones((1, *input_shape))
+        return _ones((1, *input_shape), float)
 
     def is_array(x):
         return isinstance(x, jax.Array | np.ndarray | np.generic)
@@ -197,6 +197,9 @@ def ones(input_shape: PyTree) -> PyTree:
         )
 
     def value(x):
-        return Fixed(jnp.asarray(x)) if is_array(x) else jnp.ones(x.shape, x.dtype)
+        return Fixed(jnp.asarray(x)) if is_array(x) else _ones(x.shape, x.dtype)
 
     return jax.tree.map(value, input_shape)
+
+
+_ones = jax.jit(jnp.ones, static_argnums=(0, 1))

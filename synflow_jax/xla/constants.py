@@ -14,7 +14,15 @@ from jax import lax
 from jax.extend import core
 from jaxtyping import PyTree
 
-from synflow_jax.xla.jaxprs import JITTED, bind, called, evaluate, opened, parameters
+from synflow_jax.xla.jaxprs import (
+    JITTED,
+    bind,
+    called,
+    evaluate,
+    opened,
+    parameters,
+    typed,
+)
 
 # Bytes up to which a constant inside a jitted function may stay there.
 _SMALL = 1024
@@ -50,6 +58,11 @@ class Hoisted:
             return False
         # A function may read values that have changed since it was traced.
         return self.program is other.program or str(self.program) == str(other.program)
+
+    def shapes(self) -> list[jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the leaves of its results."""
+        outs = map(typed, self.program.outvars)
+        return [jax.ShapeDtypeStruct(out.shape, out.dtype) for out in outs]
 
     def __call__(self, constants: list[Any], *args: PyTree) -> PyTree:
         if (types := _types(args)) != self.types:
