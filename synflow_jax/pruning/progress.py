@@ -208,7 +208,7 @@ def _one_scoring(
     return Progress(masks, progress.number + 1, infos, info, first, None)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=7)
 def _scored_once(
     method, plan, limit, keep_connected, constants, params, targets, progress
 ) -> tuple[Progress, Array]:

@@ -19,8 +19,9 @@ from jaxtyping import Array, Int, Integer, UInt
 CANDIDATES = 4
 _FIELD_BITS = 32 // CANDIDATES
 
-# Rows to which `count_where` and `sum_of` reshape an array.
-_ROWS = 16
+# Rows to which `count_where` and `sum_of` reshape an array, a power of two, and the columns
+# to which `sum_of` reshapes their sum.
+_ROWS, _COLUMNS = 16, 512
 
 # Rows to which `count_reaching` does: a field adds 15 rows, and the sum of 16 such fields,
 # at most 240, fits into int16.
@@ -102,18 +103,15 @@ def sum_of(value: Callable[..., Array], *leaves: Array) -> Array:
       >>> float(sum_of(lambda x, y: jnp.where(x > 1, y, 0.0), jnp.arange(4), jnp.ones(4)))
       2.0
     """
-    width = leaves[0].size // _ROWS**2
-    if not _in_rows() or width < _ROWS:
+    width = leaves[0].size // (_ROWS * _COLUMNS) * _COLUMNS
+    if not _in_rows() or not width:
         return jnp.sum(value(*leaves))
-    flat, size = [leaf.reshape(-1) for leaf in leaves], width * _ROWS**2
-    rows = [x[:size].reshape(_ROWS, _ROWS * width) for x in flat]
-    columns = _sum_rows([value(*(x[i] for x in rows)) for i in range(_ROWS)])
-    columns = _sum_rows(list(columns.reshape(_ROWS, width)))
+    flat, size = [leaf.reshape(-1) for leaf in leaves], width * _ROWS
+    sums = value(*(x[:size].reshape(_ROWS, width) for x in flat))
+    while len(sums) > 1:  # fused into one loop, which adds 16 rows to each other
+        sums = sums[: len(sums) // 2] + sums[len(sums) // 2 :]
+    columns = jnp.sum(sums.reshape(-1, _COLUMNS), axis=0)
     return jnp.sum(columns) + jnp.sum(value(*(x[size:] for x in flat)))
-
-
-def _sum_rows(rows: list[Array]) -> Array:
-    return functools.reduce(jnp.add, rows)
 
 
 def sums_of(value: Callable[..., Array], candidates: Array, *leaves: Array) -> Array:
