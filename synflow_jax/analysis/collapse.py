@@ -7,14 +7,13 @@ since one weight in every layer need not form a path. The functions here therefo
 for paths, and report layers only by name.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
 from synflow_jax.analysis.effective import effective_masks
 from synflow_jax.analysis.summary import collapsed, summarize
@@ -23,8 +22,7 @@ from synflow_jax.paths.fewest import NO_PATH, fewest_weights, is_connected
 from synflow_jax.pruning.loop import prune
 from synflow_jax.pruning.rounds import Scope
 from synflow_jax.pruning.schedules import Schedule, exponential
-from synflow_jax.transform import scaled
-from synflow_jax.transform.network_flow import ones, total_flow
+from synflow_jax.transform.network_flow import log_flow
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.values import Rules, checked_rules
 from synflow_jax.trees import Masks, Params, Prunable, ScoreFn, is_kernel, prunable_leaves
@@ -103,7 +101,7 @@ def connectivity(
     is_prunable = prunable_leaves(params, prunable)
     masked = apply_masks(jax.tree.map(jnp.asarray, params), masks)
     rules = checked_rules(rules)
-    flow = _log_flow(apply_fn, rules, masked, ones(input_shape))
+    flow = log_flow(apply_fn, masked, input_shape, rules=rules)
     live = effective_masks(
         apply_fn, params, masks, input_shape, prunable=prunable, rules=rules
     )
@@ -258,10 +256,3 @@ def _without(params: Params, is_prunable: Sequence[bool]) -> Params:
     leaves, treedef = jax.tree.flatten(params)
     leaves = [jnp.zeros_like(x) if yes else x for x, yes in zip(leaves, is_prunable)]
     return jax.tree.unflatten(treedef, leaves)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _log_flow(
-    apply_fn: Callable[..., PyTree], rules: Rules, params: Params, inputs: PyTree
-) -> Float[Array, ""]:
-    return scaled.log(total_flow(apply_fn, params, inputs, rules=rules))

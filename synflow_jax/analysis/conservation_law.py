@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from synflow_jax.criteria.synaptic_flow import synflow
+from synflow_jax.criteria.synaptic_flow import flow_scores
 from synflow_jax.precision import cast_floating, scoring_dtype, widened
 from synflow_jax.topology.units import Layer, Units, units_of
 from synflow_jax.topology.wires import compact
@@ -153,7 +153,7 @@ def conservation(
     """
     check_masks(masks, params)
     if scores is None:
-        scores = jax.jit(synflow(apply_fn, input_shape, rules=rules))(params, masks)
+        scores = flow_scores(apply_fn, params, masks, input_shape, rules=rules)
     check_like(scores, params, name="scores")
     shapes = jax.eval_shape(widened, params)
     dtype = scoring_dtype(*jax.tree.leaves(shapes))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from synflow_jax.criteria.synaptic_flow import synflow
+from synflow_jax.criteria.synaptic_flow import flow_scores
 from synflow_jax.masks import all_kept, apply_masks
 from synflow_jax.paths.reached import on_paths
 from synflow_jax.transform.rules import flow_rules
@@ -56,7 +56,7 @@ def unreached(
     """
     is_prunable = prunable_leaves(params, prunable)
     params = jax.tree.map(jnp.asarray, params)
-    scores = jax.jit(synflow(apply_fn, input_shape, rules=rules))(params, all_kept(params))
+    scores = flow_scores(apply_fn, params, all_kept(params), input_shape, rules=rules)
     return [
         name
         for name, score, yes in zip(

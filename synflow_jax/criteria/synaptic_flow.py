@@ -15,6 +15,7 @@ from synflow_jax.transform.network_flow import ones, total_flow
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.values import Rules, checked_rules
 from synflow_jax.trees import Masks, Params, ScoreFn, Scores
+from synflow_jax.xla.static import static
 
 
 def synflow(
@@ -67,23 +68,7 @@ def synflow(
     inputs, rules = ones(input_shape), checked_rules(rules)
 
     def score(params: Params, masks: Masks) -> Scores:
-        wide = widened(params)
-        weights, merged = split_floating(wide)
-        alive, masked = split_floating(apply_masks(wide, masks))
-
-        def mantissa_of_flow(alive):
-            params = masked(alive)
-            total = total_flow(apply_fn, params, inputs, biases=biases, rules=rules)
-            return total.mantissa
-
-        # The derivative is taken in the masked weights, and the weights and masks are used
-        # again only in the shares: so the compiler keeps no copy of all weights until the
-        # backward pass.
-        total, gradients = jax.value_and_grad(mantissa_of_flow)(alive)
-        # Where nothing flows every score is zero, not zero over zero.
-        divisor = jnp.where(total == 0, jnp.ones_like(total), total)
-        shares = [_share(w, g / divisor) for w, g in zip(weights, gradients)]
-        return apply_masks(merged(shares, no_score), masks)
+        return _shares(apply_fn, rules, biases, params, masks, inputs)
 
     def why_not(params: Params, is_prunable: Sequence[bool]) -> str | None:
         if biases:
@@ -97,6 +82,50 @@ def synflow(
         return where_not_finite(apply_fn, params, inputs, rules)
 
     return FlowCriterion(score, why_not, where)
+
+
+def flow_scores(
+    apply_fn: Callable[..., PyTree],
+    params: Params,
+    masks: Masks,
+    input_shape: PyTree,
+    *,
+    rules: Rules = flow_rules,
+) -> Scores:
+    """The scores of `synflow`, computed by a program that later calls find again."""
+    table = checked_rules(rules)
+    return _shares_alone(static(apply_fn), table, False, params, masks, ones(input_shape))
+
+
+def _shares(
+    apply_fn: Callable[..., PyTree],
+    rules: Rules,
+    biases: bool,
+    params: Params,
+    masks: Masks,
+    inputs: PyTree,
+) -> Scores:
+    """Each weight's share of the flow."""
+    wide = widened(params)
+    weights, merged = split_floating(wide)
+    alive, masked = split_floating(apply_masks(wide, masks))
+
+    def mantissa_of_flow(alive):
+        params = masked(alive)
+        total = total_flow(apply_fn, params, inputs, biases=biases, rules=rules)
+        return total.mantissa
+
+    # The derivative is taken in the masked weights, and the weights and masks are used
+    # again only in the shares: so the compiler keeps no copy of all weights until the
+    # backward pass.
+    total, gradients = jax.value_and_grad(mantissa_of_flow)(alive)
+    # Where nothing flows every score is zero, not zero over zero.
+    divisor = jnp.where(total == 0, jnp.ones_like(total), total)
+    shares = [_share(w, g / divisor) for w, g in zip(weights, gradients)]
+    return apply_masks(merged(shares, no_score), masks)
+
+
+_shares_alone = jax.jit(_shares, static_argnums=(0, 1, 2))
 
 
 def synflow_l2(

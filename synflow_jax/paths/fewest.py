@@ -29,6 +29,7 @@ from synflow_jax.transform.values import (
     with_flow,
 )
 from synflow_jax.trees import Params, Prunable, is_kernel, prunable_leaves
+from synflow_jax.xla.static import static
 
 
 def fewest_weights(
@@ -88,7 +89,7 @@ def fewest_weights(
     levels = 16  # enough for most networks with shortcuts, and chains of fewer layers
     while True:
         reached = np.asarray(
-            _reached_through(apply_fn, rules, levels, is_prunable, samples, inputs)
+            _reached_through(static(apply_fn), rules, levels, is_prunable, samples, inputs)
         )
         if not reached.any():
             raise ValueError(NO_PATH)
@@ -113,7 +114,7 @@ def is_connected(
     """Whether any path of parameters that are not zero leads from input to output."""
     none = (False,) * len(jax.tree.leaves(params))
     reached = _reached_through(
-        apply_fn, checked_rules(rules), 0, none, params, ones(input_shape)
+        static(apply_fn), checked_rules(rules), 0, none, params, ones(input_shape)
     )
     return bool(reached[0])
 

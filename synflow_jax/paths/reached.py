@@ -7,7 +7,8 @@ network: a value is 1 where any flow arrives, its gradient is 1 where any flow c
 and nothing can get lost.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jaxtyping import Array, PyTree
 from synflow_jax.precision import cast_floating, scoring_dtype, split_floating, widened
 from synflow_jax.transform.elementwise import add, maximum
 from synflow_jax.transform.interpreter import Settings, interpret
-from synflow_jax.transform.network_flow import log_flow, ones
+from synflow_jax.transform.network_flow import ones, total_flow
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.scaled import Scaled
 from synflow_jax.transform.structural import pooled_entries
@@ -32,6 +33,7 @@ from synflow_jax.transform.values import (
     with_flow,
 )
 from synflow_jax.trees import Masks, Params
+from synflow_jax.xla.static import static
 
 
 def on_paths(
@@ -65,13 +67,22 @@ def on_paths(
       Array([[ True],
              [False]], dtype=bool)
     """
+    return _alive(static(apply_fn), checked_rules(rules), params, ones(input_shape))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _alive(
+    apply_fn: Callable[..., PyTree],
+    rules: Mapping[str, Rule],
+    params: Params,
+    inputs: PyTree,
+) -> Masks:
     # Raises what flow raises, with the line of the model.
-    rules = checked_rules(rules)
-    jax.eval_shape(lambda p: log_flow(apply_fn, p, input_shape, rules=rules), params)
+    jax.eval_shape(lambda p: total_flow(apply_fn, p, inputs, rules=rules), params)
     wide = widened(params)
     weights, merged = split_floating(wide)
     dtype = scoring_dtype(*jax.tree.leaves(wide))
-    inputs = cast_floating(ones(input_shape), dtype)
+    inputs = cast_floating(inputs, dtype)
 
     def connects(parameter):
         return _connects(jnp.asarray(parameter).astype(dtype))
@@ -85,17 +96,14 @@ def on_paths(
         after_rule=_zero_or_one,
     )
 
-    @jax.jit
-    def gradients(weights):
-        def outputs_reached(weights):
-            outs = interpret(apply_fn, merged(weights), (inputs,), settings)
-            outs = jax.tree.leaves(outs, is_leaf=lambda x: isinstance(x, Scaled))
-            flows = [out.mantissa for out in outs if isinstance(out, Scaled)]
-            return sum(map(jnp.sum, flows), jnp.zeros((), dtype))
+    def outputs_reached(weights):
+        outs = interpret(apply_fn, merged(weights), (inputs,), settings)
+        outs = jax.tree.leaves(outs, is_leaf=lambda x: isinstance(x, Scaled))
+        flows = [out.mantissa for out in outs if isinstance(out, Scaled)]
+        return sum(map(jnp.sum, flows), jnp.zeros((), dtype))
 
-        return jax.grad(outputs_reached)(weights)
-
-    alive = [(found != 0) & (w != 0) for found, w in zip(gradients(weights), weights)]
+    found = jax.grad(outputs_reached)(weights)
+    alive = [(gradient != 0) & (w != 0) for gradient, w in zip(found, weights)]
     return merged(alive, lambda leaf: jnp.zeros(jnp.shape(leaf), bool))
 
 

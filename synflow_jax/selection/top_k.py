@@ -124,27 +124,32 @@ def select(
     """Like `keep_top`, and returns statistics of the scores as well."""
     leaves, treedef = jax.tree.flatten(scores)
     size = _checked_size(scores)
-    _check_count(k, size)
+    eligible = None
     if masks is not None:
         check_masks(masks, scores)
+        eligible = jax.tree.leaves(masks)
+    selection = _selected(leaves, _as_count(k, size), eligible)
+    return selection._replace(masks=jax.tree.unflatten(treedef, selection.masks))
+
+
+@jax.jit
+def _selected(
+    leaves: list[Array], k: Integer[Array, ""], masks: list[Array] | None
+) -> Selection:
+    """The ``k`` best of all leaves, with their masks as a list."""
+    size = sum(leaf.size for leaf in leaves)
     dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves))
     if size == 0:
-        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, bool), scores)
+        nothing = [jnp.zeros(leaf.shape, bool) for leaf in leaves]
         zero, no = jnp.zeros((), dtype), jnp.zeros(len(leaves), bool)
         return Selection(nothing, zero, jnp.bool_(False), jnp.uint32(0), no)
-    if isinstance(k, Tracer):
-        # Clipped before the conversion to uint32, which changes negative and large numbers.
-        largest = jnp.asarray(min(size, jnp.iinfo(k.dtype).max), k.dtype)
-        k = jnp.clip(k, 0, largest)
-    k = jnp.minimum(jnp.asarray(k, jnp.uint32), jnp.uint32(size))
     always = k <= jnp.uint32(size)
     groups = _leaf_groups([leaf.size for leaf in leaves])
     ranked = _join([jnp.asarray(leaf, dtype) for leaf in leaves], groups, always)
     keys = [_to_key(array) for array in ranked]
     if masks is not None:
         lowest = jnp.iinfo(_key_type(dtype)).min
-        eligible = [jnp.asarray(mask) for mask in jax.tree.leaves(masks)]
-        eligible = _join(eligible, groups, always)
+        eligible = _join(masks, groups, always)
         keys = [jnp.where(m, key, lowest) for m, key in zip(eligible, keys)]
     limits, measure = jnp.iinfo(keys[0].dtype), _number(keys)
     start = Bracket(
@@ -160,9 +165,8 @@ def select(
     ties = num_removed - bracket.below_low
     kept = lax.cond(ties == 0, _keep_reaching, _keep_first_ties, keys, bracket, num_removed)
     nonfinite = sum((_count_nonfinite(key) for key in keys), jnp.uint32(0))
-    shapes = [leaf.shape for leaf in leaves]
     return Selection(
-        jax.tree.unflatten(treedef, _split(kept, groups, shapes)),
+        _split(kept, groups, [leaf.shape for leaf in leaves]),
         _total_removed(keys, bracket.low, ties),
         lax.cond(
             (bracket.low > 0) & (k > 0), lambda keys: jnp.bool_(True), _any_positive, keys
@@ -180,26 +184,44 @@ def select_per_layer(scores: Scores, ks: PyTree, masks: Masks | None = None) -> 
             f"  scores: {jax.tree.structure(scores)}\n  ks: {jax.tree.structure(ks)}"
         )
     leaves, treedef = jax.tree.flatten(scores)
-    eligible = [None] * len(leaves)
+    eligible = None
     if masks is not None:
         check_masks(masks, scores)
         eligible = jax.tree.leaves(masks)
+    pairs = zip(leaves, jax.tree.leaves(ks))
+    counts = [_as_count(k, _checked_size(leaf)) for leaf, k in pairs]
+    selection = _selected_per_layer(leaves, counts, eligible)
+    return selection._replace(masks=jax.tree.unflatten(treedef, selection.masks))
+
+
+@jax.jit
+def _selected_per_layer(
+    leaves: list[Array], ks: list[Array], masks: list[Array] | None
+) -> Selection:
+    """The best of each leaf, with their masks as a list."""
     dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves))
-    parts = [select(*each) for each in zip(leaves, jax.tree.leaves(ks), eligible)]
+    each = [None] * len(leaves) if masks is None else [[mask] for mask in masks]
+    parts = [_selected([leaf], k, m) for leaf, k, m in zip(leaves, ks, each)]
     return Selection(
-        jax.tree.unflatten(treedef, [part.masks for part in parts]),
+        [part.masks[0] for part in parts],
         sum((part.removed.astype(dtype) for part in parts), jnp.zeros((), dtype)),
         functools.reduce(jnp.logical_or, [p.positive for p in parts], jnp.bool_(False)),
-        sum((part.nonfinite for part in parts), jnp.uint32(0)),
+        jnp.asarray(sum((part.nonfinite for part in parts), jnp.uint32(0))),
         jnp.concatenate([part.unreached for part in parts]),
     )
 
 
-def _check_count(k: Any, size: int) -> None:
+def _as_count(k: Any, size: int) -> Integer[Array, ""]:
+    """A number of entries to keep, as uint32, clipped to the size if it is traced."""
     if not jnp.issubdtype(jnp.result_type(k), jnp.integer):
         raise ValueError(f"`k` must be an integer; got {k!r}.")
-    if not isinstance(k, Tracer) and not 0 <= int(k) <= size:
-        raise ValueError(f"`k` must lie between 0 and the {size} scores; got {k}.")
+    if not isinstance(k, Tracer):
+        if not 0 <= int(k) <= size:
+            raise ValueError(f"`k` must lie between 0 and the {size} scores; got {k}.")
+        return jnp.asarray(np.uint32(k))
+    # Clipped before the conversion to uint32, which changes negative and large numbers.
+    largest = jnp.asarray(min(size, jnp.iinfo(k.dtype).max), k.dtype)
+    return jnp.clip(k, 0, largest).astype(jnp.uint32)
 
 
 def _checked_size(scores: PyTree) -> int:

@@ -2,13 +2,24 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import synflow_jax as sj
-from synflow_jax.models import MLP, NETWORKS, VGG, CifarResNet, ConvNet, ResNet, build, init
+from synflow_jax.models import (
+    MLP,
+    NETWORKS,
+    VGG,
+    CifarResNet,
+    ConvNet,
+    ResNet,
+    build,
+    init,
+    initial,
+)
 from synflow_jax.trees import prunable_leaves
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -87,6 +98,42 @@ def test_variables_are_those_of_one_program_to_the_bit(module):
     got, want = init(module, key, shape), jax.jit(module.init)(key, jnp.ones((1, *shape)))
     assert jax.tree.structure(got) == jax.tree.structure(want)
     jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def by_leaf(module, key, shape):
+    return module.lazy_init(key, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+
+
+def same_to_the_bit(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+        assert (a.dtype, a.weak_type) == (b.dtype, b.weak_type)
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["mlp", "vgg11_tiny", "vgg11_imagenet", "resnet18"])
+def test_one_program_draws_what_the_initialisers_of_all_leaves_draw(name):
+    module, shape, _ = SMALL[name]
+    key = jax.random.key(5)
+    want = by_leaf(module, key, shape)
+    same_to_the_bit(init(module, key, shape), want)
+    assert initial.initialised(lambda key: by_leaf(module, key, shape), key) is not None
+
+
+class OtherInitialisers(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, kernel_init=nn.initializers.lecun_normal())(x)
+
+
+@pytest.mark.parametrize("case", ["another initialiser", "another generator"])
+def test_what_the_one_program_cannot_draw_is_drawn_by_leaf(case):
+    is_other = case == "another initialiser"
+    module = OtherInitialisers() if is_other else MLP(width=0.1)
+    key = jax.random.key(5, impl=None if is_other else "rbg")
+    shape = (4,) if is_other else (28, 28, 1)
+    assert initial.initialised(lambda key: by_leaf(module, key, shape), key) is None
+    same_to_the_bit(init(module, key, shape), by_leaf(module, key, shape))
 
 
 def test_networks_are_initialised_under_vmap():
