@@ -1,28 +1,32 @@
-"""All benchmarks in under ten minutes: tables, results/bench.json and docs/bench.png.
+"""All benchmarks in under 15 minutes: tables, results/bench.json and docs/bench.png.
 
-    python -m benchmarks             # needs the extras `bench` and `plots`
-    python -m benchmarks --quick     # seconds; a smoke test that writes nothing
+    python -m benchmarks --before COMMIT     # needs the extras `bench` and `plots` python
+    -m benchmarks --against COMMIT    # ratios between two commits, by network python -m
+    benchmarks --quick             # seconds, without whole processes; writes nothing
 
-Each part by itself, and more of it: benchmarks.selection, .flow, .loop, .scaling, .depth.
+Each part by itself, and more of it: benchmarks.whole, .selection, .flow, .loop, .scaling,
+.depth.
 """
 
 import argparse
 import importlib.util
 import json
 import pathlib
+import tempfile
 import time
 
-from benchmarks import figure, flow, loop, measuring, scaling, selection
+from benchmarks import against, figure, flow, loop, measuring, scaling, selection, whole
 
 RESULTS, FIGURE = pathlib.Path("results/bench.json"), pathlib.Path("docs/bench.png")
 
-SCORED = ("mlp", "conv", "resnet20", "resnet18", "resnet50", "vgg16_cifar")
-LOOPED = ("mlp", "resnet20", "vgg16_cifar")
+SCORED = ("mlp", "conv", "resnet20", "resnet18", "vgg16_cifar")
 
 
-def full():
+def full(before=None):
     """Every part, at the sizes of real networks."""
+    yield "whole", [whole.measured(name, before=before) for name in whole.NAMES]
     rates = loop.machine()
+    yield "loop", [loop.measured(name, rates, turns=2) for name in loop.NAMES]
     yield (
         "selection",
         [
@@ -30,12 +34,8 @@ def full():
             selection.measured(selection.vgg16_shapes()),
         ],
     )
-    yield "score", [flow.measured(name, 3.0, 1) for name in SCORED]
-    yield "score_in_loop", [flow.measured(name, 3.0, 1, loop=True) for name in LOOPED]
-    rows = [loop.measured(name, rates, turns=2) for name in loop.NAMES]
-    # A hundred rounds of this one take PyTorch minutes; benchmarks.loop runs them.
-    rows.append(loop.measured("vgg19_imagenet", rates, rounds=3, turns=1))
-    yield "loop", rows
+    yield "score", [flow.measured(name, 1.0, 1) for name in SCORED]
+    yield "score_in_loop", [flow.measured(name, 1.0, 1, loop=True) for name in SCORED]
     yield "scaling", scaling.by_weights() + scaling.by_rounds() + scaling.by_batch()
 
 
@@ -59,6 +59,7 @@ def quick():
 
 
 TABLES = {
+    "whole": whole.table,
     "selection": selection.table,
     "score": lambda rows: flow.table(rows, loop=False),
     "score_in_loop": lambda rows: flow.table(rows, loop=True),
@@ -72,15 +73,26 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a smoke test, in seconds")
+    parser.add_argument("--before", metavar="COMMIT", help="a column of the first table")
+    parser.add_argument("--against", metavar="COMMIT", help="only compare with a commit")
+    parser.add_argument("names", nargs="*", help="networks to compare with a commit")
     args = parser.parse_args(argv)
+    console, start = measuring.console(), time.perf_counter()
+    if args.against:
+        against.run(args.against, args.names, console)
+        return
     if not args.quick and importlib.util.find_spec("torch") is None:
         parser.error("PyTorch is not installed: pip install -e '.[bench,plots]'.")
-    console, start = measuring.console(), time.perf_counter()
     results = measuring.described()
+    if args.before:
+        results["before"] = args.before
     console.print(", ".join(f"{key} {value}" for key, value in results.items()))
-    for part, rows in quick() if args.quick else full():
-        results[part] = rows
-        console.print(TABLES[part](rows))
+    with tempfile.TemporaryDirectory() as temporary:
+        tree = pathlib.Path(temporary, "tree")
+        before = whole.tree_of(args.before, tree) if args.before else None
+        for part, rows in quick() if args.quick else full(before):
+            results[part] = rows
+            console.print(TABLES[part](rows))
     results["seconds"] = round(time.perf_counter() - start)
     if not args.quick:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")

@@ -2,14 +2,18 @@
 
 Sizes of the masked weights, one backward pass from an all-ones input, `kthvalue` over all
 scores, new masks; the networks, in evaluation mode, have the weights of
-`synflow_jax.models`. Needs the extra ``bench``.
+`synflow_jax.models`. Needs the extra ``bench``, and imports nothing of JAX.
+
+    python -m benchmarks.pytorch_baseline mlp weights.npz masks.pt    # a whole process
+
+The weights are a leaf each, by their names, and ``counts``, one for each round.
 """
+
+import sys
 
 import numpy as np
 import torch
 from torch.nn import functional
-
-from synflow_jax import models
 
 
 def prune(name, params, counts):
@@ -28,7 +32,7 @@ def prune(name, params, counts):
     kernels = [layer for layer in layers if layers[layer]["kernel"] is not None]
     weights = {layer: layers[layer]["kernel"] for layer in kernels}
     total = sum(weight.numel() for weight in weights.values())
-    network, shape = NETWORKS[name], models.NETWORKS[name].input_shape
+    network, shape = NETWORKS[name]
     image = torch.ones(1, shape[2], *shape[:2])
 
     def run():
@@ -141,10 +145,31 @@ def _resnet(repeats):
     return network
 
 
+_CIFAR = (32, 32, 3)
 NETWORKS = {
-    "mlp": _mlp,
-    "vgg16_cifar": _vgg((2, 2, 3, 3, 3), ["linear"], norm=True),
-    "vgg19_imagenet": _vgg((2, 2, 4, 4, 4), ["linear1", "linear2", "linear3"], norm=False),
-    "resnet20": _resnet((3, 3, 3)),
-    "resnet18": _resnet((2, 2, 2, 2)),
+    "mlp": (_mlp, (28, 28, 1)),
+    "vgg16_cifar": (_vgg((2, 2, 3, 3, 3), ["linear"], norm=True), _CIFAR),
+    "vgg19_imagenet": (
+        _vgg((2, 2, 4, 4, 4), ["linear1", "linear2", "linear3"], norm=False),
+        (224, 224, 3),
+    ),
+    "resnet20": (_resnet((3, 3, 3)), _CIFAR),
+    "resnet18": (_resnet((2, 2, 2, 2)), _CIFAR),
 }
+
+
+def main(name, weights, masks):
+    """Reads weights, prunes and saves the masks."""
+    arrays = dict(np.load(weights))
+    counts, params = arrays.pop("counts"), {}
+    for path, array in arrays.items():
+        *layers, leaf = path.split("/")
+        inner = params
+        for layer in layers:
+            inner = inner.setdefault(layer, {})
+        inner[leaf] = array
+    torch.save(prune(name, params, counts.tolist())(), masks)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

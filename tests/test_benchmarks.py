@@ -10,7 +10,7 @@ import pytest
 
 import synflow_jax as sj
 from benchmarks import __main__ as everything
-from benchmarks import certified, figure, loop, measuring, selection
+from benchmarks import against, certified, figure, loop, measuring, selection, whole
 from benchmarks import flow as benchmark
 from synflow_jax import models
 from tests.experiments.small import narrow
@@ -106,6 +106,37 @@ def test_all_of_them_run_and_write_nothing(tmp_path, monkeypatch, capsys):
     ):
         assert part in printed
     assert not list(tmp_path.iterdir())
+
+
+ROW = {"network": "mlp", "turns": 1} | {
+    f"{key}_{part}": value
+    for key in ("cold", "again", "pytorch")
+    for part, value in {"s": 1.25, "peak_mb": 300, "programs": 6}.items()
+}
+
+
+def test_the_table_of_whole_processes_has_what_was_measured(capsys):
+    measuring.console().print(whole.table([ROW]))
+    shown = capsys.readouterr().out
+    assert "1.2 (6, 300)" in shown and "-" in shown
+
+
+@pytest.mark.long
+def test_whole_processes_are_timed(tmp_path, capsys):
+    out = tmp_path / "rows.jsonl"
+    whole.main(["mlp", "--turns", "1", "--no-pytorch", "--out", str(out)])
+    (row,) = map(json.loads, out.read_text().splitlines())
+    assert 0 < row["again_s"] < row["cold_s"]
+    assert 3 <= row["cold_programs"] == row["again_programs"] <= 6
+    assert row["cold_peak_mb"] > 100
+
+
+@pytest.mark.long
+def test_two_commits_are_compared(monkeypatch, capsys):
+    monkeypatch.setattr(whole, "tree_of", lambda commit, folder: whole.ROOT)
+    (row,) = against.run("HEAD", ["mlp"], measuring.console(), turns=1)
+    assert 0.2 < row["first_s_ratio"] < 5
+    assert "Now and before" in capsys.readouterr().out
 
 
 def test_the_floor_is_bytes_over_bandwidth_and_products_over_their_rate():

@@ -209,9 +209,10 @@ def _check_results(rule: Rule, equation: Equation, outs: Any) -> None:
 
     name = getattr(rule.apply, "__qualname__", repr(rule.apply))
     if not isinstance(outs, Sequence):
+        kind = "an array" if isinstance(outs, jax.Array) else type(outs).__name__
         raise ValueError(
             f"its rule `{name}` must return a list with one value for each result; it "
-            f"returned {type(outs).__name__}."
+            f"returned {kind}."
         )
     shapes = [*map(shape, outs)]
     if shapes != equation.out_shapes:
