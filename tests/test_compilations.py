@@ -11,6 +11,7 @@ import pytest
 
 import synflow_jax as sj
 from synflow_jax import cli
+from synflow_jax.xla.program_cache import keep_programs
 
 
 @contextlib.contextmanager
@@ -153,3 +154,18 @@ def test_a_command_compiles_at_most_six_programs(target, tmp_path):
     with compiled() as programs:
         assert cli.main(command) == 0
     assert 3 <= len(programs) <= 6
+
+
+@pytest.mark.parametrize("given", [None, "2"])
+def test_the_command_keeps_short_programs_unless_told_otherwise(given, monkeypatch):
+    name = "jax_persistent_cache_min_compile_time_secs"
+    monkeypatch.delenv(name.upper(), raising=False)
+    if given:
+        monkeypatch.setenv(name.upper(), given)
+    before = jax.config.values[name]
+    try:
+        jax.config.update(name, 2.0)
+        keep_programs()
+        assert jax.config.values[name] == (2.0 if given else 0.0)
+    finally:
+        jax.config.update(name, before)
