@@ -8,7 +8,8 @@ import pathlib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from concurrent import futures
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -27,9 +28,10 @@ from synflow_jax.mask_files import load_masks, save_masks
 from synflow_jax.masks import apply_masks
 from synflow_jax.models import NETWORKS, build
 from synflow_jax.pruning.loop import prune
+from synflow_jax.pruning.rounds import PruneInfo
 from synflow_jax.pruning.schedules import exponential, linear
 from synflow_jax.transform.network_flow import log_flow
-from synflow_jax.trees import names_kernel
+from synflow_jax.trees import Masks, ScoreFn, names_kernel
 from synflow_jax.xla.jaxprs import FlowError
 from synflow_jax.xla.program_cache import keep_programs
 
@@ -138,46 +140,69 @@ def _prune(command: Prune) -> None:
             f"compiling, then {command.rounds} rounds", total=command.rounds
         )
         try:
-            flow_of = _flow_of(apply_fn, input_shape)
-            whole = jax.tree.map(lambda leaf: np.ones(leaf.shape, bool), params)
-            before = flow_of(params, whole)
-            with warnings.catch_warnings():  # said below, of any criterion
-                warnings.filterwarnings("ignore", "all scores of .* leaves are 0")
-                masks, info = prune(
-                    criterion(),
-                    params,
-                    command.density,
-                    rounds=command.rounds,
-                    schedule={"exponential": exponential, "linear": linear}[
-                        command.schedule
-                    ],
-                    scope=command.scope,
-                    on_round=lambda info: progress.update(pruning, advance=1),
-                )
-            after = flow_of(params, masks)
-            # Scores of synflow have shown already whether flow reaches every leaf.
-            is_reached = (
-                command.criterion == "synflow" and not np.asarray(info.unreached)[0]
+            pruned = _pruned(
+                command,
+                criterion(),
+                (apply_fn, params, input_shape),
+                lambda info: progress.update(pruning, advance=1),
             )
-            without_flow = [] if is_reached else _unreached(apply_fn, params, input_shape)
         except Exception as error:  # the user's model may raise anything
             raise CommandError(
                 f"{command.target} cannot be pruned: {type(error).__name__}: {error}"
             ) from error
-    if without_flow:
+    if pruned.without_flow:
         print(
             "synflow: warning: no flow reaches the output through "
-            f"{', '.join(without_flow)}: the network does not use these weights, or "
+            f"{', '.join(pruned.without_flow)}: the network does not use these weights, or "
             "parameters that are zero block every path",
             file=sys.stderr,
         )
     try:
-        save_masks(command.out, masks)
+        save_masks(command.out, pruned.masks)
     except OSError as error:
         raise CommandError(f"--out: {error}.") from error
-    _print_table(masks)
-    print(f"log10 R, the total flow: {before} before, {after} after")
+    _print_table(pruned.masks)
+    print(f"log10 R, the total flow: {pruned.before} before, {pruned.after} after")
     print(f"masks written to {command.out}")
+
+
+class _Pruned(NamedTuple):
+    """Masks, log10 of R before and after, and names of leaves that no flow reaches."""
+
+    masks: Masks
+    before: str
+    after: str
+    without_flow: list[str]
+
+
+def _pruned(
+    command: Prune,
+    criterion: ScoreFn,
+    network: tuple[Callable[..., PyTree], PyTree, PyTree],
+    on_round: Callable[[PruneInfo], None],
+) -> _Pruned:
+    apply_fn, params, input_shape = network
+    flow_of = _flow_of(apply_fn, input_shape)
+    whole = jax.tree.map(lambda leaf: np.ones(np.shape(leaf), bool), params)
+    # The flow is compiled while the rounds are traced.
+    with futures.ThreadPoolExecutor(1) as beside:
+        before = beside.submit(flow_of, params, whole)
+        with warnings.catch_warnings():  # said by the command, of any criterion
+            warnings.filterwarnings("ignore", "all scores of .* leaves are 0")
+            masks, info = prune(
+                criterion,
+                params,
+                command.density,
+                rounds=command.rounds,
+                schedule={"exponential": exponential, "linear": linear}[command.schedule],
+                scope=command.scope,
+                on_round=on_round,
+            )
+        after = flow_of(params, masks)
+    # Scores of synflow have shown already whether flow reaches every leaf.
+    is_reached = command.criterion == "synflow" and not np.asarray(info.unreached)[0]
+    without_flow = [] if is_reached else _unreached(apply_fn, params, input_shape)
+    return _Pruned(masks, before.result(), after, without_flow)
 
 
 def _inspect(command: Inspect) -> None:
