@@ -157,8 +157,9 @@ def prune(
         and `synflow_l2` (of any input), without ``regrow``; no other criterion knows the
         flow. A run that does not cut the network is the same with and without. False is
         Algorithm 1 of the paper to the letter.
-      on_round: called on the host after each round with that round's `PruneInfo`, to show
-        progress. The rounds are then dispatched one at a time. Not under jit or vmap.
+      on_round: called on the host with each round's `PruneInfo`, in order, to show
+        progress. Rounds that take a quarter of a second or more are reported as they end,
+        shorter ones several at a time. Not under jit or vmap.
 
     Returns:
       ``(masks, info)``: boolean leaves shaped like ``params``, True = kept, with exactly

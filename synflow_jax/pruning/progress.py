@@ -1,6 +1,7 @@
 """Rounds one after another; a round that cuts the network is undone and taken in steps."""
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,9 @@ from synflow_jax.pruning.rounds import (
 )
 from synflow_jax.trees import Masks, Params
 from synflow_jax.xla.batching import one_by_one
+
+# Seconds. Rounds that take less are run several at a time if each is to be reported.
+_SHORT_S = 0.25
 
 
 class Progress(NamedTuple):
@@ -97,7 +101,8 @@ def run_rounds(
       keep_connected: whether a round after which all scores are 0 is undone. Half of its
         removals are tried then, and so on; after a step that leaves flow, the rest of the
         round. If one weight more would cut the network, the round is taken as it is.
-      on_round: called on the host after each round; None for the compiled loop.
+      on_round: called on the host for each round, short ones several at a time; None for
+        the compiled loop.
 
     Returns:
       The masks, and what the rounds report. Under jit and vmap it has ``limit`` rounds, the
@@ -116,9 +121,13 @@ def run_rounds(
             check_rounds(rows, 1, method, constants, params, unreached)
             infos = jax.device_put(rows)
         return masks, infos
-    progress, goes_on, reported = _start(method, limit, keep_connected, params), True, 0
+    progress, goes_on = _start(method, limit, keep_connected, params), True
+    reported, together = 0, 1
     while goes_on:
-        progress, goes_on = _scored_once(*static, constants, params, targets, progress)
+        start = time.perf_counter()
+        progress, goes_on = _scored(
+            *static, constants, params, targets, progress, np.int32(together)
+        )
         done = int(progress.number)
         while reported < done:  # one scoring can end two rounds
             info = _rows(progress.infos, reported, reported + 1)
@@ -126,6 +135,10 @@ def run_rounds(
             check_rounds(info, reported + 1, method, constants, params, unreached)
             on_round(jax.device_put(jax.tree.map(lambda x: x[0], info)))
             reported += 1
+        # A program that ends gives its memory back, and fetching it again takes a third of
+        # the time of a short round.
+        if time.perf_counter() - start < _SHORT_S:
+            together = min(2 * together, limit)
     masks, infos = _finished(method, progress)
     return masks, jax.device_put(_rows(infos, 0, reported))
 
@@ -209,12 +222,22 @@ def _one_scoring(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=7)
-def _scored_once(
-    method, plan, limit, keep_connected, constants, params, targets, progress
+def _scored(
+    method, plan, limit, keep_connected, constants, params, targets, progress, together
 ) -> tuple[Progress, Array]:
-    """Scores once, and whether another scoring follows: the loop's body, by itself."""
+    """Scores up to ``together`` times; and whether another scoring follows."""
     static = (method, plan, limit, keep_connected)
-    progress = _one_scoring(*static, constants, params, targets, progress)
+
+    def goes_on(state):
+        number, progress = state
+        return (number < together) & _goes_on(*static, targets, progress)
+
+    def score(state):
+        number, progress = state
+        return number + 1, _one_scoring(*static, constants, params, targets, progress)
+
+    start = jnp.zeros_like(together), progress
+    _, progress = lax.while_loop(goes_on, score, start)
     return progress, _goes_on(*static, targets, progress)
 
 
