@@ -29,8 +29,8 @@ from synflow_jax.trees import Masks, Scores, check_masks, is_floating
 from synflow_jax.xla.reductions import count_reaching, count_where, one_device, sum_of
 
 # Leaves with at least this many entries are not concatenated: copying one would take longer
-# than a loop of its own.
-_LARGE = 2**16
+# than a loop of its own. Smaller ones would take longer to compile than all their copies.
+_LARGE = 2**19
 
 
 class Selection(NamedTuple):
@@ -344,8 +344,9 @@ def _total_removed(keys: list[Array], threshold: Array, ties: Array) -> Float[Ar
 
 
 def _any_positive(keys: list[Array]) -> Bool[Array, ""]:
-    positive = [count_where(lambda key: key > 0, key) for key in keys]
-    return sum(positive, jnp.uint32(0)) > 0
+    # Hardly ever evaluated, so the shortest code: zero is the threshold only where fewer
+    # scores are positive than are kept.
+    return jnp.any(jnp.stack([jnp.any(key > 0) for key in keys]))
 
 
 def _keep_reaching(keys: list[Array], bracket: Bracket, num_removed: Array) -> list[Array]:
