@@ -89,7 +89,7 @@ def measured(name, rates, *, rounds=100, turns=3, pytorch=True):
         from benchmarks import pytorch_baseline
 
         runs.append(pytorch_baseline.prune(name, params, info.kept.tolist()))
-    medians, turns = measuring.interleaved(runs, least=turns)
+    medians, turns = measuring.interleaved(runs, seconds=2.0, least=turns)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     forward = multiply_adds(apply_fn, params, input_shape)
     floor = rounds * floor_ms(weights / 4, forward, rates) / 1e3
