@@ -15,7 +15,7 @@ from synflow_jax.transform.network_flow import ones, total_flow
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.values import Rules, checked_rules
 from synflow_jax.trees import Masks, Params, ScoreFn, Scores
-from synflow_jax.xla.static import static
+from synflow_jax.xla.programs import program
 
 
 def synflow(
@@ -93,8 +93,8 @@ def flow_scores(
     rules: Rules = flow_rules,
 ) -> Scores:
     """The scores of `synflow`, computed by a program that later calls find again."""
-    table = checked_rules(rules)
-    return _shares_alone(static(apply_fn), table, False, params, masks, ones(input_shape))
+    run = program(_shares, apply_fn, checked_rules(rules), False)
+    return run(params, masks, ones(input_shape))
 
 
 def _shares(
@@ -123,9 +123,6 @@ def _shares(
     divisor = jnp.where(total == 0, jnp.ones_like(total), total)
     shares = [_share(w, g / divisor) for w, g in zip(weights, gradients)]
     return apply_masks(merged(shares, no_score), masks)
-
-
-_shares_alone = jax.jit(_shares, static_argnums=(0, 1, 2))
 
 
 def synflow_l2(

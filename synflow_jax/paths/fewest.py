@@ -5,7 +5,6 @@ value of the network becomes a row of booleans: whether a path of no weight reac
 path of at most one, of at most two, and so on. A weight shifts the row by one place.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -29,7 +28,7 @@ from synflow_jax.transform.values import (
     with_flow,
 )
 from synflow_jax.trees import Params, Prunable, is_kernel, prunable_leaves
-from synflow_jax.xla.static import static
+from synflow_jax.xla.programs import program
 
 
 def fewest_weights(
@@ -89,7 +88,7 @@ def fewest_weights(
     levels = 16  # enough for most networks with shortcuts, and chains of fewer layers
     while True:
         reached = np.asarray(
-            _reached_through(static(apply_fn), rules, levels, is_prunable, samples, inputs)
+            program(_reached_through, apply_fn, rules, levels, is_prunable)(samples, inputs)
         )
         if not reached.any():
             raise ValueError(NO_PATH)
@@ -113,10 +112,8 @@ def is_connected(
 ) -> bool:
     """Whether any path of parameters that are not zero leads from input to output."""
     none = (False,) * len(jax.tree.leaves(params))
-    reached = _reached_through(
-        static(apply_fn), checked_rules(rules), 0, none, params, ones(input_shape)
-    )
-    return bool(reached[0])
+    run = program(_reached_through, apply_fn, checked_rules(rules), 0, none)
+    return bool(run(params, ones(input_shape))[0])
 
 
 # --- how many weights a path needs --------------------------------------------------------
@@ -146,7 +143,6 @@ def _sampled(params: Params, is_prunable: Sequence[bool]) -> PyTree:
     return jax.tree.unflatten(treedef, leaves)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _reached_through(
     apply_fn: Callable[..., PyTree],
     rules: Mapping[str, Rule],

@@ -7,7 +7,6 @@ network: a value is 1 where any flow arrives, its gradient is 1 where any flow c
 and nothing can get lost.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -33,7 +32,7 @@ from synflow_jax.transform.values import (
     with_flow,
 )
 from synflow_jax.trees import Masks, Params
-from synflow_jax.xla.static import static
+from synflow_jax.xla.programs import program
 
 
 def on_paths(
@@ -67,10 +66,10 @@ def on_paths(
       Array([[ True],
              [False]], dtype=bool)
     """
-    return _alive(static(apply_fn), checked_rules(rules), params, ones(input_shape))
+    run = program(_alive, apply_fn, checked_rules(rules))
+    return run(params, ones(input_shape))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _alive(
     apply_fn: Callable[..., PyTree],
     rules: Mapping[str, Rule],

@@ -7,7 +7,6 @@ paper's R: the sum, over all paths from input to output, of the product of |w| a
 path.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -22,7 +21,7 @@ from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.scaled import Scaled
 from synflow_jax.transform.values import Fixed, Rules, as_flows, checked_rules
 from synflow_jax.trees import Params
-from synflow_jax.xla.static import static
+from synflow_jax.xla.programs import program
 
 
 def flow(
@@ -154,10 +153,10 @@ def log_flow(
       Tanaka et al. 2020 (arXiv 2006.05467), R_SF; Abdelfattah et al., "Zero-Cost Proxies
       for Lightweight NAS", ICLR 2021, for its use in ranking.
     """
-    return _log_flow(static(apply_fn), checked_rules(rules), params, ones(input_shape))
+    run = program(_log_flow, apply_fn, checked_rules(rules))
+    return run(params, ones(input_shape))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _log_flow(
     apply_fn: Callable[..., PyTree], rules: Rules, params: Params, inputs: PyTree
 ) -> Float[Array, ""]:
