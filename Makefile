@@ -10,8 +10,8 @@ PIP := -m pip install --quiet --disable-pip-version-check
 # double precision also need a process of their own.
 define run_tests
 XLA_FLAGS="$(FAST)" $(1)/bin/python -m pytest -n 2 --dist loadfile $(or $(TESTS),--ignore tests/test_parity.py)
-$(if $(TESTS),,$(1)/bin/python -m pytest -n 2 tests/test_parity.py)
-$(if $(TESTS),,JAX_ENABLE_X64=1 $(1)/bin/python -m pytest -n 2 tests/x64)
+$(if $(TESTS),,$(1)/bin/python -m pytest -n 2 --dist loadgroup tests/test_parity.py)
+$(if $(TESTS),,JAX_ENABLE_X64=1 $(1)/bin/python -m pytest -n 2 --dist loadgroup tests/x64)
 endef
 FAST = $$(.ci/fast_flags $(1)/bin/python)
 

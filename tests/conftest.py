@@ -56,6 +56,16 @@ def pytest_ignore_collect(collection_path):
     return True if "x64" in collection_path.parts and not jax.config.x64_enabled else None
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of one reference network run in one worker (``--dist loadgroup``), which traces
+    the network once."""
+    for item in items:
+        if item.path.name == "test_parity.py":
+            named = item.callspec.params if hasattr(item, "callspec") else {}
+            case = named.get("case", named.get("run", item.originalname))
+            item.add_marker(pytest.mark.xdist_group(str(case)))
+
+
 # Bytes from which a process forgets its programs before its file of tests ends.
 _MUCH = 1_200_000_000
 

@@ -88,6 +88,7 @@ def test_pytorch_prunes_the_same_network(name):
         assert (mask.numpy() == want).mean() > 0.999
 
 
+@pytest.mark.long
 def test_all_of_them_run_and_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     standard, allowed = (

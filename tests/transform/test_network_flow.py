@@ -283,12 +283,12 @@ def test_nothing_overflows_or_vanishes_at_any_depth():
 
 def test_residual_streams_of_unequal_size_add_up():
     def network(w, x):
-        for _ in range(400):
+        for _ in range(150):
             x = x + x @ w
         return x
 
     got = sj.log_flow(network, jnp.full((2, 2), 50.0), (2,))
-    np.testing.assert_allclose(got, 400 * np.log(101) + np.log(2), rtol=1e-5)
+    np.testing.assert_allclose(got, 150 * np.log(101) + np.log(2), rtol=1e-5)
 
 
 def test_mantissas_are_near_one_and_exponents_whole():

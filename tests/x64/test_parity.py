@@ -40,8 +40,19 @@ def test_one_shot_scores_agree_to_the_last_digits(case):
         np.testing.assert_allclose(reference.sampled(got, want), want, rtol=1e-11)
 
 
-@pytest.mark.parametrize("case", ["fc_mnist_bias", "conv_cifar10", "resnet20_c10_bn"])
-@pytest.mark.parametrize("name", reference.SALIENCIES)
+@pytest.mark.parametrize(
+    "name, case",
+    [
+        pytest.param(
+            name,
+            case,
+            # GraSP of a ResNet takes as long to compile as all others together.
+            marks=[pytest.mark.long] * ((name, case) == ("grasp", "resnet20_c10_bn")),
+        )
+        for name in reference.SALIENCIES
+        for case in ("fc_mnist_bias", "conv_cifar10", "resnet20_c10_bn")
+    ],
+)
 def test_saliencies_agree_to_the_last_digits(name, case):
     score, params = reference.saliency(name, case, jnp.float64)
     scores = reference.kernels_of(jax.jit(score)(params, sj.all_kept(params)))
