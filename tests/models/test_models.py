@@ -246,7 +246,7 @@ def test_initialisations_are_those_of_the_reference():
     np.testing.assert_allclose(abs(mlp["bias"]).max(), 0.1, rtol=0.1)
 
 
-@pytest.mark.long  # test_parity holds the total flow of other networks, and vgg16's counts
+@pytest.mark.long  # test_reference holds other total flows, and the counts of vgg16
 def test_the_flow_of_vgg16_has_the_size_that_the_paper_found():
     """log10 R = 23.48 there at initialisation, dense, for CIFAR-100."""
     apply_fn, params, shape = build("vgg16_cifar", jax.random.key(0), num_classes=100)

@@ -264,17 +264,15 @@ class ZeroScale(nn.Module):
 
 
 class ZeroScaleResNet(nn.Module):
-    """Two convolutional blocks; the last batch norm of each starts at zero."""
+    """A convolutional block whose last batch norm starts at zero, as haiku's all do."""
 
     @nn.compact
     def __call__(self, x):
         x = nn.Conv(3, (3, 3), name="stem")(x)
-        for i in "12":
-            scale_init = nn.initializers.zeros_init()
-            y = nn.Conv(3, (3, 3), name="first" + i)(x)
-            y = nn.relu(nn.BatchNorm(True, name="bn" + i)(y))
-            y = nn.Conv(3, (3, 3), name="second" + i)(y)
-            x = x + nn.BatchNorm(True, scale_init=scale_init, name="last" + i)(y)
+        y = nn.relu(nn.BatchNorm(True, name="bn")(nn.Conv(3, (3, 3), name="first")(x)))
+        y = nn.Conv(3, (3, 3), name="second")(y)
+        zeros = nn.initializers.zeros_init()
+        x = x + nn.BatchNorm(True, scale_init=zeros, name="last")(y)
         return nn.Dense(2, name="head")(x.mean((1, 2)))
 
 
@@ -305,8 +303,8 @@ STARTED_AT_ZERO = {
     "a ResNet's last norms": (
         ZeroScaleResNet(),
         (4, 4, 2),
-        ["first1", "first2", "second1", "second2"],
-        "last?/scale",
+        ["first", "second"],
+        "last/scale",
     ),
     "ReZero": (ReZero(), (4,), ["inside"], "gate"),
     "LoRA": (LoRA(), (4,), ["A", "B"], "B/kernel"),
@@ -328,7 +326,7 @@ def test_leaves_that_no_flow_reaches_are_named_and_nothing_is_certified(name):
     with pytest.warns(UserWarning, match="are 0 before the first round") as warned:
         _, info = sj.prune(of, params, 0.5, rounds=3)
     assert ", ".join(unreached) in str(warned[0].message)
-    assert zero.replace("?", "1") in str(warned[0].message)
+    assert zero in str(warned[0].message)
     assert info.unreached[0] == len(unreached) and not info.certified.any()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -59,7 +59,7 @@ def test_saliencies_agree_to_the_last_digits(name, case):
     reference.assert_saliencies_agree(name, case, scores, 1e-8)
 
 
-# `check-long` holds all; of ResNet-20 tests/test_parity.py compares a single round.
+# `check-long` holds all; of ResNet-20 tests/test_reference.py compares a single round.
 SHORT = {("conv_cifar10", "exp100", 2)}
 
 
@@ -80,7 +80,7 @@ def test_masks_after_100_rounds_are_the_references_bit_for_bit(case, schedule, c
     assert reference.digest(masks) == want["sha_total"]
 
 
-@pytest.mark.long  # tests/test_parity.py has one round in single precision
+@pytest.mark.long  # tests/test_reference.py has one round in single precision
 @pytest.mark.parametrize("compression", [1, 2])
 def test_a_round_in_single_precision_differs_only_at_the_threshold(compression):
     """From the reference's own masks, ResNet-20, one more round."""
