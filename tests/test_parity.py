@@ -46,8 +46,9 @@ def test_masks_of_magnitude_are_the_references_bit_for_bit(case):
         assert reference.digest(masks) == want["sha_total"]
 
 
-# What takes long to compile: on the other ResNet-20 tests/x64 compares SNIP.
-LONG = [
+# What takes long to compile. In tests/x64 stand SNIP of the other ResNet-20, and GraSP of
+# the convolutional net.
+LONG = [("grasp", "conv_cifar10")] + [
     (name, case)
     for name in reference.SALIENCIES
     for case in ("resnet20_c10", "resnet20_c10_bn")

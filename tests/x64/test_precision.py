@@ -12,7 +12,7 @@ from tests import blocks
 
 
 @hypothesis.given(blocks.architectures, st.integers(0, 10**6))
-@blocks.each_compiles
+@hypothesis.settings(blocks.each_compiles, max_examples=4)
 def test_scores_in_single_precision_are_those_in_double(architecture, seed):
     score = jax.jit(sj.synflow(blocks.network(architecture), blocks.INPUT))
     single, double = (
