@@ -1,8 +1,8 @@
 """All benchmarks in under 15 minutes: tables, results/bench.json and docs/bench.png.
 
-    python -m benchmarks --before COMMIT     # needs the extras `bench` and `plots` python
-    -m benchmarks --against COMMIT    # ratios between two commits, by network python -m
-    benchmarks --quick             # seconds, without whole processes; writes nothing
+    python -m benchmarks --before COMMIT   # needs the extras `bench` and `plots`
+    python -m benchmarks --against COMMIT  # ratios between two commits, by network
+    python -m benchmarks --quick           # seconds, no whole processes; writes nothing
 
 Each part by itself, and more of it: benchmarks.whole, .selection, .flow, .loop, .scaling,
 .depth.

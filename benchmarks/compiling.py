@@ -1,7 +1,7 @@
 """The first masks of deep networks: seconds of `prune` that are not rounds, and memory.
 
     python -m benchmarks.compiling                      # all but the network of 1202 layers
-    python -m benchmarks.compiling resnet1202           # minutes, and 11 GB
+    python -m benchmarks.compiling resnet1202           # minutes
     python -m benchmarks.compiling resnet110 --out results/compiling_cpu.jsonl
 
 Each network in a process of its own that has imported everything and initialised the
@@ -145,8 +145,7 @@ def main(argv=None):
         command = [sys.executable, "-m", "benchmarks.compiling", name, "--here"]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
-        console.print(", ".join(f"{k} {v}" for k, v in rows[-1].items()), soft_wrap=True)
-        measuring.append(args.out, [rows[-1] | facts])
+        measuring.report(console, args.out, rows[-1], facts)
     console.print(table(rows))
 
 

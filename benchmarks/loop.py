@@ -149,8 +149,7 @@ def main(argv=None):
     for name in args.names:
         row = measured(name, rates, rounds=args.rounds, turns=args.turns, pytorch=pytorch)
         rows.append(row)
-        console.print(", ".join(f"{k} {v}" for k, v in row.items()), soft_wrap=True)
-        measuring.append(args.out, [row | facts])
+        measuring.report(console, args.out, row, facts)
     console.print(table(rows))
 
 

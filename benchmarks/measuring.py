@@ -87,6 +87,12 @@ def console():
     return plain if plain.is_terminal else Console(highlight=False, width=120)
 
 
+def report(console, path, row, facts):
+    """Prints a row as it ends, and adds it to a file, if there is one."""
+    console.print(", ".join(f"{k} {v}" for k, v in row.items()), soft_wrap=True)
+    append(path, [row | facts])
+
+
 def append(path, rows):
     """Adds JSON lines to a file, if there is one."""
     if path is not None:

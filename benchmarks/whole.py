@@ -181,8 +181,7 @@ def main(argv=None):
                 name, turns=args.turns, with_pytorch=not args.no_pytorch, before=before
             )
             rows.append(row)
-            console.print(", ".join(f"{k} {v}" for k, v in row.items()), soft_wrap=True)
-            measuring.append(args.out, [row | facts])
+            measuring.report(console, args.out, row, facts)
     console.print(table(rows))
 
 

@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.name == "test_parity.py":
             named = item.callspec.params if hasattr(item, "callspec") else {}
-            case = named.get("case", named.get("run", item.originalname))
+            case = named.get("case", item.originalname)
             item.add_marker(pytest.mark.xdist_group(str(case)))
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Key, PyTree
 from synflow_jax.models.layers import DISTRIBUTIONS, Distribution
 from synflow_jax.xla.jaxprs import JITTED, evaluate, parameters, typed
 
-# Entries that are drawn together. Smaller chunks take longer for the loop, larger ones
+# Number of entries of a chunk. Smaller chunks take longer for the loop, larger ones
 # waste more of the last chunk of each leaf.
 _CHUNK = 4096
 

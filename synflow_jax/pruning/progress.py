@@ -128,9 +128,9 @@ def run_rounds(
         progress, goes_on = _scored(
             *static, constants, params, targets, progress, np.int32(together)
         )
-        done = int(progress.number)
+        infos, done = jax.device_get((progress.infos, progress.number))
         while reported < done:  # one scoring can end two rounds
-            info = _rows(progress.infos, reported, reported + 1)
+            info = jax.tree.map(lambda x, i=reported: x[i : i + 1], infos)
             unreached = progress.unreached if not reported else None
             check_rounds(info, reported + 1, method, constants, params, unreached)
             on_round(jax.device_put(jax.tree.map(lambda x: x[0], info)))
