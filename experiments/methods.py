@@ -2,12 +2,29 @@
 images that their criteria see.
 
 All start from the same initial weights and keep exactly the same number of them. As in the
-paper, SynFlow takes a hundred rounds and its baselines one. The controls ask what the
-difference is made of:
+paper, SynFlow takes a hundred rounds and its baselines one.
 
-- iterative_snip, iterative_grasp: the baselines in as many rounds as SynFlow;
+What SynFlow's masks are made of:
+
+- erk: random weights, with the densities of layers of Erdos-Renyi kernels;
+- synflow_densities: as many random weights in each layer as SynFlow keeps there;
 - shuffled_synflow: SynFlow's masks, shuffled within each layer;
-- synflow_densities: as many random weights in each layer as SynFlow keeps there.
+- reinitialised_synflow: SynFlow's masks on weights that are drawn again;
+- inverted_synflow: as many weights in each layer, but those of least flow.
+
+What else is iterated, or keeps the flow in another way:
+
+- synflow_l2: the flow of squared weights;
+- certified_synflow: rounds that cannot cut the network, as many as that takes;
+- iterative_snip, iterative_grasp, ntk_sap: criteria of data or noise, in as many rounds.
+
+What the data add:
+
+- synflow_on_images, synflow_on_noise: the flow of the mean of some training images'
+  absolute values, or of normal noise, instead of ones;
+- synflow_in_training: absolute weights, real images, and batch norm that centres and
+  scales by their statistics, so that nothing is conserved;
+- snip_random_labels, grasp_random_labels: the labels are drawn at random.
 """
 
 import functools
@@ -39,7 +56,15 @@ GRASP_TEMPERATURE = 200.0
 
 # In the order of the paper's legends.
 PAPER = ("random", "magnitude", "snip", "grasp", "synflow")
-CONTROLS = ("iterative_snip", "iterative_grasp", "shuffled_synflow", "synflow_densities")
+CONTROLS = (
+    *("erk", "synflow_densities", "shuffled_synflow"),
+    *("reinitialised_synflow", "inverted_synflow"),
+    *("synflow_l2", "certified_synflow", "iterative_snip", "iterative_grasp", "ntk_sap"),
+)
+DATA = (
+    *("synflow_on_images", "synflow_on_noise", "synflow_in_training"),
+    *("snip_random_labels", "grasp_random_labels"),
+)
 
 LABELS = {
     "random": "Random",
@@ -47,10 +72,27 @@ LABELS = {
     "snip": "SNIP",
     "grasp": "GraSP",
     "synflow": "SynFlow",
+    "erk": "Random, ERK",
+    "synflow_densities": "SynFlow's layers, random",
+    "shuffled_synflow": "SynFlow, shuffled",
+    "reinitialised_synflow": "SynFlow, reinitialised",
+    "inverted_synflow": "SynFlow's layers, inverted",
+    "synflow_l2": "SynFlow-L2",
+    "certified_synflow": "SynFlow, certified",
     "iterative_snip": "SNIP, iterative",
     "iterative_grasp": "GraSP, iterative",
-    "shuffled_synflow": "SynFlow, shuffled",
-    "synflow_densities": "SynFlow's layers, random",
+    "ntk_sap": "NTK-SAP",
+    "synflow_on_images": "SynFlow on images",
+    "synflow_on_noise": "SynFlow on noise",
+    "synflow_in_training": "SynFlow, training mode",
+    "snip_random_labels": "SNIP, random labels",
+    "grasp_random_labels": "GraSP, random labels",
+}
+
+# They take one round, as published; all others as many as SynFlow.
+_ONE_ROUND = {
+    *("random", "magnitude", "snip", "grasp", "erk", "synflow_densities"),
+    *("inverted_synflow", "snip_random_labels", "grasp_random_labels"),
 }
 
 
@@ -71,6 +113,7 @@ class Problem(NamedTuple):
         training mode, batch norm using the batch, as the published SNIP and GraSP do.
       batches: of training images, for the loss.
       variables: what ``module.init`` returned.
+      initial: ``initial(key) -> variables``, drawn again.
     """
 
     apply_fn: Callable[..., Array]
@@ -79,6 +122,7 @@ class Problem(NamedTuple):
     logits_fn: Callable[..., Array]
     batches: PyTree
     variables: PyTree
+    initial: Callable[[Key[Array, ""]], PyTree]
 
 
 def problem(
@@ -92,7 +136,8 @@ def problem(
       input_shape: of one image.
       batches: what `batches` returns; anything, if only data-free methods are used.
     """
-    variables = models.init(module, key, input_shape)
+    initial = functools.partial(models.init, module, input_shape=input_shape)
+    variables = initial(key)
     apply_fn, params = sj.from_linen(module, variables)
     rest = {name: value for name, value in variables.items() if name != "params"}
 
@@ -106,7 +151,7 @@ def problem(
         )
         return logits
 
-    return Problem(apply_fn, params, input_shape, logits_fn, batches, variables)
+    return Problem(apply_fn, params, input_shape, logits_fn, batches, variables, initial)
 
 
 def cross_entropy(
@@ -247,17 +292,50 @@ def score_fn(method: str, problem: Problem, key: Key[Array, ""]) -> Callable[...
     """
     if method not in LABELS:
         raise ValueError(f"`method` is {method!r}; there are {', '.join(LABELS)}.")
-    kind = method.removeprefix("iterative_")
-    if kind in ("random", "synflow_densities"):
+    apply_fn, shape, batches = problem.apply_fn, problem.input_shape, problem.batches
+    if method in ("random", "erk", "synflow_densities"):
         return sj.random(key)
-    if kind == "magnitude":
+    if method == "magnitude":
         return sj.magnitude()
-    if kind in ("synflow", "shuffled_synflow"):
-        return sj.synflow(problem.apply_fn, problem.input_shape)
-    if kind == "snip":
-        return sj.snip(cross_entropy(problem.logits_fn), problem.batches)
-    loss_fn = cross_entropy(problem.logits_fn, GRASP_TEMPERATURE)
-    return sj.grasp(loss_fn, problem.batches)
+    if method == "synflow_l2":
+        return sj.synflow_l2(apply_fn, shape)
+    if method == "synflow_on_images":
+        mean = jnp.abs(batches["images"]).mean((0, 1))
+        return sj.synflow(sj.on_input(apply_fn, mean), shape)
+    if method == "synflow_on_noise":
+        return sj.synflow(sj.on_input(apply_fn, jax.random.normal(key, shape)), shape)
+    if method == "synflow_in_training":
+        seen = batches["images"][0]
+        return sj.synflow_as_written(
+            lambda p, ones: problem.logits_fn(p, ones * seen), shape
+        )
+    if method == "inverted_synflow":
+        return sj.inverted(sj.synflow(apply_fn, shape))
+    if "synflow" in method:
+        return sj.synflow(apply_fn, shape)
+    if method == "ntk_sap":
+        return _ntk_sap(problem, key)
+    if method.endswith("random_labels"):
+        batches = batches | {
+            "labels": jax.random.permutation(key, batches["labels"], axis=1)
+        }
+    if "snip" in method:
+        return sj.snip(cross_entropy(problem.logits_fn), batches)
+    return sj.grasp(cross_entropy(problem.logits_fn, GRASP_TEMPERATURE), batches)
+
+
+def _ntk_sap(problem: Problem, key: Key[Array, ""]) -> Callable[..., PyTree]:
+    """NTK-SAP, as published: new noise and new directions in every round, as many inputs as
+    the other criteria have images, and batch norm that uses the statistics of the noise."""
+    parts, size = problem.batches["labels"].shape
+
+    def score(params: PyTree, masks: PyTree) -> PyTree:
+        # No two rounds keep as many.
+        own, directions = jax.random.split(jax.random.fold_in(key, sj.count(masks)))
+        noise = jax.random.normal(own, (parts, size, *problem.input_shape))
+        return sj.ntk_sap(problem.logits_fn, noise, directions)(params, masks)
+
+    return score
 
 
 def pruner(
@@ -269,32 +347,26 @@ def pruner(
       method: a name of ``LABELS``.
       problem: the network.
       key: decides what is random in the method.
-      rounds: of SynFlow and of what is iterative; all others take one.
+      rounds: of SynFlow and of what is iterative; all others take one, certified rounds as
+        many as they need.
 
     Returns:
       ``masks_at(density) -> masks``.
     """
-    score, params = score_fn(method, problem, key), problem.params
-    iterated = method.startswith("iterative_")
+    score = score_fn(method, problem, key)
+    own = 1 if method in _ONE_ROUND else rounds
+    pruned = functools.partial(_as_published, score, problem.params, rounds=own)
 
-    if method == "shuffled_synflow":
-
-        def masks_at(density):
-            masks, _ = _as_published(score, params, density, rounds=rounds)
-            return sj.shuffled(key, masks)
-
-    elif method == "synflow_densities":
-        synflow = sj.synflow(problem.apply_fn, problem.input_shape)
-
-        def masks_at(density):
-            masks, _ = _as_published(synflow, params, density, rounds=rounds)
-            allocation = sj.densities_of(masks)
-            return sj.prune(score, params, density, rounds=1, allocation=allocation)[0]
-
-    else:
-        n = rounds if iterated or method == "synflow" else 1
-
-        def masks_at(density):
-            return _as_published(score, params, density, rounds=n)[0]
+    def masks_at(density: float) -> PyTree:
+        if method == "shuffled_synflow":
+            return sj.shuffled(key, pruned(density)[0])
+        if method == "certified_synflow":
+            return pruned(density, schedule=sj.certified())[0]
+        if method == "erk":
+            return pruned(density, allocation=sj.erk)[0]
+        if method in ("synflow_densities", "inverted_synflow"):
+            synflow = pruner("synflow", problem, key, rounds=rounds)(density)
+            return pruned(density, allocation=sj.densities_of(synflow))[0]
+        return pruned(density)[0]
 
     return masks_at

@@ -22,6 +22,7 @@ from synflow_jax.criteria import (
     on_input,
     random,
     reinitialised,
+    rescaled,
     shuffled,
     snip,
     synflow,
@@ -111,6 +112,7 @@ __all__ = [
     "inverted",
     "on_input",
     "reinitialised",
+    "rescaled",
     "shuffled",
     "synflow_as_written",
     # Pruning in rounds

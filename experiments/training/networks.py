@@ -3,7 +3,6 @@
 The small ones are for two processor cores.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -14,6 +13,35 @@ from synflow_jax.models.layers import compiled
 
 _HE_NORMAL = compiled(nn.initializers.he_normal())
 _LECUN_NORMAL = compiled(nn.initializers.lecun_normal())
+
+
+class NormalisedMLP(nn.Module):
+    """`synflow_jax.models.MLP` with batch norm before each ReLU.
+
+    Attributes:
+      num_classes: outputs.
+      hidden: units of each hidden layer.
+    """
+
+    num_classes: int
+    hidden: Sequence[int] = (100,) * 5
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch classes"]:
+        x = x.reshape(x.shape[0], -1)
+        for i, units in enumerate(self.hidden, 1):
+            # Batch norm would take a bias off again.
+            x = nn.Dense(units, use_bias=False, kernel_init=_HE_NORMAL, name=f"linear{i}")(
+                x
+            )
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name=f"bn{i}")(x)
+            x = nn.relu(x)
+        last = len(self.hidden) + 1
+        return nn.Dense(self.num_classes, kernel_init=_LECUN_NORMAL, name=f"linear{last}")(
+            x
+        )
 
 
 class SmallConvNet(nn.Module):
@@ -80,8 +108,9 @@ class LeNet(nn.Module):
 
 # The networks that are trained besides those of synflow_jax.models.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp_bn": NormalisedMLP,
+    "convnet_bn": SmallConvNet,
     "lenet": LeNet,
-    "resnet8_half": functools.partial(models.CifarResNet, 8, width=0.5),
 }
 
 

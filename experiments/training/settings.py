@@ -11,7 +11,7 @@ import synflow_jax as sj
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a network is trained: SGD with Nesterov momentum, as in the paper's code."""
+    """How a network is trained; as in the paper's code, but for Adam."""
 
     epochs: int = 160
     """Passes over the training images."""
@@ -26,10 +26,12 @@ class Settings:
     """Epochs after which the learning rate drops."""
     factor: float = 0.1
     """What a drop multiplies it by."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """sgd: with Nesterov's momentum. adam: with optax's other settings."""
     momentum: float = 0.9
-    """Of Nesterov's kind."""
+    """Of sgd."""
     weight_decay: float = 1e-4
-    """On all parameters."""
+    """On all parameters: added to their gradients."""
     augment: bool = True
     """Whether training images are moved and mirrored, where their data set has that."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -84,9 +86,11 @@ def learning_rates(settings: Settings, steps: int) -> optax.Schedule:
 def optimizer(
     settings: Settings, steps: int, masks: PyTree = None
 ) -> optax.GradientTransformation:
-    """SGD whose pruned weights never move; the masks are read by its ``init`` only."""
+    """An optimiser whose pruned weights never move; ``init`` alone reads the masks."""
+    rate = learning_rates(settings, steps)
+    sgd = optax.sgd(rate, settings.momentum, nesterov=True)
     return optax.chain(
         optax.add_decayed_weights(settings.weight_decay),
-        optax.sgd(learning_rates(settings, steps), settings.momentum, nesterov=True),
+        optax.adam(rate) if settings.optimizer == "adam" else sgd,
         sj.freeze_pruned(masks),
     )

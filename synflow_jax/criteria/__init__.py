@@ -5,6 +5,7 @@ from synflow_jax.criteria.baselines import random as random
 from synflow_jax.criteria.controls import inverted as inverted
 from synflow_jax.criteria.controls import on_input as on_input
 from synflow_jax.criteria.controls import reinitialised as reinitialised
+from synflow_jax.criteria.controls import rescaled as rescaled
 from synflow_jax.criteria.controls import shuffled as shuffled
 from synflow_jax.criteria.controls import synflow_as_written as synflow_as_written
 from synflow_jax.criteria.saliency import fisher as fisher

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from synflow_jax.criteria.saliency import snip
-from synflow_jax.masks import apply_masks
-from synflow_jax.precision import split_floating, widened
+from synflow_jax.masks import apply_masks, count
+from synflow_jax.precision import is_floating, split_floating, widened
 from synflow_jax.transform.network_flow import ones
 from synflow_jax.transform.values import split_fixed
 from synflow_jax.trees import Masks, Params, ScoreFn, Scores, check_key, check_masks
@@ -81,6 +81,52 @@ def reinitialised(
       Frankle et al. 2021, as above.
     """
     return apply_masks(init_fn(key), masks)
+
+
+def rescaled(params: Params, masks: Masks) -> Params:
+    """Divides the kept weights of every leaf by the square root of its density.
+
+    A unit whose inputs are pruned to a density ``d`` sums ``d`` times as many terms, so its
+    variance is ``d`` times what the initialiser meant. This puts it back. Without it, a
+    deep network that has no normalisation may not start to learn, whichever weights were
+    kept: then the scale and not the choice of the masks decides a comparison.
+
+    Args:
+      params: a pytree of arrays, at initialisation.
+      masks: boolean leaves shaped like ``params``; True = kept.
+
+    Returns:
+      Leaves with the shapes and dtypes of ``params``, 0 where pruned. A leaf that is kept
+      whole, as biases are, is as it was.
+
+    Raises:
+      ValueError: while tracing, if ``masks`` does not mirror ``params``.
+
+    Example:
+      >>> masks = {"w": jnp.array([True, False, False, False])}
+      >>> rescaled({"w": jnp.array([3.0, 1.0, 1.0, 1.0])}, masks)
+      {'w': Array([6., 0., 0., 0.], dtype=float32)}
+
+    References:
+      The variance is that of He et al., "Delving Deep into Rectifiers", ICCV 2015,
+      equation 10, with the inputs that are left; Evci et al., "Gradient Flow in Sparse
+      Neural Networks and How Lottery Tickets Win", AAAI 2022, count them unit by unit.
+    """
+    check_masks(masks, params)
+    return _rescaled(params, masks)
+
+
+@jax.jit
+def _rescaled(params: Params, masks: Masks) -> Params:
+    def scale(leaf: Array, mask: Array) -> Array:
+        if not is_floating(leaf):
+            return leaf
+        kept = count(mask).astype(jnp.float32)
+        factor = jnp.sqrt(leaf.size / jnp.maximum(kept, 1))  # nothing kept: all zero anyway
+        wide = jnp.promote_types(leaf.dtype, jnp.float32)
+        return (leaf.astype(wide) * factor.astype(wide)).astype(leaf.dtype)
+
+    return jax.tree.map(scale, apply_masks(params, masks), masks)
 
 
 def inverted(score_fn: ScoreFn) -> ScoreFn:
