@@ -21,7 +21,7 @@ find_python = $(if $(filter file,$(origin PYTHON)),$$(.ci/find_python $(1)),$(PY
 .PHONY: demo test test-newest test-lowest check-long lint bench clean
 
 demo: .venv/installed
-	$(BIN)/python -m experiments.demo
+	$(BIN)/python -m experiments demo
 
 test: .venv/installed
 	$(call run_tests,.venv)

@@ -1,7 +1,7 @@
 """Seeds times densities of a small network, pruned and trained as one program, by `vmap`.
 
-  python -m experiments.ablation --scale cpu     # MLP on Fashion-MNIST, 5 seeds by 6
-  python -m experiments.ablation --scale paper   # 20 seeds by 13 densities, longer
+  python -m experiments ablation --scale cpu     # MLP on Fashion-MNIST, 5 seeds by 6
+  python -m experiments ablation --scale paper   # 20 seeds by 13 densities, longer
 
 The paper repeats each of its experiments for a few seeds and many compressions. Here one
 compiled program initialises, prunes with SynFlow and trains all of these networks. This is
@@ -265,15 +265,9 @@ EXPERIMENT = command.Experiment(
     runs=runs,
     execute=execute,
     figures={"ablation.png": figures.draw},
-    sentences=figures.sentences,
-    caption=figures.caption,
+    tables=figures.tables,
 )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
-    command.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    main()
+    command.main(EXPERIMENT)

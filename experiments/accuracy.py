@@ -1,7 +1,7 @@
 """Accuracy after training against compression, for every criterion: Fig. 6 of the paper.
 
-  python -m experiments.accuracy --scale cpu     # an MLP and a convolutional network
-  python -m experiments.accuracy --scale paper   # four networks, three data sets, 3 seeds
+  python -m experiments accuracy --scale cpu     # an MLP and a convolutional network
+  python -m experiments accuracy --scale paper   # four networks, three data sets, 3 seeds
 
 Every network is pruned at initialisation by each method to each compression and trained
 under its masks; beside the paper's five methods stand the controls of
@@ -19,7 +19,7 @@ import functools
 import itertools
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -324,18 +324,15 @@ EXPERIMENT = command.Experiment(
     about="Accuracy after training against compression, for every method: Fig. 6.",
     runs=runs,
     execute=execute,
-    figures={"accuracy.png": figures.draw},
-    sentences=figures.sentences,
-    caption=figures.caption,
+    figures={
+        "accuracy.png": figures.draw,
+        "controls.png": figures.draw_controls,
+        "scale.png": figures.draw_scale,
+    },
     tables=figures.tables,
     cost=cost,
 )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the experiment from the command line."""
-    command.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    main()
+    command.main(EXPERIMENT)

@@ -1,7 +1,7 @@
 """Conservation of scores in units and in layers, for every criterion: Figs. 3 and 4.
 
-  python -m experiments.conservation --scale cpu     # VGG-19, 224 pixels, Tiny ImageNet
-  python -m experiments.conservation --scale paper   # VGG-19, ImageNet
+  python -m experiments conservation --scale cpu     # VGG-19, 224 pixels, Tiny ImageNet
+  python -m experiments conservation --scale paper   # VGG-19, ImageNet
 
 Synaptic saliency, ``w * dR/dw``, has the same sum over the weights into a hidden unit,
 its bias included, as over those out of it (Theorem 1 of Tanaka et al. 2020), and so the
@@ -268,17 +268,10 @@ EXPERIMENT = command.Experiment(
     runs=the_runs,
     execute=execute,
     figures={"units.png": figures.draw_units, "layers.png": figures.draw_layers},
-    sentences=figures.sentences,
-    caption=figures.caption,
     tables=figures.tables,
     cost=cost,
 )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
-    command.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    main()
+    command.main(EXPERIMENT)

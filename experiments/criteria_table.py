@@ -1,6 +1,6 @@
 """What each criterion keeps of a network: the table of docs/criteria.md.
 
-    python -m experiments.criteria_table    # VGG-16 at 10^2; minutes on two cores
+    python -m experiments criteria_table    # VGG-16 at 10^2; minutes on two cores
 
 Every criterion prunes the same initial weights to the same density: SynFlow and its square
 in 100 rounds, all others at once, as in the paper. Those of a loss see ten images of each

@@ -1,6 +1,6 @@
 """ResNet-50 for ImageNet, pruned at its full size: what is kept of each layer.
 
-  python -m experiments.imagenet --scale smoke|cpu|paper
+  python -m experiments imagenet --scale smoke|cpu|paper
 
 SynFlow's hundred rounds on 25.5 million weights at 224 pixels, beside random and magnitude,
 to densities of 0.1 and 0.05 and to the two that Wang et al. 2023 (NTK-SAP) trained to.
@@ -12,7 +12,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -191,17 +191,10 @@ EXPERIMENT = command.Experiment(
     runs=the_runs,
     execute=execute,
     figures={"layers.png": figures.draw},
-    sentences=figures.sentences,
-    caption=figures.caption,
     tables=figures.tables,
     cost=cost,
 )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
-    command.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    main()
+    command.main(EXPERIMENT)

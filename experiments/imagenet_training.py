@@ -1,6 +1,6 @@
 """ResNet-50 on ImageNet, trained under the masks of every criterion.
 
-  python -m experiments.imagenet_training --scale paper --data-dir FOLDER
+  python -m experiments imagenet_training --scale paper --data-dir FOLDER
 
 needs imagenet2012 as `experiments.datasets prepare` makes it, grain, and accelerators;
 every host decodes its own share of each batch. The two densities are those to which Wang
@@ -16,7 +16,7 @@ import itertools
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -197,15 +197,9 @@ EXPERIMENT = command.Experiment(
     runs=runs,
     execute=execute,
     figures={"imagenet_training.png": figures.draw},
-    sentences=figures.sentences,
-    caption=figures.caption,
+    tables=figures.tables,
 )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the experiment from the command line."""
-    command.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    main()
+    command.main(EXPERIMENT)

@@ -1,6 +1,6 @@
 """How far each criterion can prune a network before it empties a layer, without training.
 
-  python -m experiments.layer_collapse --scale smoke|cpu|paper
+  python -m experiments layer_collapse --scale smoke|cpu|paper
 
 The fraction of each layer's weights that is kept, against compression: Fig. 2 of Tanaka et
 al. 2020 on VGG-19 for ImageNet, and the densities behind its Fig. 1 on VGG-16 for
@@ -43,8 +43,10 @@ class Run:
       network: a key of ``synflow_jax.models.NETWORKS``.
       num_classes: its outputs.
       input_shape: of an image; those of the data are resized to it.
-      method: a name of ``experiments.methods.PAPER``, or "certified": SynFlow in rounds
-        that cannot cut the network.
+      method: a name of ``experiments.methods.PAPER``; of snip and grasp also with
+        "_evaluated": batch norm in evaluation mode, as in the first version of the authors'
+        code, of which their published densities are; or "certified": SynFlow in rounds that
+        cannot cut the network.
       seed: of the weights, of random scores and of the choice of images.
       compressions: log10 of one over the density.
       rounds: of SynFlow; all others take one.
@@ -104,8 +106,8 @@ def the_runs(scale: command.Scale) -> list[Run]:
             "grasp": Images("cifar100_10k", 1),
         }
         imagenet = {
-            "snip": Images("tiny_imagenet_10k", 1, classes=16, batch=4),
-            "grasp": Images("tiny_imagenet_10k", 1, classes=4, batch=4),
+            "snip": Images("tiny_imagenet_10k", 1, batch=4),
+            "grasp": Images("tiny_imagenet_10k", 1, classes=16, batch=4),
         }
     else:
         cifar = dict.fromkeys(("snip", "grasp"), Images("cifar100", 10))
@@ -113,9 +115,19 @@ def the_runs(scale: command.Scale) -> list[Run]:
     vgg16 = ("vgg16_cifar", 100, (32, 32, 3))
     vgg19 = ("vgg19_imagenet", 1000, (224, 224, 3))
     return [
-        *_part("cifar", *vgg16, seeds=5, compressions=_QUARTERS, looks_at=cifar),
+        *_part(
+            *("cifar", *vgg16),
+            seeds=5,
+            compressions=_QUARTERS,
+            looks_at=cifar,
+            also=("snip_evaluated", "grasp_evaluated"),
+        ),
         *_certified("cifar", *vgg16, seeds=5, weights=(15, 14), of=14_761_664),
         *_part("imagenet", *vgg19, compressions=_FOURFOLD, looks_at=imagenet),
+        *(
+            Run("imagenet", *vgg19, "synflow", seed, _FOURFOLD[9:], methods.ROUNDS)
+            for seed in (1, 2)
+        ),
     ]
 
 
@@ -129,15 +141,16 @@ def _part(
     compressions: tuple[float, ...],
     rounds: int = methods.ROUNDS,
     looks_at: Mapping[str, Images],
+    also: Sequence[str] = (),
 ) -> list[Run]:
     settings = {name: looks._asdict() for name, looks in looks_at.items()}
     return [
         Run(
             *(part, network, num_classes, input_shape, method, seed, compressions),
             rounds if method == "synflow" else 1,
-            **settings.get(method, {}),
+            **settings.get(method.removesuffix("_evaluated"), {}),
         )
-        for method in ("random", "magnitude", "synflow", "snip", "grasp")
+        for method in ("random", "magnitude", "synflow", "snip", "grasp", *also)
         for seed in range(seeds)
     ]
 
@@ -170,7 +183,9 @@ def cost(run: Run) -> float:
         return 1.0
     seconds = {"random": 10, "magnitude": 10, "snip": 120, "grasp": 180}
     seconds |= {"synflow": 10 * len(run.compressions), "certified": 200}
-    return seconds[run.method] * (10 if run.part == "imagenet" else 1)
+    return seconds[run.method.removesuffix("_evaluated")] * (
+        10 if run.part == "imagenet" else 1
+    )
 
 
 # --- one run ------------------------------------------------------------------------------
@@ -242,7 +257,10 @@ def _pruner(
 ) -> Callable[[float], tuple[PyTree, Row]]:
     """``prune(density) -> masks, and what there is to say about the rounds``."""
     in_rounds = run.method in ("synflow", "certified")
-    score = methods.score_fn("synflow" if in_rounds else run.method, problem, key)
+    method = run.method.removesuffix("_evaluated")
+    if method != run.method:
+        problem = problem._replace(logits_fn=problem.apply_fn)
+    score = methods.score_fn("synflow" if in_rounds else method, problem, key)
     if not in_rounds:
         masks_at = one_shot(score, problem.params)
         return lambda density: (jax.block_until_ready(masks_at(density)), {})
@@ -300,17 +318,10 @@ EXPERIMENT = command.Experiment(
         "layers_cifar.png": functools.partial(figures.draw, "cifar"),
         "layers_imagenet.png": functools.partial(figures.draw, "imagenet"),
     },
-    sentences=figures.sentences,
-    caption=figures.caption,
     tables=figures.tables,
     cost=cost,
 )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
-    command.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    main()
+    command.main(EXPERIMENT)

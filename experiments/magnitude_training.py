@@ -1,6 +1,6 @@
 """Magnitude pruning after training, in rounds, and why it works: Fig. 5 of the paper.
 
-  python -m experiments.magnitude_training --scale smoke|cpu|paper
+  python -m experiments magnitude_training --scale smoke|cpu|paper
 
 Left: a network is trained, pruned by magnitude and rewound to its initial weights, once,
 twice or three times, and trained at last (`sj.train_and_prune`). One round empties layers
@@ -99,8 +99,9 @@ def runs(scale: command.Scale) -> list[Ticket | Growth]:
     if scale == "cpu":
         compressions = methods.grid(0.5, 3.5, 0.5)
         return [
-            *tickets("mlp", "fashion_mnist", ROUNDS, compressions, (0, 1, 2), short),
-            Growth("deep", "fashion_mnist", 0, slow),
+            *tickets("mlp_bn", "fashion_mnist", ROUNDS, compressions, range(5), short),
+            *(Growth("deep", "fashion_mnist", seed, slow) for seed in range(3)),
+            *(Growth("mlp_bn", "fashion_mnist", seed, slow) for seed in range(3)),
         ]
     paper = Settings(epochs=50, learning_rate=0.01, drops=())
     return [
@@ -226,17 +227,10 @@ EXPERIMENT = command.Experiment(
     runs=runs,
     execute=execute,
     figures={"magnitude_training.png": figures.draw},
-    sentences=figures.sentences,
-    caption=figures.caption,
     tables=figures.tables,
     cost=lambda run: run.rounds + 1 if isinstance(run, Ticket) else 20,
 )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the experiment from the command line."""
-    command.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    main()
+    command.main(EXPERIMENT)

@@ -1,27 +1,31 @@
-"""One page with every figure: how it was made, and what came out beside the paper.
+"""One page with every figure, beside what the paper found.
 
-  python -m experiments.report    # writes results/report.html
+  python -m experiments report    # writes results/report.html
 
-Reads the results' folders only: the rows and the figures of each experiment at the largest
-scale that was run, paper before cpu before smoke. Tables are made from the rows again; the
-figures stay files beside the page.
+Numbers come from the rows that runs logged: each experiment's figures and tables at the
+largest scale that was run, paper before cpu before smoke. Words are written by hand, in
+docs/evidence: a page an experiment, whose first line names the rows that it speaks of by
+their hash. Rows that no page speaks of are shown without words.
 """
 
 import collections
 import dataclasses
+import hashlib
 import importlib
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import markdown_it
 import tyro
 
 from experiments.harness import command, runs, tables
 from experiments.harness.command import Experiment
 from experiments.harness.console import say
-from experiments.harness.page import bullets, escape, folded, page, plural, prose, table
+from experiments.harness.page import escape, folded, page, plural, powers, table
 from experiments.harness.sweeps import Row
 
 # In the order of the paper. Their modules have an EXPERIMENT of the same name.
@@ -38,6 +42,8 @@ NAMES = (
 )
 SCALES = ("paper", "cpu", "smoke")
 NAME = "report.html"
+PAGES = pathlib.Path("docs/evidence")
+OPENING = "README.md"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +52,20 @@ class Options:
 
     results: pathlib.Path = command.RESULTS
     """Folder with a folder for each experiment; the page is written into it."""
+    pages: pathlib.Path = PAGES
+    """Folder of the words."""
     smoke: bool = False
     """Show also what was run at scale smoke only."""
 
 
-def write(results: pathlib.Path, *, smoke: bool = False) -> pathlib.Path:
+def write(
+    results: pathlib.Path, pages: pathlib.Path = PAGES, *, smoke: bool = False
+) -> pathlib.Path:
     """Writes the page from the folders of the results.
 
     Args:
       results: with a folder for each experiment and in it one for each scale.
+      pages: with a page of words for each experiment, and one to open with.
       smoke: whether an experiment that was run at scale smoke only is shown.
 
     Returns:
@@ -63,19 +74,38 @@ def write(results: pathlib.Path, *, smoke: bool = False) -> pathlib.Path:
     Raises:
       FileNotFoundError: if there are no results.
     """
-    found, missing = [], []
+    parts, missing, described = [], [], False
     for name in NAMES:
         scale = _largest(results / name, smoke)
+        if scale is None:
+            missing.append(name)
+            continue
         experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
-        (found if scale else missing).append((experiment, scale))
-    if not found:
+        words = words_on(results / name / scale, pages / f"{name}.md")
+        described |= words is not None
+        parts.append(_section(experiment, scale, results, words))
+    if not parts:
         raise FileNotFoundError(f"no results of an experiment in {os.fspath(results)!r}.")
-    parts = [_opening(found, missing)]
-    for number, (experiment, scale) in enumerate(found, 1):
-        parts.append(_section(number, experiment, scale, results))
+    if missing:
+        parts.append(f'<p class="note">Not run: {escape(", ".join(missing))}.</p>')
+    if described:
+        parts.insert(0, _html((pages / OPENING).read_text("utf-8"), results))
     path = results / NAME
-    path.write_text(page("The experiments of the SynFlow paper, run again", parts), "utf-8")
+    path.write_text(page("The evidence", parts), "utf-8")
     return path
+
+
+def words_on(folder: pathlib.Path, path: pathlib.Path) -> str | None:
+    """A page of words; None if there is none that speaks of the rows in the folder."""
+    if not path.exists():
+        return None
+    first, _, text = path.read_text("utf-8").partition("\n")
+    return text if first == f"<!-- rows {hash_of(folder)} -->" else None
+
+
+def hash_of(folder: pathlib.Path) -> str:
+    """What names the rows of an experiment: the start of their SHA-256."""
+    return hashlib.sha256((folder / runs.METRICS).read_bytes()).hexdigest()[:16]
 
 
 def _largest(folder: pathlib.Path, smoke: bool) -> str | None:
@@ -83,56 +113,37 @@ def _largest(folder: pathlib.Path, smoke: bool) -> str | None:
     return next((s for s in scales if (folder / s / runs.METRICS).exists()), None)
 
 
-def _opening(
-    found: Sequence[tuple[Experiment, str]], missing: Sequence[tuple[Experiment, None]]
+def _section(
+    experiment: Experiment, scale: str, results: pathlib.Path, words: str | None
 ) -> str:
-    links = [
-        f'<a href="#{experiment.name}">{escape(experiment.name)}</a>: '
-        f"{escape(experiment.about)}"
-        for experiment, _ in found
-    ]
-    text = (
-        "<p>Each section is made from the rows that its runs logged: the figure, the "
-        "command and the settings, and sentences that state our numbers beside those of "
-        "H. Tanaka, D. Kunin, D. Yamins, S. Ganguli, &ldquo;Pruning neural networks "
-        "without any data by iteratively conserving synaptic flow&rdquo;, NeurIPS 2020, "
-        "arXiv 2006.05467. <em>Scale cpu</em> is what two processor cores can do: it says "
-        "how methods compare there, and is no substitute for the paper's setting. The "
-        "published accuracies of SNIP and GraSP are from code that its authors corrected "
-        "later.</p>"
-    )
-    if missing:
-        names = ", ".join(escape(experiment.name) for experiment, _ in missing)
-        text += f'<p class="note">Not run at a scale that is shown here: {names}.</p>'
-    return text + bullets(links)
-
-
-def _section(number: int, experiment: Experiment, scale: str, results: pathlib.Path) -> str:
     folder = results / experiment.name / scale
     rows = command.results(folder)
-    figures = [
-        f'<figure><img alt="{escape(experiment.about)}" '
-        f'src="{escape((folder / name).relative_to(results))}"></figure>'
-        for name in experiment.figures
-        if (folder / name).exists()
-    ]
+    if words is None:
+        figures = (name for name in experiment.figures if (folder / name).exists())
+        shown = (
+            f"![{name}](../../results/{experiment.name}/{scale}/{name})" for name in figures
+        )
+        words = f"# {experiment.name}\n\n{experiment.about}\n\n" + "\n\n".join(shown)
     return (
-        f'<h2 id="{experiment.name}">{number}. {escape(experiment.name)}</h2>'
-        f"<p>{escape(experiment.about)}</p>"
-        + "\n".join(figures)
-        + f'<p class="note">Scale {scale}, {_runs(experiment, scale, rows)}. '
-        + f"{prose(experiment.caption(rows))}</p>"
-        + bullets(map(prose, experiment.sentences(rows)))
+        f'<section id="{experiment.name}" data-rows="{hash_of(folder)}">'
+        + _html(words, results)
         + "\n".join(map(tables.folded, experiment.tables(rows)))
         + _making(experiment, scale, rows)
+        + "</section>"
     )
 
 
-def _runs(experiment: Experiment, scale: str, rows: Sequence[Row]) -> str:
-    done, planned = len(command.configs(rows)), len(experiment.runs(scale))
-    return (
-        f"all of {planned} runs" if done == planned else f"{done} of {planned} runs so far"
+def _html(words: str, results: pathlib.Path) -> str:
+    """Markdown as a part of the page. Its paths are from docs/evidence; its headings go a
+    level down."""
+    made = (
+        markdown_it.MarkdownIt("commonmark", {"html": False}).enable("table").render(words)
     )
+    made = re.sub(r"(</?h)(\d)", lambda at: f"{at[1]}{int(at[2]) + 1}", made)
+    made = made.replace("<table>", '<div class="wide"><table class="words">')
+    made = made.replace("</table>", "</table></div>")
+    made = re.sub(r'(src|href)="\.\./\.\./results/', r'\1="', made)
+    return powers(re.sub(r'href="(\w+)\.md"', r'href="#\1"', made))
 
 
 def _making(experiment: Experiment, scale: str, rows: Sequence[Row]) -> str:
@@ -140,8 +151,10 @@ def _making(experiment: Experiment, scale: str, rows: Sequence[Row]) -> str:
     heads = [row for row in rows if row["kind"] == "run"]
     seconds = sum(row["seconds"] for row in heads)
     ended = sorted(row["ended"] for row in heads)
+    done, planned = len(heads), len(experiment.runs(scale))
     facts = {
-        "command": f"<code>python -m experiments.{experiment.name} --scale {scale}</code>",
+        "command": f"<code>python -m experiments {experiment.name} --scale {scale}</code>",
+        "runs": f"{done} of {plural(planned, 'run')}",
         "time": f"{_duration(seconds)} in all, compilation included",
         "ended": f"{escape(ended[-1])}",
         "device": _several(
@@ -193,10 +206,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Writes the page from the command line."""
     args = list(sys.argv[1:] if argv is None else argv)
     options = tyro.cli(
-        Options, args=args, prog="python -m experiments.report", description=__doc__
+        Options, args=args, prog="python -m experiments report", description=__doc__
     )
     try:
-        path = write(options.results, smoke=options.smoke)
+        path = write(options.results, options.pages, smoke=options.smoke)
     except FileNotFoundError as error:
         raise SystemExit(f"error: {error}") from None
     say(f"report: {escape(str(path))}")

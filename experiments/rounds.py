@@ -1,6 +1,6 @@
 """How many rounds SynFlow needs: the largest share of the flow that a round removes.
 
-  python -m experiments.rounds --scale smoke|cpu|paper
+  python -m experiments rounds --scale smoke|cpu|paper
 
 The paper's prune-size ratio is the total score of what a round removes, as a share of R; in
 a one-shot prune of L layers it can be near L. While it is below 1, some path from input to
@@ -13,9 +13,8 @@ allows. What a number of rounds is worth is the flow that they keep.
 import dataclasses
 import functools
 import math
-import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -175,16 +174,10 @@ EXPERIMENT = command.Experiment(
     runs=runs,
     execute=execute,
     figures={"rounds.png": figures.draw},
-    sentences=figures.sentences,
-    caption=figures.caption,
     tables=figures.tables,
     cost=_cost,
 )
 
 
-def main(argv: Sequence[str] | None = None) -> pathlib.Path:
-    return command.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    main()
+    command.main(EXPERIMENT)

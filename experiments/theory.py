@@ -1,6 +1,6 @@
 """How far a network can be pruned, how far SynFlow prunes it, and what flow is left.
 
-  python -m experiments.theory --scale smoke|cpu|paper
+  python -m experiments theory --scale smoke|cpu|paper
 
 For each network of the zoo: N prunable weights in L layers, and the paper's largest
 compression N / L, which is one weight a layer; the fewest weights that leave a path from
@@ -15,7 +15,6 @@ path can be.
 import dataclasses
 import functools
 import math
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -44,14 +43,23 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.network
+        return self.network + (f"-seed{self.seed}" if self.seed else "")
+
+
+# Networks without shortcuts, up to VGG-16.
+AGAIN = (
+    *("mlp", "conv", "vgg11_cifar", "vgg11_tiny", "vgg13_cifar", "vgg13_tiny"),
+    *("vgg16_cifar", "vgg16_tiny"),
+)
 
 
 def scaled_runs(scale: command.Scale) -> list[Run]:
-    """The whole zoo; it needs no training, so cpu is the paper's scale."""
+    """The whole zoo, and two more draws of the chains that are quick; it needs no training,
+    so cpu is the paper's scale."""
     if scale == "smoke":
         return [Run("mlp", 20), Run("resnet20", 20)]
-    return [Run(name) for name in models.NETWORKS]
+    again = [Run(name, seed=seed) for name in AGAIN for seed in (1, 2)]
+    return [*map(Run, models.NETWORKS), *again]
 
 
 def counts(module, input_shape: tuple[int, ...]) -> tuple[int, int]:
@@ -190,16 +198,10 @@ EXPERIMENT = command.Experiment(
     runs=scaled_runs,
     execute=execute,
     figures={"theory.png": figures.draw_limits, "flow.png": figures.draw_flows},
-    sentences=figures.sentences,
-    caption=figures.caption,
     tables=figures.tables,
     cost=_cost,
 )
 
 
-def main(argv: Sequence[str] | None = None) -> pathlib.Path:
-    return command.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    main()
+    command.main(EXPERIMENT)

@@ -98,6 +98,7 @@ def public():
         "collapsed": lambda: sj.collapsed(PARAMS, MASKS),
         "summarize": lambda: sj.summarize(PARAMS, MASKS),
         "filled": lambda: sj.filled(PARAMS, {"b/kernel": 1.0}),
+        "rescaled": lambda: sj.rescaled(PARAMS, MASKS),
     }
     return calls
 

@@ -1,6 +1,6 @@
 """The command that makes a data set from its standard archives, without TensorFlow.
 
-  python -m experiments.datasets prepare cifar10 --manual_dir FOLDER
+  python -m experiments datasets prepare cifar10 --manual_dir FOLDER
 
 reads cifar-10-binary.tar.gz in FOLDER. `experiments.datasets.archives` knows the archives
 of cifar10, cifar100, fashion_mnist, imagenet2012, mnist and tiny_imagenet; where one is
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     command = tyro.extras.subcommand_cli_from_dict(
         {"prepare": Prepare},
-        prog="python -m experiments.datasets",
+        prog="python -m experiments datasets",
         args=list(sys.argv[1:] if argv is None else argv),
     )
     data_dir = roots(command.data_dir)[0]

@@ -1,6 +1,6 @@
 """Labelled images for the experiments: prepared data sets, or scikit-learn's digits.
 
-Nothing is downloaded here. `python -m experiments.datasets prepare` makes a prepared data
+Nothing is downloaded here. `python -m experiments datasets prepare` makes a prepared data
 set from its standard archives.
 """
 

@@ -1,6 +1,6 @@
 """The demonstration: which methods keep a network connected, and what that is worth.
 
-  python -m experiments.demo
+  python -m experiments demo
 
 Prunes VGG-16 at initialisation with three methods, then trains a small network under their
 masks. Writes metrics, two figures and a report; under three minutes on two cores.
@@ -29,7 +29,7 @@ from synflow_jax.xla.program_cache import keep_programs
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the demonstration from the command line and prints a summary."""
     args = list(sys.argv[1:] if argv is None else argv)
-    config = tyro.cli(Config, args=args, prog="python -m experiments.demo")
+    config = tyro.cli(Config, args=args, prog="python -m experiments demo")
     command = shlex.join(["python", "-m", "experiments.demo", *args])
     keep_programs()
     try:

@@ -1,4 +1,4 @@
-"""What came out of `experiments.ablation`: accuracies, times, and the figure."""
+"""What came out of `experiments.ablation`: accuracies, times and the figure."""
 
 import pathlib
 import statistics
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from experiments.figures import style
 from experiments.harness import command
 from experiments.harness.sweeps import Row, by_run
+from experiments.harness.tables import Table
 
 
 def _by_run(rows: list[Row]) -> Iterator[tuple[dict[str, Any], list[Row], Row]]:
@@ -28,55 +29,30 @@ def _at(networks: list[Row], compression: float) -> list[float]:
     return [100 * r["accuracy"] for r in networks if r["compression"] == compression]
 
 
-def _epochs(count: int) -> str:
-    return f"{count} epoch" + ("s" if count > 1 else "")
-
-
-def sentences(rows: list[Row]) -> list[str]:
-    """The accuracies, and what one program is worth."""
-    said = []
+def tables(rows: list[Row]) -> list[Table]:
+    """What one program is worth beside separate ones."""
+    body = []
     for config, networks, separate in _by_run(rows):
-        grid = config["compressions"]
-        ends = [
-            f"{statistics.mean(_at(networks, c)):.1f} % ({min(_at(networks, c)):.1f} to "
-            f"{max(_at(networks, c)):.1f}) at 10^{c:g}"
-            for c in (grid[0], grid[-1])
-        ]
-        said.append(
-            f"{config['network']} on {config['dataset']}, mean and range over "
-            f"{len(config['seeds'])} seeds: {' and '.join(ends)}."
-        )
-        together_, alone_ = (
+        together, alone = (
             statistics.median(separate[f"seconds_{how}"]) for how in ("together", "alone")
         )
-        ratio = alone_ / together_
-        faster = f"{ratio:.2g} times as fast"
-        if ratio < 1:
-            faster = f"{1 / ratio:.2g} times as slow"
-        said.append(
-            f"{separate['networks']} networks in one program took {together_:.1f} s, one "
-            f"after the other {alone_:.1f} s: together {faster} (median of "
-            f"{config['timed']} turns; trained for {_epochs(config['timed_epochs'])}; both "
-            "compiled before)."
+        body.append(
+            [
+                f"{config['network']} on {config['dataset']}",
+                str(len(networks)),
+                f"{together:.1f}",
+                f"{alone:.1f}",
+                str(separate["masks_differ"]),
+                f"{100 * separate['accuracies_differ']:.2f}",
+            ]
         )
-        said.append(
-            "Entries of the masks that differ between the two: "
-            f"{separate['masks_differ']}; largest difference in accuracy: "
-            f"{100 * separate['accuracies_differ']:.2f} percentage points."
-        )
-    return said
-
-
-def caption(rows: list[Row]) -> str:
-    """What the figure shows, in words."""
-    text = "Accuracy after training against compression, SynFlow"
-    for config, _, _ in _by_run(rows):
-        text += (
-            f"; {config['network']} on {config['dataset']}, {len(config['seeds'])} seeds "
-            f"times {len(config['compressions'])} densities in one program, "
-            f"trained for {_epochs(config['training']['epochs'])}"
-        )
-    return text + ". Line: the mean over seeds; shade: from the lowest to the highest."
+    title = (
+        "Seeds times densities in one program and one after the other: median seconds, "
+        "compiled before; entries of the masks that differ; largest difference in "
+        "accuracy, in points"
+    )
+    headings = ["network", "networks", "together", "alone", "masks differ", "accuracy"]
+    return [Table(title, headings, body)]
 
 
 def draw(rows: list[Row], path: pathlib.Path) -> None:

@@ -1,320 +1,356 @@
-"""What came out of `experiments.accuracy`: points, sentences and the figure."""
+"""What came out of `experiments.accuracy`: points, differences and the figures."""
 
+import itertools
+import math
 import pathlib
 import statistics
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import methods, published
 from experiments.figures import style
-from experiments.harness import command
 from experiments.harness.sweeps import Row
-from experiments.harness.tables import Table, mean_and_range, power
+from experiments.harness.tables import Table, power
 
-# On the left what the paper compares, on the right SynFlow and what it is made of.
-_LEFT = methods.PAPER
-_RIGHT = ("synflow", *methods.CONTROLS)
+CLASSES = {
+    **dict.fromkeys(("digits", "fashion_mnist", "cifar10", "cifar10_20k"), 10),
+    "cifar100": 100,
+    "tiny_imagenet": 200,
+}
+DIVERGED = 3.0  # a mean loss of the first epoch, in units of that of guessing
 
-# The paper's panels that stand below those of networks that it does not have.
-_BESIDE = ("vgg16_cifar-cifar10", "resnet18-cifar10")
 
-
-class Point(NamedTuple):
-    """One method at one compression, over its seeds; accuracies in per cent.
+class Network(NamedTuple):
+    """What is compared in one panel.
 
     Attributes:
-      mean, low, high: of the best epoch's accuracy.
-      last: the mean of the last epoch's.
-      seeds: how many.
-      connected: how many of them had a path from input to output before training.
+      network, dataset: their names.
+      training: "sgd", "rescaled" or "adam".
+    """
+
+    network: str
+    dataset: str
+    training: str
+
+    @property
+    def guessing(self) -> float:
+        """The loss of equal chances for all classes, in nats."""
+        return math.log(CLASSES[self.dataset])
+
+    @property
+    def title(self) -> str:
+        how = "" if self.training == "sgd" else f", {self.training}"
+        return f"{self.network} on {self.dataset}{how}"
+
+
+class Trained(NamedTuple):
+    """One network after training; accuracies in per cent.
+
+    Attributes:
+      seed: of its weights and its training.
+      best, last: the accuracy on held-out images, of the best and of the last epoch.
+      started: whether the mean loss of the first epoch was below that of guessing.
+      diverged: whether it was above three times that, or not a number.
+      reached: log10 of weights over those that are kept and on a path; None without one.
+    """
+
+    seed: int
+    best: float
+    last: float
+    started: bool
+    diverged: bool
+    reached: float | None
+
+
+# By method, by compression: the networks, in the order of their seeds.
+Points = dict[str, dict[float, list[Trained]]]
+
+
+def points(rows: Sequence[Row]) -> dict[Network, Points]:
+    """What was measured. A network of which no pruned form is trained yet is left out."""
+    found: dict[Network, Points] = {}
+    for row in rows:
+        if row["kind"] == "trained":
+            training = "rescaled" if row["rescaled"] else row["optimizer"]
+            network = Network(row["network"], row["dataset"], training)
+            own = found.setdefault(network, {}).setdefault(row["method"], {})
+            own.setdefault(row["compression"], []).append(_trained(row, network.guessing))
+    return {
+        network: {
+            method: {c: sorted(group) for c, group in sorted(own.items())}
+            for method, own in by_method.items()
+        }
+        for network, by_method in found.items()
+        if set(by_method) - {"dense"}
+    }
+
+
+def _trained(row: Row, guessing: float) -> Trained:
+    loss = math.inf if row["first_loss"] is None else row["first_loss"]
+    alive = row["log10_flow"] is not None and row["reached"]
+    return Trained(
+        row["seed"],
+        100 * row["best"],
+        100 * row["last"],
+        loss < guessing,
+        loss > DIVERGED * guessing,
+        math.log10(row["size"] / row["reached"]) if alive else None,
+    )
+
+
+class Difference(NamedTuple):
+    """A mean of paired differences, in points, and what resampling the pairs makes of it.
+
+    Attributes:
+      mean: over the seeds.
+      low, high: the middle 95 % of the means of all resamples of the seeds.
     """
 
     mean: float
     low: float
     high: float
-    last: float
-    seeds: int
-    connected: int
+
+    @property
+    def sure(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.low > 0 or self.high < 0
 
 
-def points(rows: list[Row]) -> dict[str, dict[str, dict[float, Point]]]:
-    """What was measured: by network and data set, by method, by compression.
+def difference(one: Sequence[Trained], other: Sequence[Trained]) -> Difference | None:
+    """The best accuracies of one method less another's, on equal seeds; None without two.
 
-    A network of which no pruned form is trained yet is left out.
+    The bootstrap is exact: every resample is counted, none drawn.
     """
-    trained = [row for row in rows if row["kind"] == "trained"]
-    found: dict = {}
-    for row in trained:
-        of_pair = found.setdefault(f"{row['network']}-{row['dataset']}", {})
-        of_method = of_pair.setdefault(row["method"], {})
-        of_method.setdefault(row["compression"], []).append(row)
-    return {
-        pair: {
-            method: {c: _point(group) for c, group in sorted(groups.items())}
-            for method, groups in of_pair.items()
-        }
-        for pair, of_pair in found.items()
-        if set(of_pair) - {"dense"}
-    }
-
-
-def _point(group: list[Row]) -> Point:
-    best = [100 * row["best"] for row in group]
-    last = statistics.fmean(100 * row["last"] for row in group)
-    alive = sum(row["log10_flow"] is not None for row in group)
-    return Point(statistics.fmean(best), min(best), max(best), last, len(group), alive)
-
-
-def draw(rows: list[Row], path: pathlib.Path) -> None:
-    """Accuracy against compression, a row of two panels for each network.
-
-    The mean over the seeds and the range from the lowest to the highest. Open markers:
-    no seed's network has a path left from input to output. Dashed: published numbers.
-    """
-    ours, theirs = points(rows), _published()
-    beside = [] if set(ours) & set(theirs) else [_BESIDE]
-    with style.settings():
-        height = 0.7 + 2.9 * (len(ours) + len(beside))
-        figure = Figure((9.2, height), layout="constrained")
-        panels = figure.subplots(len(ours) + len(beside), 2, squeeze=False)
-        for axes, (pair, found) in zip(panels, ours.items()):
-            for one, compared in zip(axes, (_LEFT, _RIGHT)):
-                _panel(one, pair, found, theirs.get(pair, {}), compared)
-            axes[1].sharey(axes[0])
-        for axes, pairs in zip(panels[len(ours) :], beside):
-            for one, pair in zip(axes, pairs):
-                _panel(one, pair, {}, theirs[pair], _LEFT)
-        handles = {}
-        for axes in panels.flat:
-            for handle, label in zip(*axes.get_legend_handles_labels()):
-                handles.setdefault(label, handle)
-        figure.legend(
-            handles.values(),
-            handles,
-            loc="outside upper center",
-            ncols=5,
-            columnspacing=1.2,
-        )
-        figure.savefig(path, dpi=160)
-
-
-def _panel(axes, pair, found, published_, compared) -> None:
-    network, dataset = pair.rsplit("-", 1)
-    title = f"{network}, {dataset}"
-    axes.set_title(title if found else f"{title} (published)", loc="left")
-    for method in compared:
-        mark = style.mark(method)
-        if method in found:
-            own = found[method]
-            x = list(own)
-            axes.fill_between(
-                x,
-                [point.low for point in own.values()],
-                [point.high for point in own.values()],
-                color=mark["color"],
-                alpha=0.15,
-                lw=0,
-            )
-            axes.plot(x, [point.mean for point in own.values()], **mark)
-            dead = [c for c, point in own.items() if not point.connected]
-            axes.plot(
-                dead,
-                [own[c].mean for c in dead],
-                mark["marker"],
-                color=mark["color"],
-                mfc="white",
-            )
-        if method in published_:
-            x, y = published_[method]
-            label = mark["label"] if not found else None
-            own_style = {
-                **mark,
-                "label": label,
-                "marker": "" if found else mark["marker"],
-            }
-            axes.plot(x, y, ls="--", lw=1.1, ms=3.5, **{**own_style})
-    if "dense" in found:
-        dense = found["dense"][0.0].mean
-        axes.axhline(dense, color=style.PALE, lw=1.1, zorder=1)
-        style.note(axes, dense, "dense")
-    chance = _CHANCE.get(dataset)
-    if chance is not None:
-        axes.axhline(chance, color=style.PALE, lw=1.1, ls=":", zorder=1)
-        style.note(axes, chance, "chance")
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("accuracy (%)")
-    style.compressions(axes)
-
-
-_CHANCE = {
-    "digits": 10.0,
-    "fashion_mnist": 10.0,
-    "cifar10": 10.0,
-    "cifar10_20k": 10.0,
-    "cifar100": 1.0,
-    "tiny_imagenet": 0.5,
-}
-
-
-def _published() -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-    """Published means by pair and method: compressions and accuracies in per cent."""
-    numbers = published.load("accuracy")
-    return {
-        pair: {
-            method: (numbers["alpha"], [statistics.fmean(runs) for runs in zip(*of_runs)])
-            for method, of_runs in by_method.items()
-        }
-        for pair, by_method in numbers["accuracy"].items()
-    }
+    others = {trained.seed: trained.best for trained in other}
+    pairs = [t.best - others[t.seed] for t in one if t.seed in others]
+    if len(pairs) < 2:
+        return None
+    resampled = np.array(list(itertools.product(pairs, repeat=len(pairs)))).mean(axis=1)
+    low, high = np.quantile(resampled, (0.025, 0.975), method="inverted_cdf").tolist()
+    return Difference(statistics.fmean(pairs), low, high)
 
 
 # --- in numbers ---------------------------------------------------------------------------
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    """The mean and the range of every method at every compression, a table a network."""
-    made = []
-    for pair, found in points(rows).items():
-        network, dataset = pair.rsplit("-", 1)
-        compressions = sorted({c for own in found.values() for c in own})
-        body = [
-            [label, *(_cell(found[method].get(c)) for c in compressions)]
-            for method, label in {"dense": "Not pruned", **methods.LABELS}.items()
-            if method in found
-        ]
+    """A table of accuracies and one of differences a network; and what diverged."""
+    made, diverged = [], []
+    for network, found in points(rows).items():
+        made.append(_accuracies(network, found))
+        compared = _differences(network, found)
+        made += [compared] if compared.rows else []
+        diverged += _diverged(network, found)
+    if diverged:
         title = (
-            f"{network} on {dataset}: best held-out accuracy in per cent, mean over seeds "
-            "(lowest to highest); cut: no seed's network has a path"
+            f"Trainings whose first epoch has a mean loss above {DIVERGED:g} times that of "
+            "guessing, or none that is a number"
         )
-        headings = ["method", *map(power, compressions)]
-        made.append(Table(title, headings, body))
+        made.append(Table(title, ["network", "method", "compression", "seeds"], diverged))
     return made
 
 
-def _cell(point: Point | None) -> str:
-    if point is None:
+def _grid(found: Points) -> list[float]:
+    return sorted({c for own in found.values() for c in own})
+
+
+def _accuracies(network: Network, found: Points) -> Table:
+    compressions = _grid(found)
+    body = [
+        [label, *(_cell(found[method].get(c, [])) for c in compressions)]
+        for method, label in {"dense": "Not pruned", **methods.LABELS}.items()
+        if method in found
+    ]
+    title = (
+        f"{network.title}: held-out accuracy in per cent, of the best epoch (of the last), "
+        "mean over seeds; where only some seeds start to learn, how many and the best "
+        "epoch's range over those"
+    )
+    return Table(title, ["method", *map(power, compressions)], body)
+
+
+def _cell(group: Sequence[Trained]) -> str:
+    """What became of the seeds. A mean only where all or none started."""
+    if not group:
         return ""
-    text = mean_and_range(point.mean, point.low, point.high)
-    return text if point.connected else f"{text}, cut"
+    started = [t.best for t in group if t.started]
+    if len(started) == len(group):
+        last = statistics.fmean(t.last for t in group)
+        return f"{statistics.fmean(started):.1f} ({last:.1f})"
+    cut = sum(t.reached is None for t in group)
+    text = f"{len(started)} of {len(group)} start"
+    if started:
+        text += f", {min(started):.1f} to {max(started):.1f}"
+    return text + (f"; {cut} cut" if cut else "")
 
 
-# --- in words -----------------------------------------------------------------------------
-
-
-def sentences(rows: list[Row]) -> list[str]:
-    """Which method is best where, and who is still above chance when others are not."""
-    texts = []
-    for pair, found in points(rows).items():
-        network, dataset = pair.rsplit("-", 1)
-        chance = _CHANCE[dataset]
-        texts.append(f"{network} on {dataset}: {_best_of_paper(found, chance)}")
-        texts.append(f"{network}: {_above_chance(found, chance)}")
-        texts += [f"{network}: {text}" for text in _controls(found)]
-        texts += [f"{network}: {text}" for text in _first_losses(rows, network, dataset)]
-    return texts
-
-
-def _best_of_paper(found: dict[str, dict[float, Point]], chance: float) -> str:
-    """The best of the paper's methods at each compression, and by how much."""
-    parts = []
-    shared = [set(found.get(method, {})) for method in methods.PAPER]
-    for c in sorted(set.intersection(*shared)):
-        ranked = sorted(methods.PAPER, key=lambda method: -found[method][c].mean)
-        first, second = ranked[:2]
-        if found[first][c].mean <= 1.5 * chance:
-            parts.append(f"10^{c:g} none is above 1.5 times chance")
-            continue
-        lead = found[first][c].mean - found[second][c].mean
-        overlap = found[first][c].low <= found[second][c].high
-        parts.append(
-            f"10^{c:g} {methods.LABELS[first]} {found[first][c].mean:.1f} % "
-            f"(+{lead:.1f} over {methods.LABELS[second]}"
-            f"{', ranges overlap' if overlap else ''})"
-        )
-    return "the best of the paper's five methods: " + "; ".join(parts) + "."
-
-
-def _above_chance(found: dict[str, dict[float, Point]], chance: float) -> str:
-    """Up to which compression every seed of a method learns more than chance."""
-    parts = []
-    for method in methods.LABELS:
+def _differences(network: Network, found: Points) -> Table:
+    """Each method less SynFlow, and whether the interval excludes 0."""
+    compressions, synflow = _grid(found), found.get("synflow", {})
+    compressions = [c for c in compressions if c in synflow]
+    body = []
+    for method, label in methods.LABELS.items():
         own = found.get(method, {})
-        reached = None
-        for c, point in own.items():
-            if point.low <= 1.5 * chance:
-                break
-            reached = c
-        where = "nowhere" if reached is None else f"10^{reached:g}"
-        if own:
-            parts.append(f"{methods.LABELS[method]} {where}")
-    return (
-        "the largest compression up to which every seed is above 1.5 times chance: "
-        + ", ".join(parts)
-        + "."
+        cells = [_between(own.get(c, []), synflow[c]) for c in compressions]
+        if method != "synflow" and any(cells):
+            body.append([label, *cells])
+    title = (
+        f"{network.title}: best accuracy less SynFlow's in points, mean of the differences "
+        "on equal seeds and the middle 95 % of its bootstrap; * where that excludes 0"
     )
+    return Table(title, ["method", *map(power, compressions)], body)
 
 
-def _controls(found: dict[str, dict[float, Point]]) -> list[str]:
-    """What SynFlow's own choice of weights adds to its layers' densities, and iteration."""
-    if "synflow" not in found:
-        return []
-    texts = []
-    for method in methods.CONTROLS:
-        common = sorted(set(found.get(method, {})) & set(found["synflow"]))
-        if common:
-            gaps = [found[method][c].mean - found["synflow"][c].mean for c in common]
-            listed = ", ".join(f"{gap:+.1f} at 10^{c:g}" for c, gap in zip(common, gaps))
-            texts.append(f"{methods.LABELS[method]} minus SynFlow, in points: {listed}.")
-    return texts
+def _between(one: Sequence[Trained], other: Sequence[Trained]) -> str:
+    found = difference(one, other)
+    if found is None:
+        return ""
+    sure = "*" if found.sure else ""
+    return f"{found.mean:+.1f}{sure} ({found.low:+.1f} to {found.high:+.1f})"
 
 
-def _first_losses(rows: list[Row], network: str, dataset: str) -> list[str]:
-    """The loss of the first epoch at the lowest compression: who starts with outputs that
-    are too large for the learning rate, as GraSP does, which prefers large gradients."""
-    configs = command.configs(rows)
-    losses: dict[float, dict[str, list[float]]] = {}
-    for row in rows:
-        config = configs[row["run"]] if "run" in row else None
-        if row["kind"] != "epoch" or row["epoch"] != 1 or row["loss"] is None:
-            continue
-        if (config["network"], config["dataset"]) == (network, dataset):
-            of = losses.setdefault(config["compression"], {})
-            of.setdefault(config["method"], []).append(row["loss"])
-    pruned = sorted(c for c in losses if c > 0)
-    if not pruned:
-        return []
-    listed = ", ".join(
-        f"{methods.LABELS[method]} {statistics.fmean(losses[pruned[0]][method]):.2f}"
-        for method in methods.LABELS
-        if method in losses[pruned[0]]
-    )
-    return [f"mean loss of the first epoch at 10^{pruned[0]:g}: {listed}."]
+def _diverged(network: Network, found: Points) -> list[list[str]]:
+    made = []
+    for method, own in found.items():
+        for c, group in own.items():
+            seeds = [str(t.seed) for t in group if t.diverged]
+            if seeds:
+                label = methods.LABELS.get(method, method)
+                made.append([network.title, label, power(c), ", ".join(seeds)])
+    return made
 
 
-def caption(rows: list[Row]) -> str:
-    """What was trained on what."""
-    texts = []
-    settings = command.configs(rows).values()
-    for pair, found in points(rows).items():
-        network, dataset = pair.rsplit("-", 1)
-        own = [c for c in settings if (c["network"], c["dataset"]) == (network, dataset)]
-        training = own[0]["training"]
-        images = own[0]["train_images"]
-        seeds = sorted({point.seeds for of in found.values() for point in of.values()})
-        iterated = own[0]["iterations"]
-        texts.append(
-            f"{network} on {dataset}: "
-            f"{f'{images:,} of the' if images else 'all'} training images, "
-            f"{training['epochs']} epochs of batches of {training['batch']}, "
-            f"{'-'.join(map(str, seeds))} seeds, "
-            f"{own[0]['rounds']} rounds of SynFlow, {iterated} of iterative SNIP and GraSP"
-        )
-    return (
-        "Best held-out accuracy over the epochs after pruning at initialisation; mean and "
-        "range over seeds; open markers: no path left in any seed; where a filled one is "
-        "at chance, there are paths but this training was too short to use them. "
-        + "; ".join(texts)
-        + ". Dashed: the authors' published means of three runs, of which SNIP and GraSP "
-        "are from code that was corrected later."
-    )
+# --- the figures --------------------------------------------------------------------------
+
+# What is drawn together: in figures of the paper's methods, and of the controls.
+_FIG_6 = {"the paper's methods": methods.PAPER}
+_CONTROLS = {
+    "what SynFlow's masks are made of": (
+        *("synflow", "erk", "synflow_densities", "shuffled_synflow"),
+        *("reinitialised_synflow", "inverted_synflow"),
+    ),
+    "what else is iterated": (
+        *("synflow", "synflow_l2", "certified_synflow"),
+        *("iterative_snip", "iterative_grasp", "ntk_sap"),
+    ),
+}
+_NORMALISED = ("mlp", "lenet")  # the networks that have no normalisation
+
+
+def draw(rows: list[Row], path: pathlib.Path) -> None:
+    """The paper's methods: accuracy against what was kept, and against what is on a path.
+
+    Points are seeds, lines join their medians. Dashed: published means.
+    """
+    found = {n: own for n, own in points(rows).items() if n.network not in _NORMALISED}
+    theirs = _published()
+    with style.settings():
+        figure, panels = _panels(len(found), 2)
+        for pair, (network, own) in zip(panels, found.items()):
+            for axes, reached in zip(pair, (False, True)):
+                _panel(axes, network, own, methods.PAPER, reached=reached)
+                what = "kept and on a path" if reached else "kept"
+                axes.set_xlabel(f"weights / weights {what}")
+            for method, (x, y) in theirs.get(network[:2], {}).items():
+                pair[0].plot(x, y, ls="--", lw=1.1, color=style.mark(method)["color"])
+        _finished(figure, panels, path)
+
+
+def draw_controls(rows: list[Row], path: pathlib.Path) -> None:
+    """SynFlow beside its controls, and beside what else is iterated."""
+    found = {n: own for n, own in points(rows).items() if n.network not in _NORMALISED}
+    with style.settings():
+        figure, panels = _panels(len(found), 2)
+        for pair, (network, own) in zip(panels, found.items()):
+            for axes, (title, compared) in zip(pair, _CONTROLS.items()):
+                _panel(axes, network, own, compared)
+                axes.set_title(f"{network.title}\n{title}", loc="left")
+        _finished(figure, panels, path)
+
+
+def draw_scale(rows: list[Row], path: pathlib.Path) -> None:
+    """A network without normalisation, a panel for each way to train it."""
+    found = {n: own for n, own in points(rows).items() if n.network in _NORMALISED}
+    if not found:
+        return
+    with style.settings():
+        figure, panels = _panels(1, len(found))
+        for axes, (network, own) in zip(panels[0], found.items()):
+            _panel(axes, network, own, tuple(methods.LABELS))
+            axes.set_title(_TRAININGS[network.training], loc="left")
+        _finished(figure, panels, path)
+
+
+_TRAININGS = {
+    "sgd": "SGD, weights as drawn",
+    "rescaled": "SGD, kept weights rescaled",
+    "adam": "Adam, weights as drawn",
+}
+
+
+def _panels(lines: int, columns: int) -> tuple[Figure, np.ndarray]:
+    figure = Figure((4.8 * columns, 0.9 + 3.4 * max(lines, 1)), layout="constrained")
+    return figure, figure.subplots(max(lines, 1), columns, squeeze=False, sharey="row")
+
+
+def _panel(
+    axes: Axes,
+    network: Network,
+    found: Points,
+    compared: Sequence[str],
+    *,
+    reached: bool = False,
+) -> None:
+    """A line through the medians of each method, and its seeds as points."""
+    shown = [method for method in compared if method in found]
+    for place, method in enumerate(shown):
+        mark, own = style.mark(method), found[method]
+        # Side by side, so that none hides another.
+        aside = 0.05 * (place - (len(shown) - 1) / 2) / max(len(shown) - 1, 1) * 2
+        x, y, medians = [], [], []
+        for c, group in own.items():
+            places = [t.reached if reached else c + aside for t in group]
+            some = [(p, t.best) for p, t in zip(places, group) if p is not None]
+            x += [p for p, _ in some]
+            y += [best for _, best in some]
+            if some:
+                medians.append(tuple(map(statistics.median, zip(*some))))
+        axes.plot(x, y, mark["marker"], color=mark["color"], ms=3.5, alpha=0.55, mew=0.6)
+        axes.plot(*zip(*sorted(medians)), **mark, ms=5)
+    if "dense" in found:
+        dense = statistics.median(t.best for t in found["dense"][0.0])
+        axes.axhline(dense, color=style.PALE, lw=1.1, zorder=1)
+        style.note(axes, dense, "dense")
+    chance = 100 / CLASSES[network.dataset]
+    axes.axhline(chance, color=style.PALE, lw=1.1, ls=":", zorder=1)
+    style.note(axes, chance, "chance")
+    axes.set_ylim(bottom=0)
+    axes.set_title(network.title, loc="left")
+    style.compressions(axes)
+
+
+def _finished(figure: Figure, panels: np.ndarray, path: pathlib.Path) -> None:
+    handles: Mapping = {}
+    for axes in panels.flat:
+        for handle, label in zip(*axes.get_legend_handles_labels()):
+            handles.setdefault(label, handle)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("accuracy of the best epoch (%)")
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=4)
+    figure.savefig(path, dpi=160)
+
+
+def _published() -> dict[tuple[str, str], dict[str, tuple[list[float], list[float]]]]:
+    """Published means by network and data set, by method: compressions and per cents."""
+    numbers = published.load("accuracy")
+    return {
+        tuple(pair.rsplit("-", 1)): {
+            method: (numbers["alpha"], [statistics.fmean(runs) for runs in zip(*of_runs)])
+            for method, of_runs in by_method.items()
+        }
+        for pair, by_method in numbers["accuracy"].items()
+    }

@@ -1,55 +1,51 @@
 """Published fractions kept of each layer beside ours: what agrees, and the exceptions."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from experiments import methods, published
+from experiments.figures.limits import LABELS, by_compression, published_method
 from experiments.harness.sweeps import Row
 from experiments.harness.tables import Table, power
 
-# Of the published densities those of these criteria are sound; SNIP's and GraSP's are of
-# code that was corrected after they were written.
-COMPARED = ("synflow", "magnitude", "random")
 DEVIATIONS, RELATIVE = 3.0, 0.02  # what counts as agreement
 FEW = 20  # weights; in smaller layers one weight is much of the whole
-SHOWN = 6  # exceptions in a sentence
 
 
-def comparison(found: Mapping[str, Sequence[Sequence[Row]]]) -> list[Row]:
+def comparison(
+    found: Mapping[str, Sequence[Sequence[Row]]], theirs: Mapping[str, Any]
+) -> list[Row]:
     """Published fractions kept beside ours, layer by layer and compression by compression.
 
     They agree if the published one, which is of one draw of the weights, is within
-    ``DEVIATIONS`` standard deviations of ours or ``RELATIVE`` of their mean. Near the edge
-    that is a matter of chance: ``own`` says how many of our seeds agree with the others.
+    ``DEVIATIONS`` standard deviations of ours or ``RELATIVE`` of their mean. Where we have
+    one draw too, the deviation is the square root of the count.
 
     Args:
-      found: for each criterion, for each seed its rows, in the order of the compressions;
-        of the network whose densities are published.
+      found: for each criterion, for each seed its rows.
+      theirs: what `limits.published_for` gives of the same network.
 
     Returns:
       Rows with ``method``, ``compression``, ``layer`` and its ``size``; ``published``,
-      ``mean`` and ``deviation`` in weights; ``agrees``; ``own``; ``seeds``. Empty unless
-      there are two seeds.
+      ``mean`` and ``deviation`` in weights; ``agrees``; ``seeds``.
     """
-    theirs = published.load("layer_collapse")
     compared = []
     for method, seeds in found.items():
-        if method not in COMPARED or len(seeds) < 2:
-            continue
-        for at in zip(*seeds, strict=True):
-            compression = at[0]["compression"]
-            densities = theirs["density"][method].get(str(compression))
-            if densities is None:
+        densities = theirs["density"][published_method(method)]
+        by_size = {round(float(c), 4): layers for c, layers in densities.items()}
+        for compression, at in by_compression(seeds).items():
+            published = by_size.get(round(compression, 4))
+            if published is None:
                 continue
             layers = zip(*(row["layers"] for row in at), strict=True)
             for density, size, layer in zip(
-                densities, theirs["sizes"], layers, strict=True
+                published, theirs["sizes"], layers, strict=True
             ):
                 name, _, own_size = layer[0]
                 if own_size != size:
                     raise ValueError(f"{name} has {own_size} weights, not {size}.")
                 kept = [count for _, count, _ in layer]
-                others = [kept[:i] + kept[i + 1 :] for i in range(len(kept))]
                 compared.append(
                     {
                         "method": method,
@@ -58,65 +54,31 @@ def comparison(found: Mapping[str, Sequence[Sequence[Row]]]) -> list[Row]:
                         "size": size,
                         "published": density * size,
                         "mean": statistics.mean(kept),
-                        "deviation": statistics.stdev(kept),
+                        "deviation": _deviation(kept),
                         "agrees": agrees(density * size, kept),
-                        "own": sum(map(agrees, kept, others)),
                         "seeds": len(kept),
                     }
                 )
     return compared
 
 
+def _deviation(sample: Sequence[int]) -> float:
+    """Of the draws; of one draw that of a count of independent choices, its square root."""
+    return statistics.stdev(sample) if len(sample) > 1 else math.sqrt(sample[0])
+
+
 def agrees(count: float, sample: Sequence[int]) -> bool:
     """Whether a number of weights could be one of the sample, or nearly is their mean."""
     mean = statistics.mean(sample)
-    spread = statistics.stdev(sample) if len(sample) > 1 else 0.0
-    return abs(count - mean) <= max(DEVIATIONS * spread, RELATIVE * mean)
+    return abs(count - mean) <= max(DEVIATIONS * _deviation(sample), RELATIVE * mean)
 
 
-def sentences(compared: Sequence[Row]) -> list[str]:
-    """How many cases agree, and the largest exceptions; from `comparison`."""
-    said = []
-    for method in COMPARED:
-        own = [row for row in compared if row["method"] == method]
-        if not own:
-            continue
-        large = _large(own)
-        good, good_large = (sum(row["agrees"] for row in some) for some in (own, large))
-        chance = sum(row["own"] for row in own) / sum(row["seeds"] for row in own)
-        text = (
-            f"{methods.LABELS[method]}: the published fraction kept lies within "
-            f"{DEVIATIONS:g} standard deviations or {RELATIVE:.0%} of ours in {good} of "
-            f"{len(own)} cases (layers and compressions), and in {good_large} of the "
-            f"{len(large)} with {FEW} weights or more. One of our {own[0]['seeds']} seeds "
-            f"against the others does so in {chance:.1%}."
-        )
-        far = [row for row in large if not row["agrees"]]
-        far.sort(key=lambda row: -abs(row["published"] / row["mean"] - 1))
-        if far:
-            text += " Exceptions of these: " + "; ".join(map(_exception, far[:SHOWN]))
-            text += f"; and {len(far) - SHOWN} that differ less." if far[SHOWN:] else "."
-        said.append(text)
-    if said:
-        said.append(
-            "The published SNIP and GraSP are not compared: they were made by the first "
-            "version of the authors' code, whose errors in these two were corrected later "
-            "(batch norm in evaluation mode; GraSP's sign), and our images are others."
-        )
-    return said
-
-
-def _exception(row: Row) -> str:
-    place = f"{row['layer']} at {power(row['compression'])}"
-    ours = f"{row['mean']:,.0f} ± {row['deviation']:,.0f}"
-    return f"{place}, published {row['published']:,.0f}, ours {ours}"
-
-
-def tables(compared: Sequence[Row]) -> list[Table]:
-    """The agreement layer by layer, and every exception; from `comparison`."""
+def tables(title: str, compared: Sequence[Row]) -> list[Table]:
+    """The agreement layer by layer, and the exceptions of the criteria that agree in most
+    cases; from `comparison`."""
     if not compared:
         return []
-    shown = [m for m in COMPARED if any(row["method"] == m for row in compared)]
+    shown = list(dict.fromkeys(row["method"] for row in compared))
     sizes = {row["layer"]: row["size"] for row in compared}
     body = []
     for layer, size in sizes.items():
@@ -125,21 +87,23 @@ def tables(compared: Sequence[Row]) -> list[Table]:
     body.append(["all", "", *(_counted(compared, method) for method in shown)])
     large = [_counted(_large(compared), method) for method in shown]
     body.append([f"all with {FEW} weights or more", "", *large])
+    mostly = [m for m in shown if _share(compared, m) > 0.5]
     counts = Table(
-        "Published fraction kept beside ours, layer by layer: compressions at which it "
-        f"lies within {DEVIATIONS:g} standard deviations of our seeds or {RELATIVE:.0%} of "
-        "their mean",
-        ["layer", "weights", *(methods.LABELS[method] for method in shown)],
+        f"{title}, published fraction kept beside ours, layer by layer: compressions at "
+        f"which it lies within {DEVIATIONS:g} standard deviations (with one seed, square "
+        f"roots) or {RELATIVE:.0%} of our mean",
+        ["layer", "weights", *(LABELS[method] for method in shown)],
         body,
     )
-    apart = [row for row in compared if not row["agrees"]]
+    apart = [r for r in _large(compared) if not r["agrees"] and r["method"] in mostly]
     apart.sort(key=lambda row: shown.index(row["method"]))
     exceptions = Table(
-        f"Every exception, {len(apart)} in all, in weights kept",
+        f"{title}, {', '.join(LABELS[m] for m in mostly)}: the {len(apart)} exceptions "
+        f"with {FEW} weights or more",
         ["criterion", "layer", "compression", "published", "ours, mean", "deviation"],
         [
             [
-                methods.LABELS[row["method"]],
+                LABELS[row["method"]],
                 row["layer"],
                 power(row["compression"]),
                 f"{row['published']:,.0f}",
@@ -155,6 +119,10 @@ def tables(compared: Sequence[Row]) -> list[Table]:
 def _counted(rows: Sequence[Row], method: str) -> str:
     own = [row for row in rows if row["method"] == method]
     return f"{sum(row['agrees'] for row in own)} of {len(own)}"
+
+
+def _share(rows: Sequence[Row], method: str) -> float:
+    return statistics.fmean(row["agrees"] for row in rows if row["method"] == method)
 
 
 def _large(rows: Sequence[Row]) -> list[Row]:

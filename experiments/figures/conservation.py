@@ -1,4 +1,4 @@
-"""What came out of `experiments.conservation`: fits, sentences and the two figures."""
+"""What came out of `experiments.conservation`: fits and the two figures."""
 
 import pathlib
 from collections.abc import Sequence
@@ -62,55 +62,6 @@ def of_method(rows: Sequence[Row], kind: str) -> dict[str, list[Row]]:
     return {method: own for method, own in found.items() if own}
 
 
-def sentences(rows: list[Row]) -> list[str]:
-    """What came out, beside what the paper found."""
-    theirs = published.load("conservation")
-    config = next(iter(command.configs(rows).values()))
-    same = config["network"] == theirs["network"]
-    found = []
-    for method, own in of_method(rows, "agreement").items():
-        by_kind = {row["of"]: row for row in own}
-        channels = by_kind["channels"]
-        beside = []
-        if same and method in theirs["gap"]:
-            gap = theirs["gap"][method]
-            beside += [f"median {gap['median']:.1e}, largest {gap['largest']:.1e}"]
-        if same:
-            beside += [f"correlation {theirs['correlation'][method]:{_digits(method)}}"]
-        text = (
-            f"{methods.LABELS[method]}: over the {channels['units']:,} channels between "
-            "convolutions the sums of scores in and out differ by "
-            f"{channels['median_gap']:.1e} of the larger in the median and "
-            f"{channels['largest_gap']:.1e} at most, with correlation "
-            f"{channels['correlation']:{_digits(method)}}{_beside(beside)}"
-        )
-        if method == "random":
-            around = by_kind["channels, around the mean"]["correlation"]
-            text += (
-                ", as the sums of these uniform draws follow the number of weights; around "
-                f"their mean the correlation is {around:.4f}"
-            )
-        units = by_kind["units"]
-        text += (
-            f"; over all {units['units']:,} hidden units {units['median_gap']:.1e}, "
-            f"{units['largest_gap']:.1e} and {units['correlation']:{_digits(method)}}."
-        )
-        found.append(text)
-    for method, own in of_method(rows, "layer").items():
-        line, beside = fit(own), []
-        if same:
-            beside += [f"slope {theirs['slope'][method]:.4g}"]
-        if same and method in theirs["spread"]:
-            beside += [f"ratio {theirs['spread'][method]:.4g}"]
-        found.append(
-            f"{methods.LABELS[method]}: the average score of the {len(own)} layers goes "
-            f"with their inverse size to the power {line.slope:.4f} (r = "
-            f"{line.correlation:.4f}), and the largest total of a layer is "
-            f"{line.spread:.7g} times the smallest{_beside(beside)}."
-        )
-    return found
-
-
 def tables(rows: list[Row]) -> list[Table]:
     """Figs. 3 and 4 in numbers, a line a criterion."""
     theirs, body = published.load("conservation"), []
@@ -118,7 +69,8 @@ def tables(rows: list[Row]) -> list[Table]:
     same = config["network"] == theirs["network"]
     layers = of_method(rows, "layer")
     for method, own in of_method(rows, "agreement").items():
-        (channels,) = (row for row in own if row["of"] == "channels")
+        by_kind = {row["of"]: row for row in own}
+        channels, units = by_kind["channels"], by_kind["units"]
         line = fit(layers[method])
         numbers = [
             f"{channels['median_gap']:.1e}",
@@ -129,9 +81,11 @@ def tables(rows: list[Row]) -> list[Table]:
         if same:
             numbers[2] += f" ({theirs['correlation'][method]:{_digits(method)}})"
             numbers[3] += f" ({theirs['slope'][method]:.4g})"
-        body.append([methods.LABELS[method], *numbers, f"{line.spread:.4g}"])
+        every = f"{units['median_gap']:.1e}", f"{units['correlation']:{_digits(method)}}"
+        body.append([methods.LABELS[method], *numbers, f"{line.spread:.4g}", *every])
     headings = ["criterion", "median gap", "largest gap", "correlation"]
     headings += ["slope", "largest total over smallest"]
+    headings += ["all hidden units: median gap", "correlation"]
     title = (
         "Scores in and out of the channels between convolutions, and average score against "
         f"inverse size of the layers{', ours (the paper)' if same else ''}"
@@ -139,45 +93,8 @@ def tables(rows: list[Row]) -> list[Table]:
     return [Table(title, headings, body)]
 
 
-def _beside(theirs: Sequence[str]) -> str:
-    return f" (paper: {', '.join(theirs)})" if theirs else ""
-
-
 def _digits(method: str) -> str:
     return ".6f" if method == "synflow" else ".4f"
-
-
-def caption(rows: list[Row]) -> str:
-    """What the figures show, at which scale."""
-    configs = command.configs(rows).values()
-    first = next(iter(configs))
-    height, width, _ = first["input_shape"]
-    text = (
-        f"Scores of the weights of {first['network']} at initialisation "
-        f"({height}x{width} pixels, {first['num_classes']:,} classes, one seed). Above, "
-        "each point is a hidden unit: the sum of the scores of the weights into it, its "
-        "bias included, against the sum of those out of it, dark near the input; on the "
-        "diagonal they are equal. Below, each point is a layer: its average score against "
-        "its inverse size, divided by the mean total of the criterion's layers, so that "
-        "equal totals lie on the diagonal. Of sums with a sign the size is drawn; an open "
-        "point is a unit whose sums in and out have different signs, and r is the "
-        "correlation, signs included, over the channels between two convolutions, as "
-        "published."
-    )
-    every = max(row.get("every", 1) for row in rows if row["kind"] == "layer")
-    if every > 1:
-        text += " Of the widest layers every few units are drawn."
-    looking = next((c for c in configs if c["data"]), None)
-    if looking is not None:
-        count = looking["each"] * (looking["classes"] or looking["num_classes"])
-        text += f" SNIP and GraSP look at {count:,} training images of {looking['data']}"
-        if looking["data"].startswith("tiny"):
-            text += (
-                f", resized to {height} pixels, in place of ImageNet's, and their labels "
-                f"are the first of the {first['num_classes']:,} classes"
-            )
-        text += "."
-    return text
 
 
 # --- the figures --------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import math
 import pathlib
-import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,9 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from experiments import methods, published
+from experiments import methods
 from experiments.figures import style
-from experiments.harness import command
 from experiments.harness.sweeps import Row
 from experiments.harness.tables import Table
 
@@ -43,6 +41,10 @@ def tables(rows: Sequence[Row]) -> list[Table]:
             body.append([name, f"{size:,}", *kept])
         kept = [_share(row["kept"], first["size"]) for row in compared]
         body.append(["all", f"{first['size']:,}", *kept])
+        paths = [f"{row['on_paths']:,}" if row["on_paths"] else "0" for row in compared]
+        body.append(["on a path", "", *paths])
+        flows = [row["log10_flow"] for row in compared]
+        body.append(["log10 R", "", *("" if f is None else f"{f:.1f}" for f in flows)])
         headings = [methods.LABELS[row["method"]] for row in compared]
         title = f"Weights kept of each layer at density {density:.4g}"
         made.append(Table(title, ["layer", "weights", *headings], body))
@@ -51,77 +53,6 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 
 def _share(kept: int, size: int) -> str:
     return f"{kept:,} ({100 * kept / size:.3g} %)"
-
-
-def sentences(rows: list[Row]) -> list[str]:
-    """What came out, and the accuracies that others report for such networks."""
-    theirs, found = published.load("imagenet"), []
-    network = next(iter(command.configs(rows).values()))["network"]
-    for density, own in of_density(rows).items():
-        for method, row in own.items():
-            found.append(_sentence(row))
-        accuracy = theirs["accuracy"].get(f"{density:.6g}")
-        if accuracy and network == theirs["network"]:
-            trained = [f"{methods.LABELS[m]} {accuracy[m]:.2f} %" for m in own]
-            found.append(
-                f"After training on ImageNet at density {density:.4g}, which was not done "
-                f"here, Wang et al. 2023 report {_listed(trained)} (dense "
-                f"{theirs['dense']:.2f} %)."
-            )
-            cut = [methods.LABELS[m] for m, row in own.items() if row["log10_flow"] is None]
-            if cut:
-                found[-1] += (
-                    f" No network without a path beats chance, so what they prune by "
-                    f"{_listed(cut)}, or the weights it starts from, differs from ours."
-                )
-    rounds = [row for row in rows if row.get("method") == "synflow"]
-    if rounds:
-        each = statistics.median(row["round_seconds"] for row in rounds)
-        device = next(row["device"] for row in rows if row["kind"] == "run")
-        found.append(
-            f"A round of SynFlow on {rounds[0]['size']:,} weights takes {each:.2f} s on "
-            f"this machine's {device}."
-        )
-    return found
-
-
-def _sentence(row: Row) -> str:
-    shares = {name: kept / size for name, kept, size in row["layers"]}
-    least, most = min(shares, key=shares.__getitem__), max(shares, key=shares.__getitem__)
-    empty = [name for name, share in shares.items() if not share]
-    text = (
-        f"{methods.LABELS[row['method']]} at density {row['density']:.4g} keeps "
-        f"{row['kept']:,} of {row['size']:,} weights, from {100 * shares[least]:.3g} % of "
-        f"{least} to {100 * shares[most]:.3g} % of {most}; "
-    )
-    if empty:
-        text += f"of its {len(shares)} layers {_listed(empty)} "
-        text += "keeps nothing; " if len(empty) == 1 else "keep nothing; "
-    if row["log10_flow"] is None:
-        return text + "no path is left from input to output."
-    away = row["kept"] - row["on_paths"]
-    return text + (
-        f"{away:,} of those kept lie on no path from input to output, and the flow that is "
-        f"left is 10^{row['log10_flow']:.1f}."
-    )
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return ", ".join(parts[:-1]) + (" and " if parts[1:] else "") + parts[-1]
-
-
-def caption(rows: list[Row]) -> str:
-    """What the figure shows, at which scale."""
-    config = next(iter(command.configs(rows).values()))
-    height, width, _ = config["input_shape"]
-    rounds = max(c["rounds"] for c in command.configs(rows).values())
-    return (
-        f"Fraction kept of each layer of {config['network']} at initialisation "
-        f"({height}x{width} pixels, seed 0), in the order of depth; SynFlow in {rounds} "
-        "rounds, the others in one. Crosses at the lower edge are layers with no weight "
-        "left. The shades are the groups of residual blocks; open points are the "
-        "convolutions of shortcuts. No network is trained and no image is used."
-    )
 
 
 # --- the figure ---------------------------------------------------------------------------

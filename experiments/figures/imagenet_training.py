@@ -1,4 +1,4 @@
-"""What came out of `experiments.imagenet_training`: accuracies, sentences, the figure."""
+"""What came out of `experiments.imagenet_training`: accuracies and the figure."""
 
 import math
 import pathlib
@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from experiments import methods, published
 from experiments.figures import style
-from experiments.harness import command
 from experiments.harness.sweeps import Row
+from experiments.harness.tables import Table
 
 
 def accuracies(rows: list[Row]) -> dict[str, dict[float, float]]:
@@ -22,6 +22,22 @@ def accuracies(rows: list[Row]) -> dict[str, dict[float, float]]:
         method: {density: sum(v) / len(v) for density, v in sorted(of.items())}
         for method, of in found.items()
     }
+
+
+def tables(rows: list[Row]) -> list[Table]:
+    """The accuracies, and those of Wang et al. where they trained to that density."""
+    ours, theirs = accuracies(rows), _published()
+    densities = sorted({d for own in ours.values() for d in own}, reverse=True)
+    body = []
+    for method, own in ours.items():
+        cells = [f"{own[d]:.1f}" if d in own else "" for d in densities]
+        if any(row.get("dataset") == "imagenet2012" for row in rows):
+            known = {round(d, 4): p for d, p in theirs.get(method, {}).items()}
+            beside = [known.get(round(d, 4)) for d in densities]
+            cells = [f"{c} ({p:.1f})" if c and p else c for c, p in zip(cells, beside)]
+        body.append([methods.LABELS.get(method, method), *cells])
+    title = "Best held-out accuracy in per cent (Wang et al. 2023)"
+    return [Table(title, ["method", *(f"density {d:.4g}" for d in densities)], body)]
 
 
 def _published() -> dict[str, dict[float, float]]:
@@ -57,30 +73,3 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
         style.compressions(axes)
         axes.legend()
         figure.savefig(path, dpi=160)
-
-
-def sentences(rows: list[Row]) -> list[str]:
-    """Each accuracy, beside that of Wang et al. where there is one."""
-    theirs, texts = _published(), []
-    on_imagenet = any(row.get("dataset") == "imagenet2012" for row in rows)
-    for method, found in accuracies(rows).items():
-        for density, percent in found.items():
-            known = theirs.get(method, {})
-            close = [d for d in known if math.isclose(d, density, rel_tol=1e-4)]
-            beside = f" (Wang et al. {theirs[method][close[0]]:.1f})" if close else ""
-            texts.append(
-                f"{method} at density {density:.4g}: {percent:.1f} %"
-                f"{beside if on_imagenet else ''}."
-            )
-    return texts
-
-
-def caption(rows: list[Row]) -> str:
-    """What was trained."""
-    config = next(iter(command.configs(rows).values()))
-    training = config["training"]
-    return (
-        f"{config['network']} on {config['dataset']} at {config['size']} pixels, "
-        f"{training['epochs']} epochs of batches of {training['batch']} in "
-        f"{training['precision']}. Dashed: Wang et al. 2023, Table 1."
-    )

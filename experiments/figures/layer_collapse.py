@@ -1,4 +1,4 @@
-"""What came out of `experiments.layer_collapse`: comparison, sentences and figures."""
+"""What came out of `experiments.layer_collapse`: comparison and figures."""
 
 import math
 import pathlib
@@ -13,51 +13,61 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from experiments import methods, published
 from experiments.figures import agreement, style
 from experiments.figures.limits import (
+    LABELS,
+    by_compression,
     critical,
-    is_published,
     largest_possible,
     of_method,
     pruned,
+    published_for,
+    published_method,
 )
 from experiments.harness import command
 from experiments.harness.sweeps import Row
 from experiments.harness.tables import Table, power
 
-
-def comparison(rows: Sequence[Row]) -> list[Row]:
-    """What was published of this network beside ours; see `agreement.comparison`."""
-    same = {run for run, config in command.configs(rows).items() if is_published(config)}
-    return agreement.comparison(
-        of_method([row for row in rows if row["run"] in same], "cifar")
-    )
+PARTS = ("cifar", "imagenet")
 
 
 def tables(rows: list[Row]) -> list[Table]:
     """How far each criterion gets, and where the published densities differ from ours."""
     made = []
-    for part in ("cifar", "imagenet"):
+    for part in PARTS:
         found = of_method(rows, part)
         if found:
             made.append(_how_far_table(rows, found))
-    return made + agreement.tables(comparison(rows))
+        certified = of_method(rows, part, ["certified"])
+        if certified:
+            made.append(_certified_table(rows, certified["certified"]))
+    for part in PARTS:
+        found = of_method(rows, part)
+        if found:
+            _, config = pruned(rows, found)
+            theirs = published_for(config)
+            if theirs is not None:
+                compared = agreement.comparison(found, theirs)
+                made += agreement.tables(_title(config), compared)
+    return made
 
 
 def _how_far_table(rows: list[Row], found: dict[str, list[list[Row]]]) -> Table:
     layers, config = pruned(rows, found)
-    theirs, same = published.load("layer_collapse"), is_published(config)
+    theirs = published_for(config) or {}
     headings = ["criterion", "seeds", "every layer has weights", "a path is left"]
     body = []
     for method, seeds in found.items():
         reached = critical(seeds)
-        cells = [methods.LABELS[method], str(len(seeds))]
+        cells = [LABELS[method], str(len(seeds))]
         cells += ["nowhere" if c is None else power(c) for c in reached]
-        if same:
-            cells += [power(theirs[key][method]) for key in ("critical", "drawn")]
+        if "critical" in theirs:
+            theirs_at = (
+                theirs[key][published_method(method)] for key in ("critical", "drawn")
+            )
+            cells += map(power, theirs_at)
         body.append(cells)
-    if same:
+    if "critical" in theirs:
         headings += ["authors' files", "their Fig. 1"]
     title = (
         f"{_title(config)}: the largest compression of the grid at which, in all seeds, "
@@ -67,158 +77,21 @@ def _how_far_table(rows: list[Row], found: dict[str, list[list[Row]]]) -> Table:
     return Table(title, headings, body)
 
 
-def sentences(rows: list[Row]) -> list[str]:
-    """What came out, beside what the paper found."""
-    said = []
-    for part in ("cifar", "imagenet"):
-        found = of_method(rows, part)
-        if not found:
-            continue
-        layers, config = pruned(rows, found)
-        limit, last = largest_possible(layers), max(config["compressions"])
-        said.append(
-            f"{_title(config)}: {sum(size for *_, size in layers):,} weights in "
-            f"{len(layers)} layers, so that no compression above N/L = "
-            f"{power(limit)} leaves each layer a weight; tried up to {power(last)}."
-        )
-        for method, seeds in found.items():
-            said.append(_how_far(method, seeds, config))
-            said += _emptied_first(method, seeds)
-        said += _why_cut(found.get("synflow", []))
-        said += _certified_rounds(rows, part)
-    return said + agreement.sentences(comparison(rows))
-
-
-def _how_far(method: str, seeds: Sequence[Sequence[Row]], config: dict[str, Any]) -> str:
-    theirs, found = published.load("layer_collapse"), critical(seeds)
-    label = methods.LABELS[method]
-    number = f"each of {len(seeds)} seeds" if len(seeds) > 1 else "the one seed"
-    if found.whole is None:
-        return f"{label} empties a layer at every compression tried."
-    text = f"{label} keeps weights in every layer up to {power(found.whole)} in {number}"
-    if found.connected == found.whole:
-        text += " and leaves a path from input to output as far"
-    elif found.connected is None:
-        text += " but leaves no path from input to output"
-    else:
-        text += f" but a path from input to output only up to {power(found.connected)}"
-    text += _in_some_seeds(seeds, found.connected)
-    if is_published(config):
-        text += (
-            f"; the authors' three runs: weights up to {power(theirs['critical'][method])}"
-        )
-        if theirs["drawn"][method] != theirs["critical"][method]:
-            text += f" (Fig. 1 draws {power(theirs['drawn'][method])})"
-    return text + "."
-
-
-def _in_some_seeds(seeds: Sequence[Sequence[Row]], limit: float | None) -> str:
-    """In how many seeds a path is left beyond the compressions at which it is in all."""
-    alive: dict[float, int] = {}
-    for row in (row for own in seeds for row in own if row["connected"]):
-        if limit is None or row["compression"] > limit:
-            alive[row["compression"]] = alive.get(row["compression"], 0) + 1
-    if not alive:
-        return ""
-    each = [f"in {alive[c]} of {len(seeds)} seeds at {power(c)}" for c in sorted(alive)]
-    return f" (and {', '.join(each)})"
-
-
-def _emptied_first(method: str, seeds: Sequence[Sequence[Row]]) -> list[str]:
-    """At which compression layers are empty first, and which."""
-    at: dict[float, set[str]] = {}
-    for row in (row for own in seeds for row in own):
-        names = {name for name, kept, _ in row["layers"] if not kept}
-        if names:
-            at.setdefault(row["compression"], set()).update(names)
-    if not at:
-        return []
-    names = [name for name, *_ in seeds[0][0]["layers"] if name in at[min(at)]]
-    some = " in some seed" if len(seeds) > 1 else ""
-    return [
-        f"{methods.LABELS[method]}: empty first{some}, at {power(min(at))}: "
-        f"{', '.join(names)}."
-    ]
-
-
-def _why_cut(seeds: Sequence[Sequence[Row]]) -> list[str]:
-    """What the rounds removed in which SynFlow cut a network, if it did."""
-    cut = [row for own in seeds for row in own if not row["connected"]]
-    ratios = [row["largest_ratio"] for row in cut if "largest_ratio" in row]
-    if not ratios:
-        return []
-    at = ", ".join(power(c) for c in sorted({row["compression"] for row in cut}))
-    times = "once" if len(cut) == 1 else f"{len(cut)} times"
-    return [
-        f"SynFlow's {cut[0]['rounds']} rounds cut the network {times}, at {at}: there a "
-        f"round removed more than the whole flow ({style.span(ratios, '.2f')} times R), "
-        "and Theorem 3 asks that none does."
-    ]
-
-
-def _certified_rounds(rows: list[Row], part: str) -> list[str]:
-    """What SynFlow keeps if no round may remove so much."""
+def _certified_table(rows: list[Row], seeds: list[list[Row]]) -> Table:
     at: dict[int, list[Row]] = {}
-    for own in of_method(rows, part, ["certified"]).get("certified", []):
-        for row in own:
-            at.setdefault(row["k"], []).append(row)
-    configs, said = command.configs(rows), []
+    for row in (row for own in seeds for row in own):
+        at.setdefault(row["k"], []).append(row)
+    config, body = command.configs(rows)[seeds[0][0]["run"]], []
     for k, own in at.items():
         whole = sum(row["connected"] and row["kept"] == k for row in own)
-        ratio = configs[own[0]["run"]]["ratio"]
         rounds = style.span([row["rounds"] for row in own])
-        said.append(
-            f"SynFlow in certified rounds, each removing at most {ratio:g} of the flow, "
-            f"leaves a path with {k} weights ({power(own[0]['compression'])}) in {whole} "
-            f"of {len(own)} seeds, in {rounds} rounds."
-        )
-    return said
-
-
-def caption(rows: list[Row]) -> str:
-    """What the figures show, in words."""
-    text = (
-        "Fraction of each layer's weights that is kept at initialisation, against "
-        "compression (weights over weights kept), for each criterion."
+        cells = [f"{k} ({power(own[0]['compression'])})", f"{whole} of {len(own)}", rounds]
+        body.append(cells)
+    title = (
+        f"{_title(config)}: SynFlow in certified rounds, each removing at most "
+        f"{config['ratio']:g} of the flow"
     )
-    for part in ("cifar", "imagenet"):
-        found = of_method(rows, part)
-        if not found:
-            continue
-        configs = command.configs(rows)
-        by_method = {m: configs[seeds[0][0]["run"]] for m, seeds in found.items()}
-        numbers = {methods.LABELS[m]: len(seeds) for m, seeds in found.items()}
-        text += f" {_title(next(iter(by_method.values())))}: "
-        if len(set(numbers.values())) == 1:
-            number = next(iter(numbers.values()))
-            text += f"mean of {number} seeds" if number > 1 else "one seed"
-        else:
-            text += "seeds: " + ", ".join(f"{m} {n}" for m, n in numbers.items())
-        if "synflow" in by_method:
-            text += f"; SynFlow in {by_method['synflow']['rounds']} rounds, others in one"
-        looks = [
-            f"{methods.LABELS[m]} sees {_looked_at(config)}"
-            for m, config in by_method.items()
-            if config["data"]
-        ]
-        text += "".join(f"; {look}" for look in looks) + "."
-    if comparison(rows):
-        text += " Dashed: the authors' first run, published with their code"
-        if {"snip", "grasp"} & set(of_method(rows, "cifar")):
-            text += "; its SNIP and GraSP were made before that code was corrected"
-        text += "."
-    return text
-
-
-def _looked_at(config: dict[str, Any]) -> str:
-    classes = config["classes"] or {
-        "imagenet2012": 1000,
-        "tiny_imagenet_10k": 200,
-    }.get(config["data"], config["num_classes"])
-    text = f"{config['each'] * classes:,} images of {config['data']}"
-    if config["data"].startswith("tiny_imagenet") and config["input_shape"][0] == 224:
-        text += " enlarged to 224 pixels"
-    return text
+    return Table(title, ["weights", "seeds with a path", "rounds"], body)
 
 
 _TITLES = {
@@ -246,7 +119,7 @@ def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
         return
     layers, config = pruned(rows, found)
     depth, limit = len(layers), largest_possible(layers)
-    theirs, same = published.load("layer_collapse"), is_published(config)
+    theirs = published_for(config)
     colors = matplotlib.colormaps["viridis"](np.linspace(0.15, 0.95, depth))
     end = max(limit + 0.15, max(config["compressions"]))
     low = min(
@@ -267,9 +140,9 @@ def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
         for place, (method, seeds) in enumerate(found.items()):
             axes = panels.flat[place]
             _panel(axes, seeds, colors, limit, end)
-            if same:
-                _their_lines(axes, theirs["density"][method])
-            axes.set_title(methods.LABELS[method])
+            if theirs is not None:
+                _their_lines(axes, theirs["density"][published_method(method)])
+            axes.set_title(LABELS[method])
         # Both are shared by all panels.
         axes.set_yscale("log")
         axes.set_ylim(10.0 ** (math.floor(2 * math.log10(low) - 0.4) / 2), 2)
@@ -285,7 +158,7 @@ def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
                 axes.set_xlabel("compression")
         for axes in panels[:, 0]:
             axes.set_ylabel("fraction kept")
-        lines, rest = _handles([name for name, _, _ in layers], colors, same)
+        lines, rest = _handles([name for name, _, _ in layers], colors, theirs is not None)
         if spare:
             place = panels.flat[len(found)]
             own = place.legend(handles=lines, loc="upper left", ncols=3, fontsize=8.5)
@@ -300,10 +173,14 @@ def draw(part: str, rows: list[Row], path: pathlib.Path) -> None:
 
 
 def _panel(axes: Axes, seeds, colors, limit: float, end: float) -> None:
-    x = np.array([row["compression"] for row in seeds[0]])
-    kept = np.array([[[n for _, n, _ in row["layers"]] for row in own] for own in seeds])
+    at = by_compression(seeds)
+    x = np.array(list(at))
+    counts = [[[n for _, n, _ in row["layers"]] for row in own] for own in at.values()]
     sizes = np.array([size for *_, size in seeds[0][0]["layers"]])
-    mean = np.where((kept > 0).all(axis=0), kept.mean(axis=0), np.nan) / sizes
+    kept = np.array(
+        [np.where(np.all(own, axis=0), np.mean(own, axis=0), np.nan) for own in counts]
+    )
+    mean = kept / sizes
     found = critical(seeds)
     if found.connected is not None and found.connected < x[-1]:
         axes.axvspan(found.connected, end, color="#eeeeee", lw=0, zorder=0)
@@ -334,8 +211,7 @@ _PUBLISHED = {"color": "black", "lw": 0.7, "ls": (0, (4, 2.5))}
 
 
 def _their_lines(axes: Axes, density: dict[str, list[float]]) -> None:
-    x = np.array(sorted(map(float, density)))
-    y = np.array([density[str(c)] for c in x])
+    x, y = map(np.array, zip(*sorted((float(c), own) for c, own in density.items())))
     y = np.where(y > 0, y, np.nan)
     axes.plot(x, y, **_PUBLISHED, zorder=4)
 

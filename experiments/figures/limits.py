@@ -7,9 +7,21 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from experiments import methods, published
+from experiments import published
 from experiments.harness import command
 from experiments.harness.sweeps import Row, by_run
+
+# SNIP and GraSP look at their images in training mode, as in the authors' present code; the
+# published densities are of its first version, in evaluation mode.
+LABELS = {
+    "random": "Random",
+    "magnitude": "Magnitude",
+    "snip": "SNIP",
+    "snip_evaluated": "SNIP, evaluation mode",
+    "grasp": "GraSP",
+    "grasp_evaluated": "GraSP, evaluation mode",
+    "synflow": "SynFlow",
+}
 
 
 class Critical(NamedTuple):
@@ -25,7 +37,7 @@ class Critical(NamedTuple):
 
 
 def of_method(
-    rows: Sequence[Row], part: str, names: Sequence[str] = methods.PAPER
+    rows: Sequence[Row], part: str, names: Sequence[str] = tuple(LABELS)
 ) -> dict[str, list[list[Row]]]:
     """The rows of a part of the experiment by criterion: for each seed its rows, in the
     order of the compressions. Criteria are in the order of the paper's legends."""
@@ -39,10 +51,25 @@ def of_method(
     return found
 
 
-def is_published(config: dict[str, Any]) -> bool:
-    """Whether the authors published densities of this network."""
-    theirs = published.load("layer_collapse")
-    return all(config[name] == theirs[name] for name in ("network", "num_classes"))
+def by_compression(seeds: Sequence[Sequence[Row]]) -> dict[float, list[Row]]:
+    """The rows of all seeds at each compression, in order; a seed may lack some."""
+    found: dict[float, list[Row]] = {}
+    for row in (row for own in seeds for row in own):
+        found.setdefault(row["compression"], []).append(row)
+    return dict(sorted(found.items()))
+
+
+def published_for(config: dict[str, Any]) -> dict[str, Any] | None:
+    """What the authors published of this network; None of others."""
+    for theirs in published.load("layer_collapse").values():
+        if all(config[name] == theirs[name] for name in ("network", "num_classes")):
+            return theirs
+    return None
+
+
+def published_method(method: str) -> str:
+    """Under which name the authors' files have a criterion: theirs know no mode."""
+    return method.removesuffix("_evaluated")
 
 
 def pruned(
@@ -61,10 +88,8 @@ def critical(seeds: Sequence[Sequence[Row]]) -> Critical:
     """
 
     def largest(what: str) -> float | None:
-        at: dict[float, list[bool]] = {}
-        for row in (row for own in seeds for row in own):
-            at.setdefault(row["compression"], []).append(row[what])
-        return max((c for c, flags in at.items() if all(flags)), default=None)
+        at = by_compression(seeds).items()
+        return max((c for c, own in at if all(row[what] for row in own)), default=None)
 
     return Critical(largest("whole"), largest("connected"))
 

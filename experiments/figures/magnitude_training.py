@@ -1,4 +1,4 @@
-"""What came out of `experiments.magnitude_training`: numbers, sentences and the figure."""
+"""What came out of `experiments.magnitude_training`: numbers and the figure."""
 
 import math
 import pathlib
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from experiments import published
 from experiments.figures import style
 from experiments.harness import command
-from experiments.harness.sweeps import Row
+from experiments.harness.sweeps import Row, by_run
 from experiments.harness.tables import Table, mean_and_range, power
 
 
@@ -49,14 +49,23 @@ def weights_of(row: Row) -> dict[str, tuple[int, float]]:
     }
 
 
-def conserved(rows: list[Row]) -> dict[str, list[float]]:
+def growths(rows: list[Row]) -> dict[str, list[list[Row]]]:
+    """The rows of norms of each watched training, epoch by epoch: by network, by seed."""
+    configs = command.configs(rows)
+    of_runs = by_run(row for row in rows if row["kind"] == "norms")
+    found: dict[str, list[list[Row]]] = {}
+    for run, norms in of_runs.items():
+        found.setdefault(configs[run]["network"], []).append(norms)
+    return found
+
+
+def conserved(norms: list[Row]) -> dict[str, list[float]]:
     """By layer: how much its squared weights have grown after each epoch, as conserved.
 
     The growth of the biases of the layers before it is taken off, since at every hidden
     unit what comes in by its weights and its bias goes out by its weights (theorem 1). In
     the limit of small steps the numbers of all layers are equal.
     """
-    norms = [row for row in rows if row["kind"] == "norms"]
     grown: dict[str, list[float]] = {}
     for row in norms:
         squares = {name: value for name, _, value in row["leaves"]}
@@ -77,118 +86,85 @@ def slope(row: Row) -> float:
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    """The mean and the range of the accuracy by rounds and compression."""
+    """The accuracy by rounds and compression, how far each number of rounds comes, and how
+    the squared weights grow."""
     found = accuracies(rows)
     compressions = sorted({c for of in found.values() for c in of})
     body = [
         [f"{n}", *(_cell(of.get(c, [])) for c in compressions)] for n, of in found.items()
     ]
-    title = "Best held-out accuracy in per cent, mean over seeds (lowest to highest)"
-    headings = ["rounds", *map(power, compressions)]
-    return [Table(title, headings, body)] if body else []
+    whole = survived(rows)
+    for cells, n in zip(body, found):
+        cells.append("nowhere" if whole[n] is None else f"{power(whole[n])}")
+    title = (
+        "Best held-out accuracy in per cent, median over seeds (lowest to highest); last: "
+        "up to where no layer is empty in any seed"
+    )
+    headings = ["rounds", *map(power, compressions), "no layer empty up to"]
+    made = [Table(title, headings, body)] if body else []
+    return made + _growth_tables(rows)
 
 
 def _cell(values: Sequence[float]) -> str:
     if not values:
         return ""
-    return mean_and_range(statistics.fmean(values), min(values), max(values))
+    return mean_and_range(statistics.median(values), min(values), max(values))
 
 
-def sentences(rows: list[Row]) -> list[str]:
-    """Up to where each number of rounds goes, and how equal the growth is."""
-    texts = []
-    parts = []
-    for n, c in survived(rows).items():
-        where = "no compression tried" if c is None else f"10^{c:g}"
-        parts.append(f"{n} round{'s' if n > 1 else ''} up to {where}")
-    if parts:
-        texts.append(
-            "No layer of any seed's network is emptied by magnitude pruning after training "
-            f"in {', '.join(parts)}. (In the paper's Fig. 5a, on VGG-11, accuracy is at "
-            "chance from 10^1.9 with 1 round and from 10^3.5 with 2; with 3 it is not.)"
-        )
-    texts += _by_rounds(accuracies(rows))
-    norms = [row for row in rows if row["kind"] == "norms"]
-    if norms:
-        spans = []
-        for place in sorted({len(norms) // 10, len(norms) - 1}):
-            grown = [values[place] for values in conserved(rows).values()]
-            number = norms[place]["epoch"]
-            spans.append(f"{min(grown):.4g} to {max(grown):.4g} after {number} epochs")
-        texts.append(
-            f"The squared weights of the {len(weights_of(norms[0]))} layers have grown by "
-            f"{', '.join(spans)} (the growth of earlier biases taken off): equal for small "
-            "steps, while the noise of steps that are not adds to the first layers. The "
-            "log-log slope of average squared weight against one over size went from "
-            f"{slope(norms[0]):.2f} to {slope(norms[-1]):.2f}; equal growth from zero "
-            "would give 1, the line to which the paper's Fig. 5b converges."
-        )
-    return texts
-
-
-def _by_rounds(found: dict[int, dict[float, list[float]]]) -> list[str]:
-    """The mean accuracies where the numbers of rounds differ most."""
-    means = {n: {c: statistics.fmean(v) for c, v in of.items()} for n, of in found.items()}
-    shared = set.intersection(*map(set, means.values())) if means else set()
-    if len(means) < 2 or not shared:
-        return []
-
-    def spread(c):
-        return max(of[c] for of in means.values()) - min(of[c] for of in means.values())
-
-    c = max(sorted(shared), key=spread)
-    listed = ", ".join(f"{n}: {of[c]:.1f} %" for n, of in means.items())
-    where = f"at 10^{c:g}, where the mean accuracy is, by rounds"
-    return [f"The rounds differ most {where}, {listed}."]
-
-
-def caption(rows: list[Row]) -> str:
-    """What was trained on what."""
-    texts = []
-    for kind in ("rounds", None):
-        own = [c for c in command.configs(rows).values() if ("rounds" in c) == bool(kind)]
-        if own:
-            training = own[0]["training"]
-            what = "each round and the end" if kind else "without weight decay"
-            texts.append(
-                f"{own[0]['network']} on {own[0]['dataset']}, {training['epochs']} epochs "
-                f"({what}), learning rate {training['learning_rate']:g}, "
-                f"{len({c['seed'] for c in own})} seeds"
-            )
-    return (
-        "Magnitude pruning after training in rounds, weights set back to their initial "
-        "values, mean and range of the best held-out accuracy; and squared weights in "
-        "training: " + "; ".join(texts) + "."
+def _growth_tables(rows: list[Row]) -> list[Table]:
+    body = []
+    for network, seeds in growths(rows).items():
+        for norms in seeds:
+            ends = norms[0], norms[len(norms) // 10], norms[-1]
+            grown = conserved(norms)
+            after = [[own[i] for own in grown.values()] for i in (len(norms) // 10, -1)]
+            spans = [style.span(values, ".3g") for values in after]
+            slopes = " ".join(f"{slope(row):.2f}" for row in ends)
+            body.append([network, str(norms[-1]["epoch"]), *spans, slopes])
+    title = (
+        "Growth of the squared weights of the layers, the growth of earlier biases taken "
+        "off, a line a seed; and the log-log slope of the average squared weight against "
+        "one over the size, before, after a tenth of the training and after it"
     )
+    headings = ["network", "epochs", "after a tenth", "after all", "slopes"]
+    return [Table(title, headings, body)] if body else []
 
 
 # --- the figure ---------------------------------------------------------------------------
 
 _COLORS = ("#D55E00", "#E69F00", "#0072B2")
+_MARKERS = ("s", "^", "o")
 
 
 def draw(rows: list[Row], path: pathlib.Path) -> None:
     """Accuracy by rounds, ours and the published, and the squared weights in training."""
-    norms = [row for row in rows if row["kind"] == "norms"]
+    watched = growths(rows)
+    lines = 1 + len(watched)
     with style.settings():
-        figure = Figure((9.2, 7.0), layout="constrained")
-        (ours, theirs), (by_size, growth) = figure.subplots(2, 2)
-        _tickets(ours, rows)
-        _published(theirs)
-        if norms:
-            _by_size(by_size, norms)
-            _growth(growth, rows)
+        figure = Figure((9.2, 3.5 * lines), layout="constrained")
+        panels = figure.subplots(lines, 2, squeeze=False)
+        _tickets(panels[0, 0], rows)
+        _published(panels[0, 1])
+        for (by_size, growth), (network, seeds) in zip(panels[1:], watched.items()):
+            _by_size(by_size, seeds[0])
+            by_size.set_title(f"{network}; dotted: slope 1", loc="left")
+            for norms in seeds:
+                _growth(growth, norms, legend=norms is seeds[0])
+            growth.set_title(f"{network}, {len(seeds)} seeds, one line a layer", loc="left")
         figure.savefig(path, dpi=160)
 
 
 def _tickets(axes: Axes, rows: list[Row]) -> None:
-    for (n, found), color in zip(accuracies(rows).items(), _COLORS):
-        x = list(found)
-        low, high = zip(*((min(values), max(values)) for values in found.values()))
-        axes.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
-        means = [statistics.fmean(values) for values in found.values()]
+    """A line through the medians; the seeds as points, side by side."""
+    for place, ((n, found), color) in enumerate(zip(accuracies(rows).items(), _COLORS)):
+        x = [c + 0.04 * (place - 1) for c in found]
         label = f"{n} round{'s' if n > 1 else ''}"
-        axes.plot(x, means, color=color, marker="o", label=label)
+        medians = [statistics.median(values) for values in found.values()]
+        axes.plot(x, medians, color=color, marker=_MARKERS[place], label=label)
+        for at, values in zip(x, found.values()):
+            axes.plot(
+                [at] * len(values), values, _MARKERS[place], color=color, ms=3, alpha=0.5
+            )
     first = next((row for row in rows if row["kind"] == "ticket"), None)
     if first is not None:
         axes.set_title(f"{first['network']}, {first['dataset']}", loc="left")
@@ -200,8 +176,8 @@ def _tickets(axes: Axes, rows: list[Row]) -> None:
 
 def _published(axes: Axes) -> None:
     numbers = published.load("magnitude_training")["accuracy"]
-    for (n, pairs), color in zip(numbers.items(), _COLORS):
-        axes.plot(*zip(*pairs), color=color, marker="o", ls="--", lw=1.1, ms=3.5)
+    for (n, pairs), color, marker in zip(numbers.items(), _COLORS, _MARKERS):
+        axes.plot(*zip(*pairs), color=color, marker=marker, ls="--", lw=1.1, ms=3.5)
     axes.set_title("vgg11, cifar10 (published)", loc="left")
     axes.set_ylim(bottom=0)
     axes.set_ylabel("accuracy (%)")
@@ -223,16 +199,15 @@ def _by_size(axes: Axes, norms: list[Row]) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("1 / size of the layer")
     axes.set_ylabel("average squared weight")
-    axes.set_title("dotted: slope 1", loc="left")
     axes.legend(loc="upper left")
 
 
-def _growth(axes: Axes, rows: list[Row]) -> None:
-    grown = conserved(rows)
+def _growth(axes: Axes, norms: list[Row], *, legend: bool) -> None:
+    grown = conserved(norms)
     shades = np.linspace(0.25, 1, len(grown))
     for (layer, values), shade in zip(grown.items(), shades):
-        axes.plot(values, color="#0072B2", alpha=shade, label=layer, lw=1.3)
+        label = layer if legend else None
+        axes.plot(values, color="#0072B2", alpha=shade, label=label, lw=1.3)
     axes.set_xlabel("epoch")
     axes.set_ylabel("growth of the squared weights")
-    axes.set_title("one line a layer", loc="left")
     axes.legend(fontsize=8)

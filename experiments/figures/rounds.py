@@ -1,6 +1,5 @@
-"""What came out of `experiments.rounds`: comparison, sentences and the figure."""
+"""What came out of `experiments.rounds`: comparison and the figure."""
 
-import math
 import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
@@ -77,8 +76,12 @@ def compare(rows: Sequence[Row]) -> list[Compared]:
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    """Fig. 7 of the paper in numbers, ours beside theirs."""
-    found = compare(rows)
+    """Fig. 7 of the paper in numbers, and what flow certified rounds keep."""
+    made = [_ratios_table(compare(rows)), _flows_table(measured(rows))]
+    return [table for table in made if table.rows]
+
+
+def _ratios_table(found: Sequence[Compared]) -> Table:
     curves = list(dict.fromkeys((p.schedule, p.compression) for p in found))
     body = []
     for rounds in sorted({point.rounds for point in found}):
@@ -88,96 +91,30 @@ def tables(rows: list[Row]) -> list[Table]:
             for curve in curves
         ]
         body.append([str(rounds), *cells])
-    if not body:
-        return []
     title = "Largest share of R that a round removes, ours (published), by number of rounds"
     headings = ["rounds", *(f"{schedule} to 10^{c:g}" for schedule, c in curves)]
-    return [Table(title, headings, body)]
+    return Table(title, headings, body)
 
 
-def sentences(rows: list[Row]) -> list[str]:
-    """What came out, beside the published numbers."""
-    found, said = measured(rows), []
-    points = compare(rows)
-    if points:
-        theirs = published.load("rounds")
-        dense = statistics.fmean(
-            row["ln_flow_dense"] for row in found if row["network"] == theirs["network"]
-        )
-        said.append(
-            f"R of {theirs['network']} at initialisation is 10^{dense / math.log(10):.2f}; "
-            f"in the authors' files 10^{math.log10(theirs['flow']):.2f}."
-        )
-        apart = [point for point in points if not point.close]
-        far = "; ".join(
-            f"{p.schedule} to 10^{p.compression:g} in {p.rounds}: {p.ratio:.3g}, published "
-            f"{p.published:.3g}"
-            for p in apart
-        )
-        mean = statistics.fmean(abs(p.difference) for p in points)
-        said.append(
-            f"Prune-size ratios: {len(points) - len(apart)} of {len(points)} points of "
-            f"Fig. 7 are within {TOLERANCE:.0%} of the published ones (on average "
-            f"{mean:.1%} off)" + (f"; not so {far}." if far else ".")
-        )
-        said += _first_below_one(points)
-    said += _survival(found)
-    said += _flow_kept(found)
-    return said
-
-
-def _first_below_one(points: Sequence[Compared]) -> list[str]:
-    """From which number of rounds on the ratio is below 1, in both."""
-    said = []
-    for schedule, compression in dict.fromkeys((p.schedule, p.compression) for p in points):
-        own = [p for p in points if (p.schedule, p.compression) == (schedule, compression)]
-        own.sort(key=lambda p: p.rounds)
-        ours = next((p.rounds for p in own if p.ratio < 1), None)
-        theirs = next((p.rounds for p in own if p.published < 1), None)
-        tried = f"none tried, of up to {own[-1].rounds}"
-        said.append(
-            f"The first number of {schedule} rounds to 10^{compression:g} whose ratio is "
-            f"below 1 is {ours or tried}; in the published curve, {theirs or tried}."
-        )
-    return said
-
-
-def _survival(found: Sequence[Row]) -> list[str]:
-    below = [row for row in found if row["largest_ratio"] < 1]
-    above = [row for row in found if row["largest_ratio"] >= 1]
-    said = []
-    for some, what in ((below, "below 1"), (above, "of 1 or more")):
-        if some:
-            cut = [row for row in some if row["ln_flow"] is None]
-            emptied = sum(bool(row["empty"]) for row in some if row not in cut)
-            named = f" ({', '.join(row['run'] for row in cut)})" if cut else ""
-            said.append(
-                f"Of {len(some)} runs with a largest ratio {what}, {len(cut)} left no path "
-                f"from input to output{named}; {emptied} left a path around an empty layer."
-            )
-    return said
-
-
-def _flow_kept(found: Sequence[Row]) -> list[str]:
+def _flows_table(found: Sequence[Row]) -> Table:
     """Certified rounds beside a hundred exponential ones."""
-    said = []
+    every = sorted({row["ratio"] for row in found if row["ratio"]}, reverse=True)
+    body = []
     for network, compression in _settings(found):
-        own = _of(found, network, compression)
-        parts = []
-        for ratio in sorted({row["ratio"] for row in own if row["ratio"]}, reverse=True):
-            pairs = _above_reference([row for row in own if row["ratio"] == ratio], own)
-            if pairs:
-                rounds, flows = zip(*pairs)
-                parts.append(
-                    f"certified({ratio:g}) took {style.span(rounds)} rounds and kept "
-                    f"{statistics.fmean(flows):+.2f}"
-                )
-        if parts:
-            said.append(
-                f"{network} to 10^{compression:g}, ln R beside that of "
-                f"{_REFERENCE} exponential rounds: {'; '.join(parts)}."
-            )
-    return said
+        own, cells = _of(found, network, compression), []
+        for ratio in every:
+            some = [row for row in own if row["ratio"] == ratio]
+            pairs = _above_reference(some, own)
+            kept = " ".join(f"{flow:+.2f}" for _, flow in pairs)
+            rounds = style.span([n for n, _ in pairs]) if pairs else ""
+            cells.append(f"{kept} ({rounds})" if pairs else "")
+        if any(cells):
+            body.append([f"{network} to 10^{compression:g}", *cells])
+    title = (
+        f"ln R that certified rounds keep, less that of {_REFERENCE} exponential rounds "
+        "from the same weights, a number a draw (rounds)"
+    )
+    return Table(title, ["network", *(f"certified({r:g})" for r in every)], body)
 
 
 _REFERENCE = 100  # exponential rounds: the paper's
@@ -344,30 +281,3 @@ def _means(pairs: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
-
-
-def caption(rows: list[Row]) -> str:
-    """What the figure shows, on which networks and of how many runs."""
-    found, theirs = measured(rows), published.load("rounds")
-    names = list(dict.fromkeys(row["network"] for row in found))
-    first = theirs["network"] if theirs["network"] in names else names[0]
-    text = (
-        f"Above, {first}: the largest share of R that any round removes, against the "
-        "number of rounds"
-    )
-    ratios = sorted({row["ratio"] for row in found if row["ratio"]}, reverse=True)
-    if ratios:
-        of = ", ".join(f"{ratio:g}" for ratio in ratios)
-        text += f"; certified rounds, which find their number, for a ratio of {of}"
-    text += ". An open marker is a network with no path left."
-    if first == theirs["network"]:
-        text += " Dashed: Fig. 7 of Tanaka et al. 2020, one draw of the weights."
-    compared = [name for name in names if _has_reference(found, name)]
-    if compared:
-        text += (
-            f" Below, {', '.join(compared)}: the flow that is left, as ln R less that of "
-            f"{_REFERENCE} exponential rounds on the same weights."
-        )
-    draws = {name: {r["seed"] for r in found if r["network"] == name} for name in names}
-    counts = ", ".join(f"{name} {len(seeds)}" for name, seeds in draws.items())
-    return f"{text} Draws of the weights: {counts}; curves are their means."

@@ -8,29 +8,29 @@ from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from experiments import methods
 
-# Colours of Okabe and Ito, told apart by colour-blind readers; the markers differ as well.
-# A control has the colour of what it is made from, and is dashed where both are drawn.
-COLORS = {
-    "random": "#009E73",
-    "magnitude": "#D55E00",
-    "snip": "#CC79A7",
-    "grasp": "#E69F00",
-    "synflow": "#0072B2",
-    "iterative_snip": "#CC79A7",
-    "iterative_grasp": "#E69F00",
-    "shuffled_synflow": "#56B4E9",
-    "synflow_densities": "#333333",
-}
-MARKERS = {
-    "random": "^",
-    "magnitude": "s",
-    "snip": "D",
-    "grasp": "v",
-    "synflow": "o",
-    "iterative_snip": "D",
-    "iterative_grasp": "v",
-    "shuffled_synflow": "P",
-    "synflow_densities": "X",
+# A colour and a marker for each method. The paper's five have colours of Okabe and Ito,
+# told apart by colour-blind readers; no two methods have one marker.
+MARKS = {
+    "random": ("#009E73", "^"),
+    "magnitude": ("#D55E00", "s"),
+    "snip": ("#CC79A7", "D"),
+    "grasp": ("#E69F00", "v"),
+    "synflow": ("#0072B2", "o"),
+    "erk": ("#117733", "<"),
+    "synflow_densities": ("#333333", "X"),
+    "shuffled_synflow": ("#56B4E9", "P"),
+    "reinitialised_synflow": ("#882255", "*"),
+    "inverted_synflow": ("#B8860B", "d"),
+    "synflow_l2": ("#44AA99", "h"),
+    "certified_synflow": ("#332288", "p"),
+    "iterative_snip": ("#AA3377", ">"),
+    "iterative_grasp": ("#7A4A00", "8"),
+    "ntk_sap": ("#EE6677", "H"),
+    "synflow_on_images": ("#4477AA", "+"),
+    "synflow_on_noise": ("#66CCEE", "x"),
+    "synflow_in_training": ("#999933", "1"),
+    "snip_random_labels": ("#DDAACC", "2"),
+    "grasp_random_labels": ("#CCBB44", "3"),
 }
 INK, PALE = "#333333", "#8c8c8c"
 SETTINGS = {
@@ -52,8 +52,8 @@ def mark(method: str) -> dict[str, str]:
     """Keywords of `Axes.plot` for a method."""
     return {
         "label": methods.LABELS[method],
-        "color": COLORS[method],
-        "marker": MARKERS[method],
+        "color": MARKS[method][0],
+        "marker": MARKS[method][1],
     }
 
 

@@ -1,6 +1,6 @@
 """What every experiment has in common: its scales, its command line, its results' folder.
 
-  python -m experiments.NAME --scale smoke|cpu|paper
+  python -m experiments NAME --scale smoke|cpu|paper
 
 does the runs of the experiment that are not done yet, gathers their rows in
 results/NAME/SCALE/metrics.jsonl and makes figures and tables from these alone.
@@ -43,11 +43,8 @@ class Experiment(NamedTuple):
       execute: ``execute(run, context)`` does one and yields its rows.
       figures: file name to ``draw(rows, path)``. It gets the rows of all finished runs,
         which may be a part of the sweep, and draws what there is.
-      sentences: ``sentences(rows)``: what came out, beside what the paper found, in plain
-        sentences that are made from the numbers; printed, and quoted in the report.
-      caption: ``caption(rows)``: what the figures show and at which scale, in words.
-      tables: ``tables(rows)``: what came out in numbers; in a file of their own beside the
-        figures, and in the report.
+      tables: ``tables(rows)``: what came out in numbers, where they are known beside the
+        paper's; printed, in a file of their own beside the figures, and in the report.
       cost: the share of a run in the time that is estimated.
     """
 
@@ -56,8 +53,6 @@ class Experiment(NamedTuple):
     runs: Callable[[Scale], Sequence[Run]]
     execute: sweeps.Execute
     figures: Mapping[str, Callable[[list[Row], pathlib.Path], None]]
-    sentences: Callable[[list[Row]], list[str]]
-    caption: Callable[[list[Row]], str]
     tables: Callable[[list[Row]], list[Table]] = lambda rows: []
     cost: Callable[[Any], float] = lambda run: 1.0
 
@@ -89,7 +84,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> pathlib.P
       The folder with the rows, the figures and the tables.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    prog = f"python -m experiments.{experiment.name}"
+    prog = f"python -m experiments {experiment.name}"
     options = tyro.cli(Options, args=args, prog=prog, description=experiment.about)
     out = options.out or RESULTS / experiment.name / options.scale
     keep_programs()
@@ -184,8 +179,8 @@ def _gather(
     say(f"{experiment.name}, {scale}: {done} of {len(todo)} runs done")
     if other:
         say(f"made with other settings, and not yet again: {escape(', '.join(other))}")
-    for sentence in experiment.sentences(rows):
-        say(escape(sentence))
+    if made:
+        print(tables.document(made))
 
 
 def _events(options: Options, folder: pathlib.Path) -> Callable[[Run, Row], None]:

@@ -24,6 +24,9 @@ tr.first td { border-top: 1px solid #ccc; }
 td.left, th.left { text-align: left; white-space: normal; }
 .gone { color: #a33c00; font-weight: 600; }
 .wide { overflow-x: auto; }
+table.words th, table.words td { text-align: left; white-space: normal;
+                                 padding: .35rem .6rem; }
+table.words td { border-top: 1px solid #ccc; }
 figure { margin: 1.4rem 0; }
 figure img { max-width: 100%; }
 figcaption, .note { color: #555; font-size: .9rem; }
@@ -93,7 +96,12 @@ def folded(title: str, content: str) -> str:
 
 def prose(plain: str) -> str:
     """Plain text as HTML, with the powers of ten in it set high."""
-    return re.sub(r"10\^(-?\d+(?:\.\d+)?)", r"10<sup>\1</sup>", escape(plain))
+    return powers(escape(plain))
+
+
+def powers(made: str) -> str:
+    """HTML, with the powers of ten in it set high."""
+    return re.sub(r"10\^(-?\d+(?:\.\d+)?)", r"10<sup>\1</sup>", made)
 
 
 def percent(fraction: float) -> str:

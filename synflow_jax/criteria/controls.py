@@ -9,10 +9,18 @@ from jaxtyping import Array, Key, PyTree
 
 from synflow_jax.criteria.saliency import snip
 from synflow_jax.masks import apply_masks, count
-from synflow_jax.precision import is_floating, split_floating, widened
+from synflow_jax.precision import scoring_dtype, split_floating, widened
 from synflow_jax.transform.network_flow import ones
 from synflow_jax.transform.values import split_fixed
-from synflow_jax.trees import Masks, Params, ScoreFn, Scores, check_key, check_masks
+from synflow_jax.trees import (
+    Masks,
+    Params,
+    ScoreFn,
+    Scores,
+    check_key,
+    check_masks,
+    is_floating,
+)
 
 
 def shuffled(key: Key[Array, ""], masks: Masks) -> Masks:
@@ -123,7 +131,7 @@ def _rescaled(params: Params, masks: Masks) -> Params:
             return leaf
         kept = count(mask).astype(jnp.float32)
         factor = jnp.sqrt(leaf.size / jnp.maximum(kept, 1))  # nothing kept: all zero anyway
-        wide = jnp.promote_types(leaf.dtype, jnp.float32)
+        wide = scoring_dtype(leaf)
         return (leaf.astype(wide) * factor.astype(wide)).astype(leaf.dtype)
 
     return jax.tree.map(scale, apply_masks(params, masks), masks)

@@ -1,5 +1,6 @@
 """Controls do what they say: the reference's do not."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,39 @@ def test_other_weights_do_not_fit_the_masks(no_typecheck):
     masks = {"w": jnp.array([True, False])}
     with pytest.raises(ValueError, match="`masks` must have the structure"):
         sj.reinitialised(lambda key: {"other": jnp.ones(3)}, jax.random.key(1), masks)
+
+
+def test_rescaling_restores_the_variance_of_every_leaf():
+    draw = np.random.default_rng(0)
+    params = {
+        "a": {"kernel": jnp.asarray(draw.normal(size=(400, 50)), jnp.float32)},
+        "b": {"kernel": jnp.asarray(draw.normal(size=(50, 40)), jnp.bfloat16)},
+        "bias": jnp.ones(3),
+        "steps": jnp.arange(4),
+    }
+    masks = jax.tree.map(lambda p: jnp.asarray(draw.random(p.shape) < 0.1), params)
+    masks |= {"bias": jnp.ones(3, bool), "steps": jnp.ones(4, bool)}
+    found = sj.rescaled(params, masks)
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, params)
+    chex.assert_trees_all_equal(found["bias"], params["bias"])
+    chex.assert_trees_all_equal(found["steps"], params["steps"])
+    for name in "ab":
+        old, new = (np.asarray(t[name]["kernel"], np.float32) for t in (params, found))
+        kept = np.asarray(masks[name]["kernel"])
+        assert (new[~kept] == 0).all()
+        np.testing.assert_allclose(new[kept], old[kept] / np.sqrt(kept.mean()), rtol=5e-3)
+        np.testing.assert_allclose(np.square(new).mean(), 1, rtol=0.25)
+
+
+def test_a_leaf_without_weights_left_is_zero_and_not_nan():
+    masks = {"w": jnp.zeros((2, 2), bool), "none": jnp.zeros((0, 2), bool)}
+    found = sj.rescaled({"w": jnp.ones((2, 2)), "none": jnp.ones((0, 2))}, masks)
+    assert (np.asarray(found["w"]) == 0).all() and found["none"].shape == (0, 2)
+
+
+def test_rescaling_wants_masks_of_the_parameters(no_typecheck):
+    with pytest.raises(ValueError, match="`masks` must have the structure"):
+        sj.rescaled({"w": jnp.ones(3)}, {"v": jnp.ones(3, bool)})
 
 
 def test_inverted_keeps_what_would_go_first():

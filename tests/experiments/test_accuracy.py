@@ -1,5 +1,7 @@
 """Accuracy against compression: some of the smoke form's runs, and what is made of rows."""
 
+import math
+
 import jax
 import pytest
 
@@ -8,7 +10,6 @@ from experiments import accuracy, methods, published
 from experiments.figures import accuracy as figures
 from experiments.harness import command
 from experiments.training import networks
-from tests.experiments.small import narrow
 
 PNG = b"\x89PNG\r\n"
 
@@ -19,9 +20,10 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smoke")
     chosen = "dense|-(synflow|synflow_densities)-1-"
-    with jax.numpy_dtype_promotion("standard"), narrow():
-        accuracy.main(
-            ["--runs", str(folder / "runs"), "--out", str(folder), "--only", chosen]
+    with jax.numpy_dtype_promotion("standard"):
+        command.main(
+            accuracy.EXPERIMENT,
+            ["--runs", str(folder / "runs"), "--out", str(folder), "--only", chosen],
         )
     return folder
 
@@ -35,14 +37,10 @@ def test_every_trained_network_keeps_its_count_and_its_zeros(smoke):
     for row in trained:
         assert row["kept"] == sj.num_kept(row["size"], 10.0 ** -row["compression"])
         assert 0 <= row["last"] <= row["best"] <= 1
+        assert 0 < row["reached"] <= row["kept"]
+        assert row["first_loss"] < 3 * math.log(10)
     assert len({row["size"] for row in trained}) == 1
     assert (smoke / "accuracy.png").read_bytes().startswith(PNG)
-
-
-def test_the_caption_has_the_settings(smoke):
-    text = figures.caption(command.results(smoke))
-    assert "mlp on digits: all training images, " in text
-    assert ", 2 seeds, 5 rounds of SynFlow, 3 of" in text
 
 
 def test_each_epoch_of_each_seed_is_logged(smoke):
@@ -57,12 +55,15 @@ def test_each_epoch_of_each_seed_is_logged(smoke):
 
 def test_the_sweeps_have_enough_compressions_and_seeds():
     runs = accuracy.runs("cpu")
-    for network, seeds in (("mlp", 5), ("lenet", 3), ("resnet8_half", 2)):
+    for network, seeds, compressions in (("mlp_bn", 5, 8), ("convnet_bn", 3, 5)):
         own = [run for run in runs if run.network == network]
-        for method in methods.LABELS:
+        for method in set(methods.PAPER) | {"erk", "synflow_densities", "shuffled_synflow"}:
             cells = {(r.compression, s) for r in own for s in r.seeds if r.method == method}
-            assert len({c for c, _ in cells}) >= 6
-            assert len(cells) == seeds * len({c for c, _ in cells})
+            assert len({c for c, _ in cells}) == compressions
+            assert len(cells) == seeds * compressions
+    assert {r.method for r in runs if r.network == "mlp_bn"} == {"dense", *methods.LABELS}
+    trainings = {(r.training.optimizer, r.rescaled) for r in runs if r.network == "mlp"}
+    assert trainings == {("sgd", False), ("sgd", True), ("adam", False)}
     paper = accuracy.runs("paper")
     assert len({(run.network, run.dataset) for run in paper}) == 12
     assert {run.seeds for run in paper} == {(0,), (1,), (2,)}
@@ -82,17 +83,24 @@ def test_an_unknown_network_is_refused():
 # --- rows by hand -------------------------------------------------------------------------
 
 
-def trained(method, compression, best, seed=0, flow=1.0, last=None):
+def trained(method, compression, best, seed=0, flow=1.0, last=None, loss=1.0, **more):
     return {
         "kind": "trained",
-        "network": "mlp",
+        "network": "mlp_bn",
         "dataset": "digits",
         "method": method,
         "compression": compression,
+        "optimizer": "sgd",
+        "rescaled": False,
         "seed": seed,
+        "size": 1000,
+        "kept": 100,
+        "reached": 0 if flow is None else 80,
         "best": best,
         "last": best if last is None else last,
         "log10_flow": flow,
+        "first_loss": loss,
+        **more,
     }
 
 
@@ -101,74 +109,93 @@ def by_hand():
     rows = [trained("dense", 0.0, 0.9)]
     for method in methods.LABELS:
         for seed, better in ((0, 0.0), (1, 0.02)):
-            rows.append(trained(method, 1.0, 0.8 + better, seed, last=0.75))
-            high = 0.5 if method == "synflow" else 0.1
-            rows.append(trained(method, 2.0, high, seed, flow=1.0 if high > 0.1 else None))
+            own = 0.01 * seed if method == "magnitude" else 0.0
+            rows.append(trained(method, 1.0, 0.8 + better + own, seed, last=0.75))
+            high, flow, loss = (0.5, 1.0, 2.0) if method == "synflow" else (0.1, None, 2.31)
+            rows.append(trained(method, 2.0, high, seed, flow=flow, loss=loss))
     return rows
 
 
-def test_a_point_is_mean_range_and_whether_a_path_is_left():
-    found = figures.points(by_hand())["mlp-digits"]
-    low, high = found["snip"][1.0], found["snip"][2.0]
-    assert (low.low, low.high, low.seeds, low.connected) == (80.0, 82.0, 2, 2)
-    assert low.mean == pytest.approx(81.0) and low.last == pytest.approx(75.0)
-    assert (high.mean, high.connected) == (10.0, 0)
+NETWORK = figures.Network("mlp_bn", "digits", "sgd")
 
 
-def test_the_table_has_mean_and_range_and_says_what_is_cut():
-    (table,) = figures.tables(by_hand())
-    assert table.headings == ["method", "10^0", "10^1", "10^2"]
-    cells = {method: numbers for method, *numbers in table.rows}
-    assert cells["Not pruned"] == ["90.0", "", ""]
-    assert cells["SNIP"] == ["", "81.0 (80.0 to 82.0)", "10.0, cut"]
-    assert cells["SynFlow"] == ["", "81.0 (80.0 to 82.0)", "50.0"]
+def test_a_point_is_a_seed_with_what_became_of_it():
+    found = figures.points(by_hand())[NETWORK]
+    one, two = found["snip"][1.0]
+    assert (one.seed, one.best, one.last) == (0, 80.0, 75.0) and two.best == 82.0
+    assert one.started and not one.diverged
+    assert one.reached == pytest.approx(math.log10(1000 / 80))
+    assert [(t.started, t.reached) for t in found["snip"][2.0]] == [(False, None)] * 2
+
+
+@pytest.mark.parametrize(
+    "loss, started, diverged",
+    [(2.30, True, False), (2.31, False, False), (7.0, False, True), (None, False, True)],
+)
+def test_a_training_starts_below_guessing_and_diverges_far_above(loss, started, diverged):
+    rows = [trained("snip", 1.0, 0.1, loss=loss), trained("synflow", 1.0, 0.5)]
+    (point,) = figures.points(rows)[NETWORK]["snip"][1.0]
+    assert (point.started, point.diverged) == (started, diverged)
+    listed = [table for table in figures.tables(rows) if "first epoch has" in table.title]
+    assert [table.rows for table in listed] == (
+        [[["mlp_bn on digits", "SNIP", "10^1", "0"]]] if diverged else []
+    )
+
+
+def test_there_is_no_mean_of_seeds_that_started_and_others():
+    rows = [
+        trained("snip", 1.0, 0.8, 0),
+        trained("snip", 1.0, 0.7, 1),
+        trained("snip", 1.0, 0.1, 2, flow=None, loss=2.31),
+    ]
+    cell = figures.tables(rows)[0].rows[0][1]
+    assert cell == "2 of 3 start, 70.0 to 80.0; 1 cut"
+
+
+def test_the_tables_have_accuracies_and_paired_differences():
+    accuracies, differences = figures.tables(by_hand())
+    assert accuracies.headings == ["method", "10^0", "10^1", "10^2"]
+    cells = {method: numbers for method, *numbers in accuracies.rows}
+    assert cells["Not pruned"] == ["90.0 (90.0)", "", ""]
+    assert cells["SNIP"] == ["", "81.0 (75.0)", "0 of 2 start; 2 cut"]
+    assert cells["SynFlow"] == ["", "81.0 (75.0)", "50.0 (50.0)"]
     assert len(cells) == 1 + len(methods.LABELS)
+    beside = {method: numbers for method, *numbers in differences.rows}
+    assert "SynFlow" not in beside
+    assert beside["SNIP"] == ["+0.0 (+0.0 to +0.0)", "-40.0* (-40.0 to -40.0)"]
+    assert beside["Magnitude"][0] == "+0.5 (+0.0 to +1.0)"
+
+
+def test_a_difference_is_of_equal_seeds_and_its_interval_counts_every_resample():
+    def own(**best):
+        rows = [trained("snip", 1.0, b, int(s[1:])) for s, b in best.items()]
+        return figures.points(rows)[NETWORK]["snip"][1.0]
+
+    one, other = own(s0=0.5, s1=0.6, s2=0.9), own(s1=0.5, s0=0.5, s3=0.0)
+    found = figures.difference(one, other)
+    # Of seeds 0 and 1: 0 and 10 points, so resamples have means 0, 5, 5 and 10.
+    assert found.mean == pytest.approx(5.0) and not found.sure
+    assert (found.low, found.high) == (0.0, pytest.approx(10.0))
+    assert figures.difference(one[:1], other) is None
+    assert figures.difference(own(s0=0.5, s1=0.6), own(s0=0.4, s1=0.4)).sure
 
 
 def test_a_network_that_is_trained_dense_only_is_left_out():
     dense = trained("dense", 0.0, 0.9) | {"network": "lenet"}
-    assert list(figures.points([dense, *by_hand()])) == ["mlp-digits"]
+    assert list(figures.points([dense, *by_hand()])) == [NETWORK]
 
 
-def test_the_sentences_say_who_is_best_and_who_still_learns():
-    best, learns, *controls = figures.sentences(by_hand())
-    assert "10^1 Random 81.0 % (+0.0 over Magnitude, ranges overlap)" in best
-    assert "10^2 SynFlow 50.0 % (+40.0 over Random)" in best
-    assert "Random 10^1" in learns and "SynFlow 10^2" in learns
-    assert len(controls) == len(methods.CONTROLS)
-    assert "SynFlow, shuffled minus SynFlow, in points: +0.0 at 10^1, -40.0" in controls[2]
+def test_trainings_of_one_network_are_told_apart():
+    rows = [
+        trained("snip", 1.0, 0.5),
+        trained("snip", 1.0, 0.6, rescaled=True),
+        trained("snip", 1.0, 0.7, optimizer="adam"),
+    ]
+    assert [n.training for n in figures.points(rows)] == ["sgd", "rescaled", "adam"]
 
 
-def test_a_method_that_learns_nowhere_is_said_to():
-    rows = [trained("random", 1.0, 0.1), trained("synflow", 1.0, 0.5)]
-    text = figures.sentences(rows)[1]
-    assert "Random nowhere" in text and "SynFlow 10^1" in text
-
-
-def test_where_nothing_learns_no_method_is_best():
-    rows = [trained(method, 1.0, 0.1) for method in methods.PAPER]
-    assert "10^1 none is above 1.5 times chance." in figures.sentences(rows)[0]
-
-
-def test_a_learning_seed_does_not_hide_one_that_does_not():
-    rows = [trained("synflow", 1.0, 0.9), trained("synflow", 1.0, 0.1, seed=1)]
-    assert "SynFlow nowhere" in figures.sentences(rows)[1]
-
-
-def test_the_first_losses_are_those_of_the_lowest_compression():
-    rows = [trained("snip", 1.0, 0.9)]
-    snip, late, grasp = ("snip", 1.0, (1, 3)), ("snip", 2.0, (9,)), ("grasp", 1.0, (50,))
-    for method, c, losses in (late, snip, grasp):
-        name = f"{method}{c}"
-        config = {"network": "mlp", "dataset": "digits", "method": method, "compression": c}
-        rows.append({"run": name, "kind": "run", "config": config})
-        for seed, loss in enumerate(losses):
-            epoch = {"run": name, "kind": "epoch", "seed": seed, "loss": float(loss)}
-            rows += [epoch | {"epoch": 1}, epoch | {"epoch": 2, "loss": 0.1}]
-    text = figures.sentences(rows)[-1]
-    assert text == "mlp: mean loss of the first epoch at 10^1: SNIP 2.00, GraSP 50.00."
-
-
-def test_the_figure_is_drawn_from_a_part_of_the_rows(tmp_path):
-    figures.draw(by_hand()[:3], tmp_path / "a.png")
-    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+def test_the_figures_are_drawn(tmp_path):
+    scale = [row | {"network": "mlp"} for row in by_hand()]
+    for name, draw in accuracy.EXPERIMENT.figures.items():
+        draw(by_hand() + scale, tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(PNG)

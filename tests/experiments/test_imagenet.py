@@ -23,7 +23,10 @@ LAYERS = [
 def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp("smoke")
     with jax.numpy_dtype_promotion("standard"):
-        imagenet.main(["--out", str(folder / "out"), "--runs", str(folder / "runs")])
+        command.main(
+            imagenet.EXPERIMENT,
+            ["--out", str(folder / "out"), "--runs", str(folder / "runs")],
+        )
     return folder / "out"
 
 
@@ -48,7 +51,7 @@ def test_the_table_has_a_line_for_each_layer(smoke):
     lines = tables.markdown(table).splitlines()
     assert lines[0] == "| layer | weights | Random | Magnitude | SynFlow |"
     assert lines[1] == "|---|---:|---:|---:|---:|"
-    assert len(lines) == 2 + len(LAYERS) + 1
+    assert len(lines) == 2 + len(LAYERS) + 3
     kept = dict(
         map(lambda layer: layer[:2], figures.of_density(rows)[0.1]["random"]["layers"])
     )
@@ -74,33 +77,15 @@ def row(method, density, kept, on_paths, flow):
     }
 
 
-def test_what_came_out_is_said_beside_what_others_trained():
-    head = {"kind": "run", "run": "x", "device": "cpu"}
-    head |= {"config": {"network": "resnet50_imagenet"}}
+def test_the_tables_say_what_is_on_a_path_and_which_flow_is_left():
     rows = [
-        head,
         row("magnitude", 0.8**14, (4, 0), 0, None),
         row("synflow", 0.8**14, (3, 1), 3, 2.04),
-        row("synflow", 0.3, (3, 3), 6, 2.2),
     ]
-    assert figures.sentences(rows) == [
-        "SynFlow at density 0.3 keeps 6 of 20 weights, from 30 % of conv to 30 % of conv; "
-        "0 of those kept lie on no path from input to output, and the flow that is left is "
-        "10^2.2.",
-        "Magnitude at density 0.04398 keeps 4 of 20 weights, from 0 % of "
-        "group1_block1_shortcut to 40 % of conv; of its 2 layers group1_block1_shortcut "
-        "keeps nothing; no path is left from input to output.",
-        "SynFlow at density 0.04398 keeps 4 of 20 weights, from 10 % of "
-        "group1_block1_shortcut to 30 % of conv; 1 of those kept lie on no path from input "
-        "to output, and the flow that is left is 10^2.0.",
-        "After training on ImageNet at density 0.04398, which was not done here, Wang et "
-        "al. 2023 report Magnitude 43.79 % and SynFlow 58.88 % (dense 76.20 %). No "
-        "network without a path beats chance, so what they prune by Magnitude, or the "
-        "weights it starts from, differs from ours.",
-        "A round of SynFlow on 20 weights takes 1.50 s on this machine's cpu.",
-    ]
-    head["config"]["network"] = "resnet18_imagenet"
-    assert not any("Wang" in sentence for sentence in figures.sentences(rows))
+    (table,) = figures.tables(rows)
+    assert table.headings == ["layer", "weights", "Magnitude", "SynFlow"]
+    assert table.rows[-2] == ["on a path", "", "0", "3"]
+    assert table.rows[-1] == ["log10 R", "", "", "2.0"]
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -112,12 +97,6 @@ def test_a_part_of_the_sweep_is_drawn(count, tmp_path):
     ]
     figures.draw(rows[:count], tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
-
-
-def test_the_caption_says_that_nothing_was_trained(smoke):
-    text = figures.caption(command.results(smoke))
-    assert "tiny_resnet at initialisation (8x8 pixels" in text
-    assert "SynFlow in 5 rounds" in text and "No network is trained" in text
 
 
 @pytest.mark.parametrize("scale, seeds", [("cpu", 1), ("paper", 3)])

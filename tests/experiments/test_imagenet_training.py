@@ -22,7 +22,10 @@ def test_the_smoke_form_trains_from_encoded_images(tmp_path, monkeypatch):
     assert (run.method, run.density, run.size) == ("magnitude", 0.1, 16)
     experiment = imagenet_training.EXPERIMENT._replace(runs=lambda scale: few)
     monkeypatch.setattr(imagenet_training, "EXPERIMENT", experiment)
-    imagenet_training.main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)])
+    command.main(
+        imagenet_training.EXPERIMENT,
+        ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path)],
+    )
     rows = command.results(tmp_path)
     (trained,) = (row for row in rows if row["kind"] == "trained")
     module, image = networks.module_of(run.network, 10), jnp.ones((1, 16, 16, 3))
@@ -75,7 +78,8 @@ def test_a_stream_trains_as_the_same_images_on_the_device_do():
 
 def test_the_published_numbers_stand_beside_ours_on_imagenet_only():
     trained = {"kind": "trained", "method": "synflow", "density": 0.8**10, "best": 0.5}
-    (text,) = figures.sentences([trained | {"dataset": "imagenet2012"}])
-    assert text == "synflow at density 0.1074: 50.0 % (Wang et al. 66.8)."
-    (text,) = figures.sentences([trained | {"dataset": "digits"}])
-    assert text == "synflow at density 0.1074: 50.0 %."
+    (table,) = figures.tables([trained | {"dataset": "imagenet2012"}])
+    assert table.headings == ["method", "density 0.1074"]
+    assert table.rows == [["SynFlow", "50.0 (66.8)"]]
+    (table,) = figures.tables([trained | {"dataset": "digits"}])
+    assert table.rows == [["SynFlow", "50.0"]]

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def test_the_smoke_form_prunes_exactly_and_watches_the_norms(tmp_path):
     few = "2-rounds-1-|growth"
     out = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path), "--only", few]
-    magnitude_training.main(out)
+    command.main(magnitude_training.EXPERIMENT, out)
     rows = command.results(tmp_path)
     (ticket,) = (row for row in rows if row["kind"] == "ticket")
     sizes, kept = (sum(layer[i] for layer in ticket["layers"]) for i in (2, 1))
@@ -109,19 +109,32 @@ def test_an_empty_layer_in_one_seed_ends_what_survives():
         ticket(3, 1.0, (0, 2)),
     ]
     assert figures.survived(rows) == {1: 1.0, 2: 1.0, 3: None}
-    text = figures.sentences(rows)[0]
-    assert "1 round up to 10^1, 2 rounds up to 10^1, 3 rounds up to no comp" in text
+    (table,) = figures.tables(rows)
+    assert [row[-1] for row in table.rows] == ["10^1", "10^1", "nowhere"]
 
 
-def test_the_rounds_are_compared_where_they_differ_most():
+def test_the_table_has_medians_and_ranges():
     rows = [ticket(n, c, (1, 1), best=0.5) for n in (1, 2) for c in (1.0, 2.0)]
     rows += [ticket(2, 2.0, (1, 1), best=0.9, seed=1), ticket(1, 3.0, (1, 1), best=0.0)]
-    text = figures.sentences(rows)[1]
-    assert "at 10^2, where" in text and text.endswith("1: 50.0 %, 2: 70.0 %.")
     (table,) = figures.tables(rows)
-    assert table.headings == ["rounds", "10^1", "10^2", "10^3"]
-    assert table.rows[0] == ["1", "50.0", "50.0", "0.0"]
-    assert table.rows[1] == ["2", "50.0", "70.0 (50.0 to 90.0)", ""]
+    assert table.headings == ["rounds", "10^1", "10^2", "10^3", "no layer empty up to"]
+    assert table.rows[0] == ["1", "50.0", "50.0", "0.0", "10^3"]
+    assert table.rows[1] == ["2", "50.0", "70.0 (50.0 to 90.0)", "", "10^2"]
+
+
+def test_the_table_of_growth_has_a_line_a_seed():
+    configs = {name: {"network": "deep"} for name in ("g0", "g1")}
+    heads = [{"run": n, "kind": "run", "config": c} for n, c in configs.items()]
+    layers = (4, 1.0, 0.0), (2, 3.0, 0.0)
+    grown = (4, 1.5, 0.2), (2, 3.7, 0.1)
+    rows = [
+        {"run": name, **norms(epoch, *(grown if epoch else layers))}
+        for name in configs
+        for epoch in range(11)
+    ]
+    (table,) = figures.tables([*heads, *rows])
+    assert len(table.rows) == 2
+    assert table.rows[0][:4] == ["deep", "10", "0.5", "0.5"]
 
 
 def test_the_paper_form_has_its_rounds_and_trains_without_decay():

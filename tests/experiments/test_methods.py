@@ -13,6 +13,7 @@ import pytest
 import synflow_jax as sj
 from experiments import layer_collapse, methods
 from experiments.datasets.load import load
+from experiments.figures import style
 from tests.experiments.small import Normed
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -53,10 +54,17 @@ def differ(one, two):
 
 
 def test_the_methods_are_those_of_the_paper_and_the_controls():
-    assert set(methods.LABELS) == {*methods.PAPER, *methods.CONTROLS}
+    named = (*methods.PAPER, *methods.CONTROLS, *methods.DATA)
+    assert tuple(sorted(methods.LABELS)) == tuple(sorted(named))
+    assert set(style.MARKS) == set(methods.LABELS)
+    colors, markers = zip(*style.MARKS.values())
+    assert len(set(colors)) == len(set(markers)) == len(named)
 
 
-@pytest.mark.parametrize("method", methods.LABELS)
+EXACT = [method for method in methods.LABELS if method != "certified_synflow"]
+
+
+@pytest.mark.parametrize("method", EXACT)
 def test_every_method_keeps_exactly_the_number(method, problem, masks):
     leaves = zip(jax.tree.leaves(problem.params), jax.tree.leaves(masks[method]))
     of_kernels = [(p.size, int(m.sum())) for p, m in leaves if p.ndim > 1]
@@ -64,11 +72,41 @@ def test_every_method_keeps_exactly_the_number(method, problem, masks):
     assert sum(counts) == sj.num_kept(sum(sizes), DENSITY)
 
 
-@pytest.mark.parametrize("method", ["shuffled_synflow", "synflow_densities"])
+@pytest.mark.parametrize(
+    "method", ["shuffled_synflow", "synflow_densities", "inverted_synflow"]
+)
 def test_controls_of_synflow_keep_its_counts_but_other_weights(method, masks):
     assert kept(masks[method]) == kept(masks["synflow"])
     assert differ(masks[method], masks["synflow"])
     assert kept(masks["random"]) != kept(masks["synflow"])
+
+
+def test_reinitialised_masks_are_those_of_synflow_on_other_weights(problem, masks):
+    assert not differ(masks["reinitialised_synflow"], masks["synflow"])
+    again = problem.initial(jax.random.key(7))
+    chex.assert_trees_all_equal_shapes(again, problem.variables)
+    assert differ(again["params"], problem.params)
+
+
+def test_what_the_input_is_changes_the_flow(problem, masks):
+    others = ("synflow_on_images", "synflow_on_noise", "synflow_in_training")
+    assert all(differ(masks[name], masks["synflow"]) for name in others)
+
+
+def test_random_labels_are_the_labels_in_another_order(problem, masks):
+    for name in ("snip", "grasp"):
+        assert differ(masks[f"{name}_random_labels"], masks[name])
+
+
+def test_ntk_sap_draws_anew_in_every_round(problem):
+    score = jax.jit(methods.score_fn("ntk_sap", problem, jax.random.key(1)))
+    whole = sj.all_kept(problem.params)
+    first = jax.tree.map(lambda mask: mask.at[(0,) * mask.ndim].set(False), whole)
+    chex.assert_trees_all_equal(score(problem.params, whole), score(problem.params, whole))
+    # One weight less, of thousands: other draws change every score.
+    before, after = (jax.tree.leaves(score(problem.params, m)) for m in (whole, first))
+    changed = [float(jnp.mean(a != b)) for a, b in zip(before, after) if a.ndim > 1]
+    assert min(changed) > 0.9
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp"])

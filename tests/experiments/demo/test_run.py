@@ -54,7 +54,7 @@ def test_the_smoke_run_writes_its_files_and_leaves_others_alone(smoke):
 
 def test_the_record_says_how_to_repeat_the_run(smoke):
     record = json.loads((smoke / "config.json").read_text())
-    assert record["command"].startswith("python -m experiments.demo --smoke --seed 3")
+    assert record["command"].startswith("python -m experiments demo --smoke --seed 3")
     assert record["config"]["seed"] == 3
     assert record["config"]["training"]["batch"] == 64
     assert record["versions"]["jax"] == jax.__version__

@@ -8,6 +8,7 @@ import types
 import pytest
 
 from experiments.harness import command
+from experiments.harness.tables import Table
 from tests.experiments.harness.counting import TODO, Counter, Counting
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -25,8 +26,7 @@ def experiment(execute, todo=TODO, drawn=None):
         lambda scale: todo,
         execute,
         {"figure.png": draw},
-        lambda rows: [f"{len(rows)} rows [as they are]."],
-        lambda rows: "Counts.",
+        lambda rows: [Table("Rows", ["all", "n"], [["[as they are]", str(len(rows))]])],
         cost=lambda run: run.upto,
     )
 
@@ -50,10 +50,10 @@ def test_a_sweep_from_the_command_line(tmp_path, places, capsys):
     assert about == {"experiment": "count", "scale": "smoke", "runs": 3, "done": 3}
     assert set(command.configs(command.results(out))) == {"one", "two", "three"}
     said = capsys.readouterr().out
-    assert "[3/3] three: 0 s\n" in said and "9 rows [as they are]." in said
+    assert "[3/3] three: 0 s\n" in said and "| [as they are] | 9 |" in said
     assert f"results: {out}" in said
     head = command.results(out)[0]
-    assert head["command"].startswith("python -m experiments.count --out")
+    assert head["command"].startswith("python -m experiments count --out")
 
     # Neither from the results nor from the folders of the runs is anything repeated.
     before = (out / "metrics.jsonl").read_text()
