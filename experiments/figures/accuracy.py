@@ -1,6 +1,5 @@
 """What came out of `experiments.accuracy`: points, differences and the figures."""
 
-import itertools
 import math
 import pathlib
 import statistics
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments import methods, published
 from experiments.figures import style
+from experiments.figures.resampling import difference
 from experiments.harness.sweeps import Row
 from experiments.harness.tables import Table, power
 
@@ -102,38 +102,6 @@ def _trained(row: Row, guessing: float) -> Trained:
     )
 
 
-class Difference(NamedTuple):
-    """A mean of paired differences, in points, and what resampling the pairs makes of it.
-
-    Attributes:
-      mean: over the seeds.
-      low, high: the middle 95 % of the means of all resamples of the seeds.
-    """
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def sure(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.low > 0 or self.high < 0
-
-
-def difference(one: Sequence[Trained], other: Sequence[Trained]) -> Difference | None:
-    """The best accuracies of one method less another's, on equal seeds; None without two.
-
-    The bootstrap is exact: every resample is counted, none drawn.
-    """
-    others = {trained.seed: trained.best for trained in other}
-    pairs = [t.best - others[t.seed] for t in one if t.seed in others]
-    if len(pairs) < 2:
-        return None
-    resampled = np.array(list(itertools.product(pairs, repeat=len(pairs)))).mean(axis=1)
-    low, high = np.quantile(resampled, (0.025, 0.975), method="inverted_cdf").tolist()
-    return Difference(statistics.fmean(pairs), low, high)
-
-
 # --- in numbers ---------------------------------------------------------------------------
 
 
@@ -206,7 +174,7 @@ def _differences(network: Network, found: Points) -> Table:
 
 
 def _between(one: Sequence[Trained], other: Sequence[Trained]) -> str:
-    found = difference(one, other)
+    found = difference(*({t.seed: t.best for t in some} for some in (one, other)))
     if found is None:
         return ""
     sure = "*" if found.sure else ""

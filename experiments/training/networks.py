@@ -3,6 +3,7 @@
 The small ones are for two processor cores.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -111,6 +112,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp_bn": NormalisedMLP,
     "convnet_bn": SmallConvNet,
     "lenet": LeNet,
+    "vgg16_eighth": functools.partial(models.NETWORKS["vgg16_cifar"].make, width=1 / 8),
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 import synflow_jax as sj
 from experiments import accuracy, methods, published
 from experiments.figures import accuracy as figures
+from experiments.figures.resampling import difference
 from experiments.harness import command
 from experiments.training import networks
 
@@ -167,17 +168,14 @@ def test_the_tables_have_accuracies_and_paired_differences():
 
 
 def test_a_difference_is_of_equal_seeds_and_its_interval_counts_every_resample():
-    def own(**best):
-        rows = [trained("snip", 1.0, b, int(s[1:])) for s, b in best.items()]
-        return figures.points(rows)[NETWORK]["snip"][1.0]
-
-    one, other = own(s0=0.5, s1=0.6, s2=0.9), own(s1=0.5, s0=0.5, s3=0.0)
-    found = figures.difference(one, other)
+    one, other = {0: 50.0, 1: 60.0, 2: 90.0}, {1: 50.0, 0: 50.0, 3: 0.0}
+    found = difference(one, other)
     # Of seeds 0 and 1: 0 and 10 points, so resamples have means 0, 5, 5 and 10.
-    assert found.mean == pytest.approx(5.0) and not found.sure
-    assert (found.low, found.high) == (0.0, pytest.approx(10.0))
-    assert figures.difference(one[:1], other) is None
-    assert figures.difference(own(s0=0.5, s1=0.6), own(s0=0.4, s1=0.4)).sure
+    assert found == (5.0, 0.0, 10.0) and not found.sure
+    assert difference({0: 50.0}, other) is None
+    assert difference({0: 50.0, 1: 60.0}, {0: 40.0, 1: 40.0}).sure
+    three = {seed: 0.0 for seed in range(3)}
+    assert difference({0: 1.0, 1: 2.0, 2: 3.0}, three) == (2.0, 1.0, 3.0)
 
 
 def test_a_network_that_is_trained_dense_only_is_left_out():
