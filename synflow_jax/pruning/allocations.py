@@ -21,6 +21,8 @@ Allocation = Callable[[Shapes, int], Sequence[float] | np.ndarray]
 def uniform(shapes: Shapes, k: int) -> np.ndarray:
     """Every layer keeps the same fraction of its weights.
 
+    The first layer too, which much of the literature leaves dense under this name.
+
     Args:
       shapes: the shapes of the prunable leaves, by name.
       k: number of weights to keep in all layers together.

@@ -13,9 +13,10 @@ def num_kept(size: int, density: float) -> int:
     """Number of weights, an integer, that ``density`` keeps out of ``size``.
 
     The package's only rounding rule, on the host, in double precision: the smallest integer
-    that is not below ``density * size``, as in the authors' code. (In float32, ``density *
-    size`` is already off by one for networks above 16.7 million weights. A relative slack
-    of 1e-9 makes ``num_kept(n, m / n) == m``.)
+    that is not below ``density * size``. (In float32, ``density * size`` is already off by
+    one for networks above 16.7 million weights. A relative slack of 1e-9 makes
+    ``num_kept(n, m / n) == m``.) The authors' code truncates what it prunes, in float32; it
+    keeps one weight more or less in 151 of 24,864 rounds that were compared.
 
     Args:
       size: number of prunable weights.
