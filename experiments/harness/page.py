@@ -27,8 +27,14 @@ td.left, th.left { text-align: left; white-space: normal; }
 table.words th, table.words td { text-align: left; white-space: normal;
                                  padding: .35rem .6rem; }
 table.words td { border-top: 1px solid #ccc; }
+@media (max-width: 36rem) {
+  table.words thead { display: none; }
+  table.words td { display: block; border: 0; padding: .1rem 0; }
+  table.words td:first-child { border-top: 1px solid #ccc; font-weight: 600;
+                               padding-top: .6rem; }
+}
 figure { margin: 1.4rem 0; }
-figure img { max-width: 100%; }
+img { max-width: 100%; }
 figcaption, .note { color: #555; font-size: .9rem; }
 .box { background: #f3f6f9; border-left: 4px solid #0072b2; padding: .4rem 1.2rem; }
 code { background: #f3f3f3; padding: .1rem .3rem; overflow-wrap: anywhere; }
