@@ -6,8 +6,10 @@ does the runs of the experiment that are not done yet, gathers their rows in
 results/NAME/SCALE/metrics.jsonl and makes figures and tables from these alone.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -19,7 +21,7 @@ import jax
 import tyro
 from rich.markup import escape
 
-from experiments.harness import runs, sweeps, tables
+from experiments.harness import lock, runs, sweeps, tables
 from experiments.harness.console import progress, say
 from experiments.harness.sweeps import Row, Run
 from experiments.harness.tables import Table
@@ -31,6 +33,7 @@ Scale = Literal["smoke", "cpu", "paper"]
 
 RESULTS = pathlib.Path("results")
 TABLES = "tables.md"
+RETIRED = "retired.jsonl"
 
 
 class Experiment(NamedTuple):
@@ -90,7 +93,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> pathlib.P
     keep_programs()
     try:
         _perform(experiment, options, out, shlex.join([*prog.split(), *args]))
-    except (FileNotFoundError, FileExistsError) as error:
+    except (OSError, runs.Damaged) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command goes on from here") from None
@@ -103,9 +106,24 @@ def results(out: pathlib.Path) -> list[Row]:
     """The rows of an experiment's finished runs, run by run; each names its run.
 
     The first row of a run has the kind "run", and its settings under "config".
+
+    Raises:
+      Damaged: if the file is not as it was written; it names the file and the run.
     """
     path = out / runs.METRICS
-    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
+    if not path.exists():
+        return []
+    rows = runs.lines(path)
+    for own in sweeps.by_run(rows, os.fspath(path)).values():
+        heads = [row for row in own if row["kind"] == "run"]
+        if len(heads) != 1:
+            raise runs.Damaged(
+                f"{os.fspath(path)!r} is damaged: run {own[0]['run']!r} has {len(heads)} "
+                "rows that say what it was, not one. Delete its rows, and it is done again."
+            )
+        others = [row for row in own if row["kind"] != "run"]
+        runs.check_seal(heads[0], others, os.fspath(path))
+    return rows
 
 
 def configs(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
@@ -117,10 +135,34 @@ def _perform(
     experiment: Experiment, options: Options, out: pathlib.Path, command: str
 ) -> None:
     todo = experiment.runs(options.scale)
-    known = results(out)
     wanted = [run for run in todo if re.search(options.only, run.name)]
     folder = options.runs / experiment.name / options.scale
-    rows = {}
+    with contextlib.ExitStack() as locks:
+        if jax.process_index() == 0:
+            _check_is_own(experiment, options.scale, out)
+            locks.enter_context(lock.held(out, command))
+            if not options.draw:
+                locks.enter_context(lock.held(folder, command))
+        _sweep(experiment, options, out, command, todo, wanted, folder)
+
+
+def _check_is_own(experiment: Experiment, scale: Scale, out: pathlib.Path) -> None:
+    """Raises if a folder of results is another experiment's, or of another scale."""
+    if not (out / runs.CONFIG).exists():
+        return
+    found = runs.read_record(out, "Delete it, and it is written again.")
+    own = experiment.name, scale
+    theirs = found.get("experiment"), found.get("scale")
+    if theirs != own:
+        raise FileExistsError(
+            f"{os.fspath(out)!r} has the results of {theirs[0]} at scale {theirs[1]}, and "
+            f"this is {own[0]} at scale {own[1]}; name another folder with --out."
+        )
+
+
+def _sweep(experiment, options, out, command, todo, wanted, folder) -> None:
+    """Does what is left of a sweep and writes what there is, also when interrupted."""
+    known, rows = results(out), {}
     try:
         if options.draw:
             there = iter(sweeps.finished(wanted, folder, known))
@@ -158,6 +200,12 @@ def _gather(
     if not rows:
         return
     out.mkdir(parents=True, exist_ok=True)
+    retired = _retired(known, rows)
+    if retired:
+        with (out / RETIRED).open("a") as file:
+            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in retired)
+        names = ", ".join(configs(retired))
+        say(f"of settings that this sweep has no more, moved to {RETIRED}: {escape(names)}")
     runs.replace(
         out / runs.METRICS,
         "\n".join(json.dumps(row, allow_nan=False) for row in rows),
@@ -181,6 +229,17 @@ def _gather(
         say(f"made with other settings, and not yet again: {escape(', '.join(other))}")
     if made:
         print(tables.document(made))
+
+
+def _retired(known: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """The rows of runs that are known and would be written no more."""
+    kept = {json.dumps(row["config"]) for row in rows if row["kind"] == "run"}
+    gone = {
+        row["run"]
+        for row in known
+        if row["kind"] == "run" and json.dumps(row["config"]) not in kept
+    }
+    return [row for row in known if row["run"] in gone]
 
 
 def _events(options: Options, folder: pathlib.Path) -> Callable[[Run, Row], None]:

@@ -3,17 +3,24 @@
 import dataclasses
 import datetime
 import functools
+import hashlib
 import json
 import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
 import jax
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
+
+
+class Damaged(ValueError):
+    """A file is not as it was written; the message names it and says what to do."""
+
 
 _VERSIONS = (
     *("jax", "jaxlib", "flax", "optax", "chex", "numpy"),
@@ -78,10 +85,67 @@ def machine() -> dict[str, Any]:
 
 
 def replace(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all: a reader never meets a part of it."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text.rstrip("\n") + "\n")
-    part.replace(path)
+    """Writes a file whole or not at all: a reader never meets a part of it, nor does one
+    after the machine stopped."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w") as file:
+            file.write(text.rstrip("\n") + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def sealed(head: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row of kind "run" with a checksum of itself and of what the run measured."""
+    bare = {key: value for key, value in head.items() if key != "seal"}
+    text = "\n".join(json.dumps(row, allow_nan=False) for row in (*rows, bare))
+    return bare | {"seal": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def check_seal(head: dict[str, Any], rows: Sequence[dict[str, Any]], where: str) -> None:
+    """Compares the rows of a run with the checksum in the row that says what it was.
+
+    Args:
+      head: the row of kind "run". Those of earlier versions have no checksum.
+      rows: the others.
+      where: the file, for the error.
+
+    Raises:
+      Damaged: if they are not those that were measured.
+    """
+    if "seal" in head and head["seal"] != sealed(head, rows)["seal"]:
+        raise Damaged(
+            f"{where!r} is damaged: the {len(rows)} rows of run {head.get('run')!r} are "
+            "not those that it measured. Delete its rows, and the run is done again."
+        )
+
+
+def lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a file.
+
+    Raises:
+      Damaged: if a line is no row; it says which.
+    """
+    found = []
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise Damaged(f"{os.fspath(path)!r} is damaged: {error}.") from None
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not (isinstance(row, dict) and isinstance(row.get("kind"), str)):
+            raise Damaged(
+                f"{os.fspath(path)!r} is damaged: line {number} is no row of a run: "
+                f"{line[:40]!r}. Delete the rows of that run, and it is done again."
+            )
+        found.append(row)
+    return found
 
 
 def log(folder: pathlib.Path, row: dict[str, Any]) -> None:
@@ -96,9 +160,30 @@ def log(folder: pathlib.Path, row: dict[str, Any]) -> None:
 
 def read(folder: pathlib.Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The record of a run, and its rows in the order in which they were logged."""
-    record = json.loads((folder / CONFIG).read_text())
-    lines = (folder / METRICS).read_text().splitlines()
-    return record, [json.loads(line) for line in lines]
+    return read_record(folder), lines(folder / METRICS)
+
+
+def read_record(
+    folder: pathlib.Path,
+    advice: str = "Delete its folder, and the run is done again.",
+) -> dict[str, Any]:
+    """What config.json says.
+
+    Args:
+      folder: of a run, or of results.
+      advice: what to do if it is damaged.
+
+    Raises:
+      Damaged: if it is no JSON object.
+    """
+    path = folder / CONFIG
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise Damaged(f"{os.fspath(path)!r} is damaged: it is no JSON object. {advice}")
+    return found
 
 
 def _experiment(folder: pathlib.Path) -> str | None:

@@ -145,10 +145,18 @@ def finished(
     return found
 
 
-def by_run(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """The rows of each run, by its name."""
+def by_run(rows: Iterable[Row], where: str = "") -> dict[str, list[Row]]:
+    """The rows of each run, by its name.
+
+    Raises:
+      Damaged: if a row of the file ``where`` names no run.
+    """
     found: dict[str, list[Row]] = {}
     for row in rows:
+        if not isinstance(row.get("run"), str):
+            raise runs.Damaged(
+                f"{where!r} is damaged: a row names no run: {str(row)[:60]}."
+            )
         found.setdefault(row["run"], []).append(row)
     return found
 
@@ -180,6 +188,7 @@ def _one(run, execute, context, experiment, command, on_row) -> list[Row]:
         "command": command,
         **runs.machine(),
     }
+    head = runs.sealed(head, rows)
     if jax.process_index() == 0:
         runs.log(context.folder, head)
     return [head, *rows]
@@ -190,22 +199,27 @@ def _in_folder(run: Run, folder: pathlib.Path) -> list[Row] | None:
 
     Raises:
       FileExistsError: if another run is in its folder.
+      Damaged: if a file in it is not as it was written.
     """
     if not (folder / runs.CONFIG).exists():
         return None
-    record = json.loads((folder / runs.CONFIG).read_text())
-    if record.get("config") != _plain(run):
+    if runs.read_record(folder).get("config") != _plain(run):
         raise FileExistsError(
             f"{os.fspath(folder)!r} holds a run with other settings; delete it, or name "
             "another folder with --runs."
         )
-    try:
-        _, rows = runs.read(folder)
-    except (FileNotFoundError, ValueError):  # it ended before its rows, or within one
+    path = folder / runs.METRICS
+    # It may have ended before its rows, or within one.
+    if not path.exists() or '"kind": "run"' not in _last_line(path):
         return None
-    if not rows or rows[-1]["kind"] != "run":
-        return None
-    return [rows[-1], *rows[:-1]]
+    *rows, head = runs.lines(path)
+    runs.check_seal(head, rows, os.fspath(path))
+    return [head, *rows]
+
+
+def _last_line(path: pathlib.Path) -> str:
+    text = path.read_text("utf-8", errors="replace")
+    return text.rpartition("\n")[0].rpartition("\n")[2] if text.endswith("\n") else ""
 
 
 def _plain(run: Run) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """The command line that all experiments share."""
 
+import dataclasses
 import json
 import pathlib
+import subprocess
 import sys
 import types
 
 import pytest
 
-from experiments.harness import command
+from experiments.harness import command, lock, runs
 from experiments.harness.tables import Table
 from tests.experiments.harness.counting import TODO, Counter, Counting
 
@@ -162,3 +164,70 @@ def test_tensorboard_gets_the_numbers_of_each_epoch(tmp_path, monkeypatch, place
         *[("runs/count/smoke/two", "half", n / 2, n) for n in range(3)],
         ("runs/count/smoke/three", "half", 0.0, 0),
     ]
+
+
+# --- nothing is lost ----------------------------------------------------------------------
+
+
+def test_results_of_another_scale_are_not_replaced(tmp_path, places):
+    out = command.main(experiment(Counter()), places)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(SystemExit, match="has the results of count at scale smoke, and"):
+        command.main(experiment(Counter()), [*places, "--scale", "cpu"])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_rows_of_settings_that_are_gone_are_moved_and_said(tmp_path, places, capsys):
+    out = command.main(experiment(Counter()), places)
+    before = command.results(out)
+    shorter = [TODO[0], dataclasses.replace(TODO[1], upto=1)]
+    places = [*places[:2], "--runs", str(tmp_path / "others")]
+    command.main(experiment(Counter(), shorter), places)
+    assert "moved to retired.jsonl: two, three" in capsys.readouterr().out
+    retired = runs.lines(out / "retired.jsonl")
+    assert retired == [row for row in before if row["run"] in ("two", "three")]
+    assert names(out) == ["one", "two"]
+
+
+def test_damaged_results_are_named_and_nothing_is_written(tmp_path, places):
+    out = command.main(experiment(Counter()), places)
+    path = out / "metrics.jsonl"
+    text = path.read_text().replace('"whole": 1', '"whole": 7', 1)
+    path.write_text(text)
+    with pytest.raises(SystemExit, match=r"damaged: the 2 rows of run 'one' are not"):
+        command.main(experiment(Counter()), places)
+    assert path.read_text() == text
+
+
+def test_of_two_processes_one_says_who_holds_the_sweep(tmp_path, places):
+    for name in ("out", "runs/count/smoke"):
+        with lock.held(tmp_path / name, "python -m experiments count"):
+            with pytest.raises(SystemExit, match=r"in use by process \d+ on .*ments count"):
+                command.main(experiment(Counter()), places)
+    command.main(experiment(Counter()), places)
+
+
+def test_a_process_that_is_killed_leaves_no_lock(tmp_path, places):
+    holds = (
+        "import pathlib, sys, time; from experiments.harness import lock\n"
+        "with lock.held(pathlib.Path(sys.argv[1]), 'it'): print('held', flush=True); "
+        "time.sleep(600)"
+    )
+    arguments = [sys.executable, "-c", holds, str(tmp_path / "out")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(SystemExit, match="in use by process"):
+            command.main(experiment(Counter()), places)
+        process.kill()
+    assert command.main(experiment(Counter()), places) == tmp_path / "out"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(places, monkeypatch):
+    def denied(path, text):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(runs, "replace", denied)
+    with pytest.raises(
+        SystemExit, match=r"error: \[Errno 13\] Permission denied: .*config"
+    ):
+        command.main(experiment(Counter()), places)

@@ -31,3 +31,33 @@ def test_files_from_elsewhere_are_never_replaced(tmp_path, config):
 def test_a_number_that_json_lacks_is_refused(tmp_path, number):
     with pytest.raises(ValueError):
         runs.log(tmp_path, {"number": number})
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "rows"
+    runs.replace(path, "one")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        runs.replace(path, "two")
+    assert path.read_text() == "one\n" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "text, line", [('{"kind": "a"}\n{"kind": "b', 2), ("[1]", 1), ('{"kind": 3}', 1)]
+)
+def test_a_line_that_is_no_row_is_named(tmp_path, text, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(text)
+    with pytest.raises(runs.Damaged, match=rf"metrics\.jsonl' is damaged: line {line} is"):
+        runs.lines(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3"])
+def test_a_record_that_is_no_object_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(runs.Damaged, match=r"config\.json' is damaged.*Delete its folder"):
+        runs.read_record(tmp_path)

@@ -1,5 +1,6 @@
 """Sweeps: finished runs are not repeated, the rest are done."""
 
+import json
 import os
 import pathlib
 import socket
@@ -169,3 +170,55 @@ def test_two_processes_do_every_run_together(tmp_path):
     assert written == {
         f"0/{run.name}/{name}" for run in TODO for name in (runs.CONFIG, runs.METRICS)
     }
+
+
+# --- damaged files ------------------------------------------------------------------------
+
+
+def damaged(text, draw):
+    """A file that lost its end, a line, or a byte, or got another byte."""
+    kind, place = draw.integers(4), int(draw.integers(len(text)))
+    if kind == 0:
+        return text[:place]
+    if kind == 1:
+        rows = text.splitlines(keepends=True)
+        del rows[draw.integers(len(rows))]
+        return b"".join(rows)
+    other = bytes([int(draw.integers(256))]) if kind == 2 else b""
+    return text[:place] + other + text[place + 1 :]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.json"])
+def test_a_damaged_run_is_never_taken_for_what_it_measured(tmp_path, name):
+    perform(tmp_path)
+    (wanted,) = sweeps.finished(TODO[1:2], tmp_path)
+    path = tmp_path / "two" / name
+    whole, draw = path.read_bytes(), np.random.default_rng(0)
+    refused = again = 0
+    for _ in range(150):
+        path.write_bytes(damaged(whole, draw))
+        try:
+            (found,) = sweeps.finished(TODO[1:2], tmp_path)
+        except (runs.Damaged, FileExistsError) as error:
+            assert name in str(error) or "other settings" in str(error)
+            refused += 1
+            continue
+        again += found is None
+        # Settings that no run reads, such as the version of a library, may change.
+        head = [
+            {k: v for k, v in r.items() if k in ("run", "kind", "config")} for r in wanted
+        ]
+        if found is not None:
+            assert found[1:] == wanted[1:]
+            assert {k: found[0][k] for k in head[0]} == head[0]
+    assert refused > 20 and (again > 20 or name == "config.json")
+
+
+def test_rows_of_earlier_versions_have_no_checksum_and_load(tmp_path):
+    perform(tmp_path)
+    path = tmp_path / "one" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    del rows[-1]["seal"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (found,) = sweeps.finished(TODO[:1], tmp_path)
+    assert found[1:] == rows[:-1]
