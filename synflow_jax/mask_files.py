@@ -1,9 +1,12 @@
 """Masks on disk, in one safetensors file, without pickle."""
 
+import hashlib
 import json
 import math
 import os
 import pathlib
+import shutil
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +23,19 @@ _FORMAT = "synflow_jax.masks.1"
 def save_masks(path: str | os.PathLike, masks: Masks) -> None:
     """Writes masks to one safetensors file, one bit for each entry; nothing is pickled.
 
-    If writing fails, the file stays as it was, or absent; it is never incomplete. Other
-    programs can read it too: it holds one uint8 array for each leaf, packed by
-    `numpy.packbits` and named like the leaf.
+    If writing fails, the file stays as it was, or absent; it is never incomplete, also if
+    the machine stops. Every leaf has a checksum. Other programs can read the file too: it
+    holds one uint8 array for each leaf, packed by `numpy.packbits` and named like the leaf.
 
     Args:
-      path: the file; replaced if it exists.
+      path: the file. A regular file that exists is replaced and keeps its mode; of a link
+        the file that it leads to is.
       masks: boolean leaves. The structure of dicts, lists and tuples is stored; of any
         other container only the names of its leaves are (see `load_masks`).
 
     Raises:
-      ValueError: if a leaf is not boolean.
+      ValueError: if a leaf is not boolean, or ``path`` is something else than a file.
+      FileNotFoundError: if the folder of ``path`` does not exist.
     """
     names = _tensor_names(masks)
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(masks)]
@@ -47,13 +52,55 @@ def save_masks(path: str | os.PathLike, masks: Masks) -> None:
         "structure": json.dumps(_described(numbered)),
     }
     packed = {name: np.packbits(leaf) for name, leaf in zip(names, leaves)}
-    path = pathlib.Path(path).absolute()
+    metadata |= _checksums(metadata, packed.values())
+    _replace(path, safetensors.numpy.save(packed, metadata))
+
+
+def _replace(given: str | os.PathLike, content: bytes) -> None:
+    """Puts a file in the place of another, whole or not at all."""
+    path = pathlib.Path(os.path.realpath(given))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {os.path.dirname(os.fspath(given))!r} for the masks file "
+            f"{os.fspath(given)!r}."
+        )
+    exists = path.exists()
+    if exists and not path.is_file():
+        raise ValueError(
+            f"{os.fspath(given)!r} is not a regular file, and save_masks replaces no other."
+        )
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        partial.write_bytes(safetensors.numpy.save(packed, metadata))
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if exists:
+            shutil.copymode(path, partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _check(metadata: dict[str, str], names: list[str], packed: list[np.ndarray]) -> None:
+    """Raises if a checksum is not that of what the file holds."""
+    own = _checksums(metadata, packed)
+    pairs = zip(names, *(json.loads(m["checksums"]) for m in (own, metadata)), strict=True)
+    other = [name for name, one, stored in pairs if one != stored]
+    if other:
+        raise ValueError(f"the checksum is not that of the leaf {', '.join(other)}")
+    if own["checksum"] != metadata["checksum"]:
+        raise ValueError("the checksum is not that of its names, shapes and structure")
+
+
+def _checksums(metadata: Mapping[str, str], packed: Iterable[np.ndarray]) -> dict[str, str]:
+    """Of every leaf, and of what the metadata say of them all."""
+    leaves = json.dumps(
+        [hashlib.sha256(bits.tobytes()).hexdigest()[:16] for bits in packed]
+    )
+    parts = [metadata[key] for key in ("names", "shapes", "structure")]
+    whole = hashlib.sha256("\n".join([*parts, leaves]).encode()).hexdigest()[:16]
+    return {"checksums": leaves, "checksum": whole}
 
 
 def load_masks(path: str | os.PathLike, like: PyTree | None = None) -> Masks:
@@ -84,9 +131,11 @@ def load_masks(path: str | os.PathLike, like: PyTree | None = None) -> Masks:
             names = json.loads(metadata["names"])
             shapes = [tuple(shape) for shape in json.loads(metadata["shapes"])]
             structure = json.loads(metadata["structure"])
+            packed = [file.get_tensor(name) for name in names]
+            if "checksum" in metadata:  # files of earlier versions have none
+                _check(metadata, names, packed)
             leaves = [
-                _unpacked(file.get_tensor(name), shape)
-                for name, shape in zip(names, shapes, strict=True)
+                _unpacked(bits, shape) for bits, shape in zip(packed, shapes, strict=True)
             ]
             numbered = dict(zip(names, range(len(names))))
             if structure is not None:

@@ -1,6 +1,8 @@
 """Masks: applying, counting, and files that lose nothing."""
 
 import json
+import os
+import stat
 
 import flax
 import hypothesis
@@ -145,16 +147,83 @@ def test_damaged_metadata_is_refused(tmp_path, entry, text):
     sj.save_masks(path, {"w": jnp.ones((2, 5), bool)})
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata, bits = file.metadata(), {"w": file.get_tensor("w")}
-    safetensors.numpy.save_file(bits, path, metadata | {entry: text})
-    with pytest.raises(ValueError, match="not a masks file"):
+    before = {key: value for key, value in metadata.items() if "checksum" not in key}
+    for found in (before, metadata):  # of an earlier version, and of this one
+        safetensors.numpy.save_file(bits, path, found | {entry: text})
+        with pytest.raises(ValueError, match="not a masks file"):
+            sj.load_masks(path)
+
+
+def test_files_of_earlier_versions_load(tmp_path):
+    path, masks = tmp_path / "m", {"w": jnp.array([True, False])}
+    sj.save_masks(path, masks)
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata, bits = file.metadata(), {"w": file.get_tensor("w")}
+    before = {key: value for key, value in metadata.items() if "checksum" not in key}
+    safetensors.numpy.save_file(bits, path, before)
+    nets.assert_equal(sj.load_masks(path), masks)
+
+
+def test_a_changed_byte_is_never_other_masks(tmp_path):
+    path, draw = tmp_path / "m", np.random.default_rng(0)
+    masks = {"a": jnp.asarray(draw.random((9, 7)) < 0.5), "b": [jnp.ones(5, bool)]}
+    sj.save_masks(path, masks)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(300):
+        place = int(draw.integers(len(whole)))
+        other = bytes([whole[place] ^ (1 << int(draw.integers(8)))])
+        path.write_bytes(whole[:place] + other + whole[place + 1 :])
+        try:
+            found = sj.load_masks(path)
+        except ValueError as error:
+            assert "not a masks file" in str(error)
+            refused += 1
+        else:
+            nets.assert_equal(found, masks)
+    assert refused > 250
+
+
+def test_a_changed_bit_names_its_leaf(tmp_path):
+    path = tmp_path / "m"
+    sj.save_masks(path, {"a": jnp.ones(8, bool), "b": jnp.ones(8, bool)})
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + b"\x7f")
+    with pytest.raises(ValueError, match="damaged: the checksum is not that of the leaf b"):
         sj.load_masks(path)
+
+
+def test_a_replaced_file_keeps_its_mode_and_a_link_leads_where_it_led(tmp_path):
+    path, link = tmp_path / "m", tmp_path / "link"
+    sj.save_masks(path, {"w": jnp.array([True])})
+    path.chmod(0o640)
+    link.symlink_to(path)
+    sj.save_masks(link, {"w": jnp.array([False])})
+    assert link.is_symlink() and path.stat().st_mode & 0o777 == 0o640
+    assert bool(sj.load_masks(path)["w"][0]) is False
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path in (fifo, tmp_path):
+        with pytest.raises(ValueError, match="is not a regular file"):
+            sj.save_masks(path, {"w": jnp.array([True])})
+    assert stat.S_ISFIFO(fifo.stat().st_mode) and list(tmp_path.iterdir()) == [fifo]
+
+
+def test_a_missing_folder_is_named_as_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match="no folder 'not/there' for .*'not/there/m'"
+    ):
+        sj.save_masks("not/there/m", {"w": jnp.array([True])})
 
 
 def test_bits_of_another_type_are_refused(tmp_path):
     path = tmp_path / "m"
     sj.save_masks(path, {"w": jnp.ones((2, 4), bool)})
     with safetensors.safe_open(path, framework="numpy") as file:
-        metadata = file.metadata()
+        metadata = {k: v for k, v in file.metadata().items() if "checksum" not in k}
     for bits in (np.ones(1, np.float32), np.ones((1, 1), np.uint8), np.ones(2, np.uint8)):
         safetensors.numpy.save_file({"w": bits}, path, metadata)
         with pytest.raises(ValueError, match="not a masks file"):
