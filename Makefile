@@ -18,7 +18,7 @@ FAST = $$(.ci/fast_flags $(1)/bin/python)
 # A PYTHON that was given, or else the newest one found between two versions.
 find_python = $(if $(filter file,$(origin PYTHON)),$$(.ci/find_python $(1)),$(PYTHON))
 
-.PHONY: demo test test-newest test-lowest check-long lint bench clean
+.PHONY: demo test test-newest test-lowest check-long soak lint bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m experiments demo
@@ -36,6 +36,10 @@ test-lowest: .venv-lowest/installed
 check-long: .venv/installed
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
 	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -m long -n 2 tests/x64
+
+# About half an hour: kills, damage, a full disk.
+soak: .venv/installed
+	$(BIN)/python -m tests.soak
 
 # PyTorch only here; on Linux without a GPU a CPU build of it is enough.
 bench: .venv/installed
