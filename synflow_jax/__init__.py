@@ -72,7 +72,9 @@ from synflow_jax.training import (
     RewindState,
     freeze_pruned,
     mask_train_state,
+    masks_of,
     replace_masks,
+    static_pruning,
     train_and_prune,
 )
 from synflow_jax.transform import (
@@ -142,7 +144,9 @@ __all__ = [
     "keep_top",
     "keep_top_per_layer",
     # Training under masks
+    "static_pruning",
     "freeze_pruned",
+    "masks_of",
     "replace_masks",
     "mask_train_state",
     "train_and_prune",

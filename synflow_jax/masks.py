@@ -30,8 +30,8 @@ def apply_masks(params: Params, masks: Masks) -> Params:
     """Sets every pruned weight to zero.
 
     It selects instead of multiplying, so a pruned NaN or infinity becomes zero too, and no
-    dtype is promoted. To train under the masks, apply them once and then chain
-    `freeze_pruned`.
+    dtype is promoted. To train under the masks, apply them once and then put
+    `static_pruning` around the optimizer.
 
     Args:
       params: a pytree of arrays of any dtypes.

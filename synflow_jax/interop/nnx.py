@@ -56,7 +56,7 @@ def to_nnx(module: Any, params: Params) -> Any:
     """The inverse of `from_nnx`: returns a copy of the module with other parameters.
 
     ``nnx.Optimizer`` needs masks with the structure of the module's state:
-    ``freeze_pruned(nnx.state(to_nnx(module, masks), nnx.Param))``.
+    ``static_pruning(optimizer, nnx.state(to_nnx(module, masks), nnx.Param))``.
 
     Args:
       module: an ``nnx.Module``; not changed.

@@ -1,6 +1,6 @@
-"""Training under masks with optax."""
+"""Optax transformations under which pruned weights stay zero."""
 
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,12 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
-from synflow_jax.masks import apply_masks
+from synflow_jax.training.copies import (
+    check_masks_of_params,
+    masked_copies,
+    masked_updates,
+)
 from synflow_jax.trees import Leaf, Masks, Params, check_masks
-
-State = TypeVar("State")
 
 
 class FreezePrunedState(NamedTuple):
@@ -32,6 +34,11 @@ def freeze_pruned(masks: Masks) -> optax.GradientTransformation:
     Transformations that combine weights, such as `optax.clip_by_global_norm` or Adafactor,
     still read the gradients of pruned weights; to prevent that, chain a second
     `freeze_pruned` before them.
+
+    It is the link of a chain, and sees updates only. Optimizers whose state holds copies of
+    the parameters (`optax.contrib.schedule_free`, `optax.contrib.sam` with a period of its
+    own, `optax.lookahead`) bring pruned weights back from them, or into the parameters for
+    evaluation; around those, and wherever nothing speaks for a chain, use `static_pruning`.
 
     The masks are part of the state, not of a closure. They are therefore an argument of the
     compiled step rather than a constant in it, and they can be vmapped over, checkpointed
@@ -55,122 +62,91 @@ def freeze_pruned(masks: Masks) -> optax.GradientTransformation:
 
     def init(params: Params) -> FreezePrunedState:
         check_masks(masks, params)
-        return FreezePrunedState(jax.tree.map(_copy_placed_like, masks, params))
+        return FreezePrunedState(jax.tree.map(copy_placed_like, masks, params))
 
     def update(updates, state, params=None):
         del params
-        frozen = jax.tree.map(
-            lambda u, m: jnp.where(m, u, jnp.zeros_like(u)), updates, state.masks
-        )
-        return frozen, state
+        return masked_updates(updates, state.masks), state
 
     return optax.GradientTransformation(init, update)
 
 
-def replace_masks(opt_state: PyTree, masks: Masks) -> PyTree:
-    """Replaces the masks in the state of an optimizer.
+class StaticPruningState(NamedTuple):
+    """State of `static_pruning`.
 
-    Everything else in the state stays, and a compiled step is not compiled again for the
-    new state. The parameters are not changed: set newly pruned weights to zero with
-    `apply_masks`, in averages of the parameters too. A weight that the new masks bring back
-    starts from zero, with the momentum that it gathered while its updates were set to zero.
+    Attributes:
+      masks: leaves shaped like the parameters; True = trained.
+      inner: the state of the optimizer; every copy of the parameters in it is masked.
+    """
+
+    masks: Masks
+    inner: optax.OptState
+
+
+def static_pruning(
+    optimizer: optax.GradientTransformation | optax.MultiSteps, masks: Masks
+) -> optax.GradientTransformationExtraArgs:
+    """Trains under masks with any optimizer: pruned weights stay exactly zero.
+
+    The optimizer sees zero gradients for pruned weights, whatever they are (NaN too), so it
+    trains as if these weights did not exist. Its updates of them are set to zero, and so
+    are they in every copy of the parameters that its state holds: the averages of
+    `optax.contrib.schedule_free`, the cache of `optax.contrib.sam`, the two sets of
+    `optax.lookahead`, moments. `freeze_pruned` cannot reach those copies, and some
+    optimizers bring pruned weights back from them.
+
+    It must be the outermost transformation; only `optax.apply_if_finite` and
+    `optax.MultiSteps` may be around it. The masks are part of the state, not of a closure:
+    they are an argument of the compiled step rather than a constant in it, and can be
+    vmapped over, checkpointed, read (`masks_of`) and replaced (`replace_masks`).
 
     Args:
-      opt_state: the state of an optimizer that contains `freeze_pruned` at any depth; if it
-        contains several, each gets the new masks. It can also be a batch of states.
-      masks: boolean leaves shaped like the masks in the state.
+      optimizer: any optax optimizer, or `optax.MultiSteps` of one. Extra arguments of its
+        update, such as ``value``, are passed on.
+      masks: boolean leaves shaped like the parameters; True = trained. For
+        `optax.LookaheadParams`, like one of the pair.
 
     Returns:
-      The new state. Its masks are copies, on the devices of the old masks.
-
-    Raises:
-      ValueError: if ``opt_state`` holds no masks, or ``masks`` does not mirror them.
-
-    Example:
-      >>> params = {"w": jnp.zeros(2)}
-      >>> optimizer = optax.chain(optax.sgd(1.0), freeze_pruned({"w": jnp.ones(2, bool)}))
-      >>> state = replace_masks(optimizer.init(params), {"w": jnp.array([True, False])})
-      >>> optimizer.update({"w": jnp.ones(2)}, state)[0]
-      {'w': Array([-1.,  0.], dtype=float32)}
-    """
-    if not _has_masks(opt_state):
-        raise ValueError(
-            "`opt_state` holds no masks: its optimizer has no `freeze_pruned`. Chain one: "
-            "optax.chain(optimizer, freeze_pruned(masks))."
-        )
-
-    def replaced(node):
-        if not _is_frozen(node):
-            return node
-        check_masks(masks, node.masks)
-        return FreezePrunedState(jax.tree.map(_copy_placed_like, masks, node.masks))
-
-    return jax.tree.map(replaced, opt_state, is_leaf=_is_frozen)
-
-
-def mask_train_state(state: State, masks: Masks) -> State:
-    """Masks a Flax train state: pruned weights become zero and stay zero.
-
-    The first call chains `freeze_pruned` after ``state.tx``. Later calls only replace the
-    masks and keep ``tx``, so a compiled step is not compiled again. To train with many
-    masks and compile once, call it first with `all_kept` and then, on the state that it
-    returns, with each of the masks.
-
-    The optimizer's own state is kept, so training continues where it was. The momentum of
-    pruned weights is kept too: it acts on parameters only through updates, and those are
-    set to zero.
-
-    Args:
-      state: a `flax.training.train_state.TrainState` or a subclass, new or already trained;
-        anything with ``params``, ``tx``, ``opt_state`` and ``replace``.
-      masks: boolean leaves shaped like ``state.params``; True = kept.
-
-    Returns:
-      A state of the same type, which shares with ``state`` everything that is not masked.
-      Its ``tx.init`` uses the masks of the first call; after calling it, mask the state
-      again.
-
-    Raises:
-      ValueError: if ``state`` lacks one of the fields, or ``masks`` does not mirror
-        ``state.params``.
+      An `optax.GradientTransformationExtraArgs`. Its ``init`` raises ValueError if
+      ``masks`` does not mirror the parameters, and its ``update`` if the updates do not.
+      Its parameters must be zero where pruned (`apply_masks`).
 
     Example:
-      >>> from flax.training.train_state import TrainState
-      >>> state = TrainState.create(
-      ...     apply_fn=None, params={"w": jnp.array([3.0, 4.0])}, tx=optax.sgd(1.0)
-      ... )
-      >>> state = mask_train_state(state, {"w": jnp.array([True, False])})
-      >>> state.apply_gradients(grads={"w": jnp.ones(2)}).params
-      {'w': Array([2., 0.], dtype=float32)}
+      >>> masks = {"w": jnp.array([True, False])}
+      >>> optimizer = static_pruning(optax.contrib.schedule_free_sgd(1.0), masks)
+      >>> params = {"w": jnp.array([1.0, 0.0])}
+      >>> state = optimizer.init(params)
+      >>> updates, state = optimizer.update({"w": jnp.ones(2)}, state, params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> optax.contrib.schedule_free_eval_params(state.inner, params)
+      {'w': Array([0., 0.], dtype=float32)}
     """
-    fields = ("params", "tx", "opt_state", "replace")
-    missing = [field for field in fields if not hasattr(state, field)]
-    if missing:
-        raise ValueError(
-            "`state` must have the fields of a flax TrainState; "
-            f"{type(state).__name__} has no {', '.join(missing)}."
-        )
-    old: Any = state  # has these fields, whatever its type is
-    params = apply_masks(old.params, masks)
-    if _has_masks(old.opt_state):
-        return old.replace(params=params, opt_state=replace_masks(old.opt_state, masks))
-    freeze = freeze_pruned(masks)
-    return old.replace(
-        params=params,
-        tx=optax.chain(old.tx, freeze),
-        opt_state=(old.opt_state, freeze.init(params)),  # a pair, as in `optax.chain`
-    )
+    if isinstance(optimizer, optax.MultiSteps):
+        optimizer = optimizer.gradient_transformation()
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: PyTree) -> StaticPruningState:
+        check_masks_of_params(masks, params)
+        like = params.fast if isinstance(params, optax.LookaheadParams) else params
+        state = inner.init(masked_copies(params, masks))
+        copies = jax.tree.map(copy_placed_like, masks, like)
+        return StaticPruningState(copies, masked_copies(state, masks))
+
+    def update(updates, state, params=None, **extra_args):
+        masks = state.masks
+        updates = masked_updates(updates, masks)
+        extra_args = masked_copies(extra_args, masks)  # gradients among them
+        updates, new = inner.update(updates, state.inner, params, **extra_args)
+        if isinstance(updates, optax.LookaheadParams):
+            updates = optax.LookaheadParams(*(masked_updates(u, masks) for u in updates))
+        else:
+            updates = masked_updates(updates, masks)
+        return updates, StaticPruningState(masks, masked_copies(new, masks))
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _is_frozen(node: PyTree) -> bool:
-    return isinstance(node, FreezePrunedState)
-
-
-def _has_masks(opt_state: PyTree) -> bool:
-    return any(map(_is_frozen, jax.tree.leaves(opt_state, is_leaf=_is_frozen)))
-
-
-def _copy_placed_like(mask: Leaf, other: Leaf) -> Array:
+def copy_placed_like(mask: Leaf, other: Leaf) -> Array:
     """Copies a mask, to the devices of another array if that is committed to devices.
 
     It copies because a training step may donate its state, and places the copy because a

@@ -86,8 +86,8 @@ def train_and_prune(
       train: ``train(params, masks, round) -> params``, your training. ``round`` is the
         number of rounds done before: 0 in the first, in which every weight is kept. Pruned
         weights are zero in the parameters that it receives, and must be zero in those that
-        it returns (`freeze_pruned`). It must initialise everything else that it needs, such
-        as optimizer state and batch statistics. Under `jax.jit` it is traced once for all
+        it returns (`static_pruning`). It must initialise all else that it needs, such as
+        optimizer state and batch statistics. Under `jax.jit` it is traced once for all
         rounds, and it may donate ``params``.
       params: a pytree of arrays: the values to which weights are rewound.
       density: fraction of the prunable weights kept after the last round, in (0, 1].
@@ -256,8 +256,8 @@ def _check_trained(state: RewindState, trained: Params, when: str) -> None:
     if any(moved):
         raise ValueError(
             f"{when}, `train` returned pruned weights that are not zero: "
-            f"{', '.join(itertools.compress(names, moved))}. To keep them at zero, chain "
-            "`freeze_pruned(masks)` last in its optimizer."
+            f"{', '.join(itertools.compress(names, moved))}. To keep them at zero, put "
+            "`static_pruning(optimizer, masks)` around its optimizer."
         )
 
 

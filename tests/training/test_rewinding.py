@@ -329,7 +329,7 @@ def test_a_training_that_moves_pruned_weights_is_told_to_freeze_them():
         moved = {"a": params["a"], "b": params_of(1)["b"], "c": params["c"]}
         return jax.tree.map(lambda m, w: w, masks, moved)
 
-    message = r"round 2 of 3, .*not zero: b/kernel\. .*freeze_pruned"
+    message = r"round 2 of 3, .*not zero: b/kernel\. .*static_pruning"
     with pytest.raises(ValueError, match=message):
         sj.train_and_prune(careless, params_of(), 0.1, on_round=on_round)
     assert [state.round for state in states] == [1]
