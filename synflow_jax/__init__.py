@@ -52,6 +52,7 @@ from synflow_jax.paths.fewest import (
 from synflow_jax.pruning import (
     PruneInfo,
     Pruner,
+    PruneState,
     balanced,
     certified,
     counts_per_round,
@@ -121,6 +122,7 @@ __all__ = [
     "prune",
     "iterative",
     "Pruner",
+    "PruneState",
     "PruneInfo",
     "counts_per_round",
     "exponential",

@@ -136,7 +136,7 @@ def filled(params: Params, values: Mapping[str, float]) -> Params:
     _check_values(values, names)
     new = []
     for name, leaf in zip(names, leaves):
-        pattern = next((p for p in values if _names(p, name)), None)
+        pattern = next((p for p in values if names_leaf(p, name)), None)
         if pattern is not None and not is_floating(leaf):
             raise ValueError(
                 f"`values[{pattern!r}]` matches `{name}`, which has dtype {leaf.dtype}; "
@@ -150,14 +150,14 @@ def _check_values(values: Mapping[str, float], names: Sequence[str]) -> None:
     for pattern, value in values.items():
         if isinstance(value, str) or np.ndim(value):
             raise ValueError(f"`values[{pattern!r}]` is a number; got {value!r}.")
-        if not any(_names(pattern, name) for name in names):
+        if not any(names_leaf(pattern, name) for name in names):
             raise ValueError(
                 f"the pattern {pattern!r} of `values` matches no leaf; the leaves are "
                 f"{', '.join(names) or '(none)'}."
             )
 
 
-def _names(pattern: str, name: str) -> bool:
+def names_leaf(pattern: str, name: str) -> bool:
     """Whether a pattern names a leaf: by its very name, or as `fnmatch` says."""
     return name == pattern or fnmatch.fnmatchcase(name, pattern)
 

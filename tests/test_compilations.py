@@ -49,6 +49,7 @@ PARAMS = {
 }
 SCORES = jax.tree.map(jnp.abs, PARAMS)
 MASKS = jax.tree.map(lambda leaf: leaf > -0.5, PARAMS)
+STARTS = {**MASKS, "a": {**MASKS["a"], "bias": jnp.ones(8, bool)}}
 BATCHES = {"x": jnp.ones((2, 4, 6)), "y": jnp.ones((2, 4, 3))}
 
 
@@ -76,6 +77,8 @@ def public():
         "each round": lambda: sj.prune(
             score, PARAMS, 0.3, rounds=2, on_round=lambda info: None
         ),
+        "from masks": lambda: sj.prune(score, PARAMS, 0.3, rounds=2, masks=STARTS),
+        "patterns": lambda: sj.prune(score, PARAMS, 0.3, rounds=2, allocation={"a/*": 0.2}),
         "certified": lambda: sj.prune(score, PARAMS, 0.3, schedule=sj.certified()),
         "iterative": lambda: pruner.step(pruner.init(PARAMS), PARAMS, 20),
         "score": lambda: score(PARAMS, dense),

@@ -5,8 +5,9 @@ from synflow_jax.pruning.allocations import densities_of as densities_of
 from synflow_jax.pruning.allocations import erk as erk
 from synflow_jax.pruning.allocations import uniform as uniform
 from synflow_jax.pruning.certified_rounds import certified as certified
+from synflow_jax.pruning.counts import counts_per_round as counts_per_round
 from synflow_jax.pruning.loop import Pruner as Pruner
-from synflow_jax.pruning.loop import counts_per_round as counts_per_round
+from synflow_jax.pruning.loop import PruneState as PruneState
 from synflow_jax.pruning.loop import iterative as iterative
 from synflow_jax.pruning.loop import prune as prune
 from synflow_jax.pruning.rounds import PruneInfo as PruneInfo

@@ -164,7 +164,10 @@ def densities_of(masks: Masks) -> Allocation:
 
 
 def integer_counts(
-    allocation: Allocation, shapes: Shapes, totals: Sequence[int]
+    allocation: Allocation,
+    shapes: Shapes,
+    totals: Sequence[int],
+    kept: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Integer numbers of weights that each layer keeps after each round.
 
@@ -172,15 +175,19 @@ def integer_counts(
       allocation: divides a total among the layers.
       shapes: the shapes of the prunable leaves, by name.
       totals: number of weights to keep after each round, never rising.
+      kept: number of weights that each leaf has left at the start; default, all.
 
     Returns:
       For each round a list with one count for each leaf, in the order of ``shapes``. The
       counts of a round sum exactly to its total and differ from the allocation's shares by
-      rounding. The count of a leaf never rises from one round to the next.
+      rounding. The count of a leaf never rises from one round to the next. In a round
+      before the last, a leaf that has fewer weights left than its share keeps them all, and
+      the others share the rest.
 
     Raises:
       ValueError: if the allocation does not return one share for each leaf, each between 0
-        and the leaf's number of weights, with the requested sum; or if ``totals`` rise.
+        and the leaf's number of weights, with the requested sum; if ``totals`` rise; or if
+        a leaf has fewer weights left than its last share.
 
     Example:
       >>> integer_counts(uniform, {"a": (30,), "b": (40,)}, [69, 8])
@@ -188,15 +195,16 @@ def integer_counts(
     """
     sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()]
     if any(later > sooner for sooner, later in zip(totals, totals[1:])):
-        raise ValueError(
-            f"`schedule` must not rise with an allocation; got {list(totals)}."
-        )
+        raise ValueError(f"`totals` must not rise from round to round; got {list(totals)}.")
+    room = list(sizes if kept is None else kept)
     # Backwards, so that every round keeps at least as many weights as the round after it.
     counts, fewest = [], [0] * len(sizes)
     for total in reversed(totals):
         shares = np.asarray(allocation(shapes, total), np.float64)
         _check_shares(shares, shapes, sizes, total)
-        fewest = _largest_remainders(shares, fewest, sizes, total)
+        if not counts:
+            _check_room(shares, shapes, room)
+        fewest = _largest_remainders(_within(shares, room, total), fewest, room, total)
         counts.append(fewest)
     return counts[::-1]
 
@@ -233,6 +241,22 @@ def _largest_remainders(
         owed = np.where(able, step * (shares - counts), -np.inf)
         counts[int(np.argmax(owed))] += step
     return counts.tolist()
+
+
+def _within(shares: np.ndarray, room: Sequence[int], total: int) -> np.ndarray:
+    """The shares, none above what its leaf has left; the others share the rest."""
+    within = np.minimum(shares, room)
+    left = np.asarray(room) - within
+    return within + left * ((total - within.sum()) / max(left.sum(), 1))
+
+
+def _check_room(shares: np.ndarray, shapes: Shapes, room: Sequence[int]) -> None:
+    for name, share, most in zip(shapes, shares, room):
+        if share >= most + 1:
+            raise ValueError(
+                f"`allocation` gives `{name}` {share:.6g} weights, but `masks` keep only "
+                f"{most} of it, and a pruned weight stays pruned."
+            )
 
 
 def _check_shares(

@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike
 
 from synflow_jax.masks import count
 from synflow_jax.pruning.rounds import WHOLE, Choice, Plan, PruneInfo, Scored
-from synflow_jax.pruning.schedules import check_density, num_kept
+from synflow_jax.pruning.schedules import as_density, num_kept
 from synflow_jax.selection import budget
 from synflow_jax.xla.reductions import count_where
 
@@ -73,7 +73,7 @@ class Targets(NamedTuple):
 
 def certified_targets(size: int, density: float, max_ratio: float) -> Targets:
     """The targets of ``certified(max_ratio)`` for ``size`` prunable weights."""
-    check_density(density)
+    density = as_density(density)
     if not size:
         raise ValueError("the prunable leaves have no entries, so nothing can be pruned.")
     ratio = np.float32(min(max_ratio, WHOLE))

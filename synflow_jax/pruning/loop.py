@@ -5,17 +5,23 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Integer, PyTree
+from jaxtyping import PyTree
 
 from synflow_jax.masks import all_kept
-from synflow_jax.pruning.allocations import Allocation, integer_counts
 from synflow_jax.pruning.certified_rounds import (
     CERTIFIED,
     MAX_ROUNDS,
     Certified,
     certified,
     certified_targets,
+)
+from synflow_jax.pruning.counts import (
+    Allocations,
+    check_above,
+    check_scope,
+    counts_per_round,
+    groups_of,
+    kept_of,
 )
 from synflow_jax.pruning.criterion import flow_criterion
 from synflow_jax.pruning.progress import run_rounds
@@ -28,23 +34,27 @@ from synflow_jax.pruning.rounds import (
     method_of,
     one_round,
 )
-from synflow_jax.pruning.schedules import Schedule, check_rounds, exponential, num_kept
+from synflow_jax.pruning.schedules import Schedule, exponential, num_kept
 from synflow_jax.trees import (
     Masks,
     Params,
     Prunable,
     ScoreFn,
     is_kernel,
-    leaf_names,
     prunable_leaves,
 )
 from synflow_jax.xla.batching import one_by_one
 
 
 class PruneState(NamedTuple):
-    """What one round hands to the next, and nothing else."""
+    """What one round of `iterative` hands to the next, and nothing else.
 
-    masks: Masks  # boolean leaves shaped like the parameters; True = kept
+    Attributes:
+      masks: boolean leaves shaped like the parameters; True = kept. To begin with other
+        masks than all True, make the state of them: ``PruneState(masks)``.
+    """
+
+    masks: Masks
 
 
 class Pruner(NamedTuple):
@@ -64,6 +74,7 @@ def iterative(
     score_fn: ScoreFn,
     *,
     scope: Scope = "global",
+    allocation: Allocations | None = None,
     prunable: Prunable = is_kernel,
     regrow: bool = False,
 ) -> Pruner:
@@ -76,6 +87,8 @@ def iterative(
       score_fn: the criterion.
       scope: ``"global"``: one ranking over all prunable weights; ``k`` is one count.
         ``"layer"``: one ranking a leaf; ``k`` has one count for each prunable leaf.
+      allocation: as in `prune`; of it only which leaves are ranked by themselves is read,
+        and ``k`` is a row of ``counts_per_round(..., allocation=allocation)``.
       prunable: ``prunable(path, leaf) -> bool``; leaves it refuses stay whole.
       regrow: as in `prune`.
 
@@ -90,7 +103,7 @@ def iterative(
       >>> state.masks["kernel"]
       Array([[False,  True,  True]], dtype=bool)
     """
-    _check_scope(scope)
+    check_scope(scope)
 
     def init(params: Params) -> PruneState:
         return PruneState(all_kept(params))
@@ -98,7 +111,8 @@ def iterative(
     def step(state: PruneState, params: Params, k: PyTree):
         is_prunable = tuple(prunable_leaves(params, prunable))
         # The criterion is called as it is: a loop of one's own may change what it reads.
-        method = Method(score_fn, scope, is_prunable, regrow, score_fn)
+        groups = groups_of(params, is_prunable, scope, allocation)
+        method = Method(score_fn, groups, is_prunable, regrow, score_fn)
 
         def leave(k, params, masks):
             masks, info, *_ = one_round(method, lambda _: Choice(k), (), params, masks)
@@ -118,8 +132,9 @@ def prune(
     rounds: int = 100,
     schedule: Schedule | Certified = exponential,
     scope: Scope = "global",
-    allocation: Allocation | None = None,
+    allocation: Allocations | None = None,
     prunable: Prunable = is_kernel,
+    masks: Masks | None = None,
     regrow: bool = False,
     keep_connected: bool = True,
     on_round: Callable[[PruneInfo], None] | None = None,
@@ -139,14 +154,22 @@ def prune(
       density: fraction of the prunable weights kept, in (0, 1]: 0.01 is a compression of
         10^2.
       rounds: number of rounds, the paper's n. With 1 even SynFlow disconnects networks.
-      schedule: ``schedule(density, rounds) -> densities``, such as `exponential`; or
-        `certified`, which finds the number of rounds itself.
+      schedule: ``schedule(density, rounds) -> densities``, such as `exponential`, that do
+        not rise and end at the density; or `certified`, which finds the number of rounds
+        itself.
       scope: ``"global"``: one ranking over all prunable weights. ``"layer"``: one ranking a
         leaf, each leaf pruned to the density.
       allocation: how many weights each leaf keeps, such as `uniform`, `erk`, `balanced` or
-        ``densities_of(masks)``; the criterion then chooses within the leaves.
+        ``densities_of(masks)``; the criterion then chooses within the leaves. Or a dict
+        from patterns of leaf names (`matching`) to densities: each leaf that a pattern
+        matches is pruned to that density by itself, by the same schedule (the first pattern
+        that matches counts), and the criterion shares out what is left of ``density`` among
+        all other prunable leaves.
       prunable: ``prunable(path, leaf) -> bool``, the path being the leaf's name such as
         ``"Dense_0/kernel"``; leaves it refuses stay whole and do not count.
+      masks: where to start: weights that they prune stay pruned, whatever the criterion.
+        Densities are still those of all prunable weights. From masks of the density ``d0``
+        the rounds leave ``d0 * schedule(density / d0, rounds)``. Default: all are kept.
       regrow: let pruned weights return in later rounds, if their score is among the
         highest: rounds in the manner of FORCE. Use it with `snip`, `grasp`, `fisher`,
         `gradient_norm` or `ntk_sap`, which also score pruned weights; the other criteria
@@ -163,16 +186,18 @@ def prune(
 
     Returns:
       ``(masks, info)``: boolean leaves shaped like ``params``, True = kept, with exactly
-      ``num_kept(size, density)`` prunable weights kept (in each leaf for scope "layer");
+      ``num_kept(size, density)`` prunable weights kept (in each leaf for scope "layer", and
+      ``num_kept(size, its density)`` in a leaf that a pattern of ``allocation`` matches);
       and a `PruneInfo` whose arrays have a leading axis ``rounds``. A `certified` schedule
       has as many rounds as it took; under jit and vmap `MAX_ROUNDS`, the last ones without
       effect. It keeps more weights where nothing more can go.
 
     Raises:
-      ValueError: if an argument is out of range, no leaf is prunable, or the criterion
-        does not return scores shaped like the parameters; with `certified`, if the
-        criterion is not synflow, or if its scores do not bound what their removal removes
-        (attention, gates), naming the line.
+      ValueError: if an argument is out of range, no leaf is prunable, a target is above
+        what ``masks`` keep, the densities of ``allocation`` do not fit ``density``, or the
+        criterion does not return scores shaped like the parameters; with `certified`, if
+        the criterion is not synflow, or if its scores do not bound what their removal
+        removes (attention, gates), naming the line.
       ValueError: if no flow reaches a prunable leaf before the first round, as with a
         zero-initialised head: naming the leaves that are all zero (not under jit or vmap,
         where ``info.unreached`` counts the leaves).
@@ -203,6 +228,12 @@ def prune(
     is_prunable = tuple(prunable_leaves(params, prunable))
     if schedule is certified:
         raise ValueError("`schedule` is certified(), with or without a ratio.")
+    if masks is not None and regrow:
+        raise ValueError(
+            "with `masks` no pruned weight returns, and with `regrow` they do: give one of "
+            "the two."
+        )
+    kept = None if masks is None else kept_of(masks, params, is_prunable)
     if isinstance(schedule, Certified):
         if scope != "global" or allocation is not None or regrow:
             raise ValueError(
@@ -211,7 +242,10 @@ def prune(
             )
         sizes = [x.size for x, yes in zip(jax.tree.leaves(params), is_prunable) if yes]
         targets = certified_targets(sum(sizes), density, schedule.max_ratio)
-        plan, limit = CERTIFIED, MAX_ROUNDS
+        if kept is not None:
+            k = num_kept(sum(sizes), density)
+            check_above(k, density, sum(kept), sum(sizes), "density", "")
+        plan, limit, groups = CERTIFIED, MAX_ROUNDS, None
     else:
         targets = counts_per_round(
             params,
@@ -221,15 +255,16 @@ def prune(
             scope=scope,
             allocation=allocation,
             prunable=prunable,
+            masks=masks,
         )
         plan, limit = COUNTS, len(targets)
-        scope = "global" if targets.ndim == 1 else "layer"
+        groups = groups_of(params, is_prunable, scope, allocation)
     method, constants = method_of(
         score_fn,
         params,
         jax.eval_shape(all_kept, params),
         is_prunable=is_prunable,
-        scope=scope,
+        groups=groups,
         regrow=regrow,
     )
     return run_rounds(
@@ -239,6 +274,7 @@ def prune(
         params,
         targets,
         limit=limit,
+        masks=None if masks is None else jax.tree.map(jnp.asarray, masks),
         # A certified round never cuts.
         keep_connected=keep_connected and plan is COUNTS and _has_flow(score_fn, regrow),
         on_round=on_round,
@@ -255,68 +291,3 @@ COUNTS = Plan(
     choose=lambda counts, number, scored: Choice(jnp.asarray(counts)[number]),
     goes_on=lambda counts, number, info: number < len(counts),
 )
-
-
-def counts_per_round(
-    params: Params,
-    density: float,
-    rounds: int,
-    *,
-    schedule: Schedule | Certified = exponential,
-    scope: Scope = "global",
-    allocation: Allocation | None = None,
-    prunable: Prunable = is_kernel,
-) -> Integer[np.ndarray, "rounds *leaves"]:
-    """Integer counts of weights to keep after each round, computed on the host.
-
-    Args:
-      params: a pytree of arrays, of which only names, shapes and dtypes are read.
-      density, rounds, schedule, scope, allocation, prunable: as in `prune`, but for
-        `certified`, whose counts are found in the rounds.
-
-    Returns:
-      ``[rounds]`` for scope "global"; ``[rounds, prunable leaves]`` for scope "layer" and
-      with an allocation.
-
-    Raises:
-      ValueError: if an argument is out of range or no leaf is prunable.
-
-    Example:
-      >>> counts_per_round({"kernel": jnp.ones((10, 10))}, 0.01, 2)
-      array([10,  1], dtype=uint32)
-    """
-    _check_scope(scope)
-    check_rounds(rounds)
-    rounds = int(rounds)
-    is_prunable = prunable_leaves(params, prunable)
-    named = zip(leaf_names(params), jax.tree.leaves(params), is_prunable)
-    leaves = [(name, leaf) for name, leaf, yes in named if yes]
-    sizes = [leaf.size for _, leaf in leaves]
-    if isinstance(schedule, Certified):
-        raise ValueError("a `certified` schedule finds its counts in the rounds.")
-    densities = schedule(density, rounds)
-    if np.shape(densities) != (rounds,):
-        raise ValueError(
-            f"`schedule` must return one density for each of the {rounds} rounds; it "
-            f"returned shape {np.shape(densities)}."
-        )
-    if allocation is not None:
-        if scope != "global":
-            raise ValueError('`scope` is not "layer" with an `allocation` of its own.')
-        shapes = {name: leaf.shape for name, leaf in leaves}
-        if len(shapes) < len(leaves):
-            raise ValueError(
-                f"two leaves have one name: {', '.join(n for n, _ in leaves)}."
-            )
-        totals = [num_kept(sum(sizes), d) for d in densities]
-        counts = integer_counts(allocation, shapes, totals)
-    elif scope == "global":
-        counts = [num_kept(sum(sizes), d) for d in densities]
-    else:
-        counts = [[num_kept(size, d) for size in sizes] for d in densities]
-    return np.asarray(counts, np.uint32)
-
-
-def _check_scope(scope: str) -> None:
-    if scope not in ("global", "layer"):
-        raise ValueError(f'`scope` is "global" or "layer"; got {scope!r}.')

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, PyTree
 from synflow_jax.masks import all_kept
 from synflow_jax.pruning.criterion import flow_criterion
 from synflow_jax.pruning.rounds import Method, PruneInfo
-from synflow_jax.trees import Params, filled, is_floating, leaf_names
+from synflow_jax.trees import Masks, Params, filled, is_floating, leaf_names
 
 
 def check_rounds(
@@ -21,6 +21,7 @@ def check_rounds(
     constants: tuple[PyTree, ...],
     params: Params,
     unreached: Bool[Array, " leaves"] | None,
+    masks: Masks | None = None,
 ) -> None:
     """Raises if scores were NaN or infinite, or if no flow reached a prunable leaf.
 
@@ -30,6 +31,7 @@ def check_rounds(
       method, constants, params: as in `run_rounds`.
       unreached: for each prunable leaf, whether all its scores were 0 before the first
         round; None if these are later rounds.
+      masks: the weights that were kept at the start, if not all.
 
     Raises:
       FloatingPointError: naming the round, and the leaves or the line of the model.
@@ -50,8 +52,8 @@ def check_rounds(
     names = [name for name, yes in zip(leaf_names(params), method.is_prunable) if yes]
     lost = [name for name, yes in zip(names, np.asarray(unreached)) if yes]
     of_flow = flow_criterion(method.criterion) is not None
-    why = _zero_leaves(method, constants, params, lost) if of_flow else ""
-    if of_flow and len(lost) == len(names):
+    why = _zero_leaves(method, constants, params, lost, masks) if of_flow else ""
+    if of_flow and len(lost) == _number_with_weights(method, masks):
         reason = _where_not_finite(method, params)
         if reason is not None:
             raise FloatingPointError(f"every score is 0 before the first round: {reason}")
@@ -67,12 +69,28 @@ def check_rounds(
     )
 
 
+def _number_with_weights(method: Method, masks: Masks | None) -> int:
+    """The number of prunable leaves that had weights at the start."""
+    leaves = [None] * len(method.is_prunable) if masks is None else jax.tree.leaves(masks)
+    pairs = zip(leaves, method.is_prunable)
+    return sum(leaf is None or bool(jnp.any(leaf)) for leaf, yes in pairs if yes)
+
+
 def _zero_leaves(
-    method: Method, constants: tuple[PyTree, ...], params: Params, lost: list[str]
+    method: Method,
+    constants: tuple[PyTree, ...],
+    params: Params,
+    lost: list[str],
+    masks: Masks | None,
 ) -> str:
     """Names the leaves that are all zero and keep the flow from leaves that are lost."""
     zero = [name for name, leaf in _floating(params) if _is_zero(leaf)]
     ones = filled(params, dict.fromkeys(zero, 1.0))
+    if masks is not None:
+        scores = jax.jit(method.score_fn)(*constants, params, all_kept(params))
+        named = zip(leaf_names(params), jax.tree.leaves(scores))
+        if any(name in lost and bool(jnp.any(score != 0)) for name, score in named):
+            return "Without `masks` flow reaches them: the masks cut every path to them."
     scores = jax.jit(method.score_fn)(*constants, ones, all_kept(ones))
     named = zip(leaf_names(params), jax.tree.leaves(scores))
     found = {name for name, score in named if bool(jnp.any(score != 0))}

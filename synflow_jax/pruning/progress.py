@@ -12,7 +12,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
-from synflow_jax.masks import all_kept
+from synflow_jax.masks import all_kept, count
 from synflow_jax.pruning.lost_flow import check_rounds
 from synflow_jax.pruning.rounds import (
     Choice,
@@ -54,7 +54,7 @@ class Progress(NamedTuple):
 class Trial(NamedTuple):
     """How a round stands that may be undone.
 
-    Counts have one entry for each prunable leaf for scope "layer".
+    Counts have one entry for each group of leaves that is ranked by itself.
 
     Attributes:
       slot: which of the pair of masks is scored next, 0 or 1.
@@ -86,6 +86,7 @@ def run_rounds(
     targets: PyTree,
     *,
     limit: int,
+    masks: Masks | None = None,
     keep_connected: bool = False,
     on_round: Callable[[PruneInfo], None] | None = None,
 ) -> tuple[Masks, PruneInfo]:
@@ -98,6 +99,7 @@ def run_rounds(
       params: the parameters.
       targets: the arrays that the plan needs, such as counts.
       limit: the largest number of rounds.
+      masks: the weights that are kept at the start; default, all.
       keep_connected: whether a round after which all scores are 0 is undone. Half of its
         removals are tried then, and so on; after a step that leaves flow, the rest of the
         round. If one weight more would cut the network, the round is taken as it is.
@@ -115,13 +117,17 @@ def run_rounds(
     """
     static = (method, plan, limit, keep_connected)
     if on_round is None:
-        masks, infos, done, unreached = _all_rounds(*static, constants, params, targets)
+        left, infos, done, unreached = _all_rounds(
+            *static, constants, params, targets, masks
+        )
         if not isinstance(done, Tracer):
             rows = _rows(infos, 0, int(done))
-            check_rounds(rows, 1, method, constants, params, unreached)
+            check_rounds(rows, 1, method, constants, params, unreached, masks)
             infos = jax.device_put(rows)
-        return masks, infos
-    progress, goes_on = _start(method, limit, keep_connected, params), True
+        return left, infos
+    # A copy, since each scoring overwrites the masks that it is given.
+    given = None if masks is None else jax.tree.map(jnp.array, masks)
+    progress, goes_on = _start(method, limit, keep_connected, params, given), True
     reported, together = 0, 1
     while goes_on:
         start = time.perf_counter()
@@ -132,15 +138,15 @@ def run_rounds(
         while reported < done:  # one scoring can end two rounds
             info = jax.tree.map(lambda x, i=reported: x[i : i + 1], infos)
             unreached = progress.unreached if not reported else None
-            check_rounds(info, reported + 1, method, constants, params, unreached)
+            check_rounds(info, reported + 1, method, constants, params, unreached, masks)
             on_round(jax.device_put(jax.tree.map(lambda x: x[0], info)))
             reported += 1
         # A program that ends gives its memory back, and fetching it again takes a third of
         # the time of a short round.
         if time.perf_counter() - start < _SHORT_S:
             together = min(2 * together, limit)
-    masks, infos = _finished(method, progress)
-    return masks, jax.device_put(_rows(infos, 0, reported))
+    left, infos = _finished(method, progress)
+    return left, jax.device_put(_rows(infos, 0, reported))
 
 
 def _rows(infos: PruneInfo, start: int, stop: int) -> PruneInfo:
@@ -149,16 +155,18 @@ def _rows(infos: PruneInfo, start: int, stop: int) -> PruneInfo:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _all_rounds(method, plan, limit, keep_connected, constants, params, targets):
+def _all_rounds(
+    method, plan, limit, keep_connected, constants, params, targets, masks=None
+):
     """The masks, the reports of ``limit`` rounds, how many rounds there were, and for each
     prunable leaf whether all its scores were 0 at the start."""
     static = (method, plan, limit, keep_connected)
 
-    def all_rounds(constants, params, targets):
+    def all_rounds(constants, params, targets, masks):
         progress = lax.while_loop(
             functools.partial(_goes_on, *static, targets),
             functools.partial(_one_scoring, *static, constants, params, targets),
-            _start(method, limit, keep_connected, params),
+            _start(method, limit, keep_connected, params, masks),
         )
         # Rounds that did not take place report the last state, and that they removed
         # nothing.
@@ -171,18 +179,18 @@ def _all_rounds(method, plan, limit, keep_connected, constants, params, targets)
         return _present(method, progress), infos, progress.number, progress.unreached
 
     # Masks have no gradient, and a loop whose length is not static has no reverse mode.
-    operands = lax.stop_gradient((constants, params, targets))
+    operands = lax.stop_gradient((constants, params, targets, masks))
     return one_by_one(all_rounds)(*operands)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _start(method, limit, keep_connected, params) -> Progress:
-    """Everything kept, before the first scoring."""
-    masks, info = all_kept(params), empty_report(method)
+def _start(method, limit, keep_connected, params, given) -> Progress:
+    """The given masks, or everything kept, before the first scoring."""
+    masks, info = all_kept(params) if given is None else given, empty_report(method)
     infos = jax.tree.map(lambda x: jnp.zeros((limit, *x.shape), x.dtype), info)
     trial = None
     if keep_connected:
-        kept = _sizes(method, params)
+        kept = _number(method, params, given)
         no = jnp.bool_(False)
         none = _nothing_done(info)
         slot, removed = jnp.int32(0), jnp.zeros_like(kept)
@@ -192,11 +200,20 @@ def _start(method, limit, keep_connected, params) -> Progress:
     return Progress(masks, jnp.int32(0), infos, info, unreached, trial)
 
 
-def _sizes(method: Method, params: Params) -> Array:
-    """Prunable weights; for scope "layer", of each prunable leaf."""
-    pairs = zip(jax.tree.leaves(params), method.is_prunable)
-    sizes = np.asarray([leaf.size for leaf, yes in pairs if yes], np.uint32)
-    return jnp.asarray(sizes.sum(dtype=np.uint32) if method.scope == "global" else sizes)
+def _number(method: Method, params: Params, masks: Masks | None) -> Array:
+    """Prunable weights that are kept at the start, of all leaves or of each group."""
+    leaves = jax.tree.leaves(params if masks is None else masks)
+    leaves = [leaf for leaf, yes in zip(leaves, method.is_prunable) if yes]
+    groups = method.groups or [0] * len(leaves)
+    of_groups = [[] for _ in range(max(groups) + 1)]
+    for leaf, group in zip(leaves, groups):
+        of_groups[group].append(leaf)
+    if masks is None:
+        sizes = [sum(leaf.size for leaf in group) for group in of_groups]
+        number = jnp.asarray(np.asarray(sizes, np.uint32))
+    else:
+        number = jnp.stack([count(group).astype(jnp.uint32) for group in of_groups])
+    return number[0] if method.groups is None else number
 
 
 def _goes_on(method, plan, limit, keep_connected, targets, progress: Progress) -> Array:

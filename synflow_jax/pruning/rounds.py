@@ -12,11 +12,15 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Integer, PyTree
 from synflow_jax.masks import count
 from synflow_jax.precision import scoring_dtype
 from synflow_jax.pruning.criterion import why_not_certified, without_constants
-from synflow_jax.selection.top_k import Selection, select, select_per_layer
+from synflow_jax.selection.groups import select_in_groups
+from synflow_jax.selection.top_k import Selection, select
 from synflow_jax.trees import Masks, Params, ScoreFn, check_like
 from synflow_jax.xla.constants import Hoisted
 
 Scope = Literal["global", "layer"]
+
+# For each prunable leaf, the number of the group in which its weights are ranked.
+Groups = tuple[int, ...]
 
 # Scores are sums in float32: scores that sum to more than this may sum to 1.
 WHOLE = 1 - 2.0**-10
@@ -63,14 +67,15 @@ class Method(NamedTuple):
 
     Attributes:
       score_fn: the criterion, without the arrays that it closes over (`without_constants`).
-      scope: ``"global"`` or ``"layer"``.
+      groups: for each prunable leaf the number of its group, each of which is ranked by
+        itself; None if all prunable weights are ranked together.
       is_prunable: for each leaf, whether it is pruned.
       regrow: whether pruned weights may return.
       criterion: the criterion as it was given, or its formula: what certificates ask.
     """
 
     score_fn: Callable[..., PyTree]
-    scope: Scope
+    groups: Groups | None
     is_prunable: tuple[bool, ...]
     regrow: bool
     criterion: Any
@@ -82,12 +87,12 @@ def method_of(
     masks: Masks,
     *,
     is_prunable: Sequence[bool],
-    scope: Scope = "global",
+    groups: Groups | None = None,
     regrow: bool = False,
 ) -> tuple[Method, tuple[PyTree, ...]]:
     """The method that prunes by a criterion, and the arrays that the criterion needs."""
     score, constants = without_constants(score_fn, params, masks)
-    return Method(score, scope, tuple(is_prunable), regrow, score.key), constants
+    return Method(score, groups, tuple(is_prunable), regrow, score.key), constants
 
 
 class Scored(NamedTuple):
@@ -107,8 +112,7 @@ class Scored(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """How many weights a round leaves: one count, or for scope "layer" one for each
-    leaf."""
+    """How many weights a round leaves: one count, or one for each group of leaves."""
 
     k: PyTree
     stopped: ArrayLike = False  # whether pruning ends here, above its target
@@ -161,7 +165,7 @@ def one_round(
       masks: the weights kept so far.
 
     Raises:
-      ValueError: if the count does not fit the scope, or the scores do not mirror the
+      ValueError: if the counts do not fit the groups, or the scores do not mirror the
         parameters.
     """
     every = method.score_fn(*constants, params, masks)
@@ -173,15 +177,17 @@ def one_round(
     why_not = why_not_certified(method.criterion, params, method.is_prunable)
     choice = choose(Scored(every, scores, alive, why_not))
     eligible = None if method.regrow else alive
-    if method.scope == "global":
+    if method.groups is None:
         selection = select(scores, choice.k, eligible)
-    elif jnp.shape(choice.k) != (len(scores),):
-        raise ValueError(
-            f'`k` has shape {jnp.shape(choice.k)}, but for scope "layer" it needs one '
-            f"count for each of the {len(scores)} prunable leaves."
-        )
     else:
-        selection = select_per_layer(scores, list(choice.k), eligible)
+        number = len(set(method.groups))
+        if jnp.shape(choice.k) != (number,):
+            raise ValueError(
+                f"`k` has shape {jnp.shape(choice.k)}, but it needs one count for each of "
+                f"the {number} groups of prunable leaves that are ranked by themselves: "
+                'with scope "layer", each leaf.'
+            )
+        selection = select_in_groups(scores, list(choice.k), method.groups, eligible)
     certifies = why_not is None and not method.regrow
     info = _report(selection, choice, certifies=certifies)
     remaining = iter(selection.masks)

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from jax.core import Tracer
 
 # (density, rounds) -> density after each round, float64 [rounds].
 Schedule = Callable[[float, int], np.ndarray]
@@ -95,25 +97,96 @@ def linear(density: float, rounds: int) -> np.ndarray:
 
 
 def _check_arguments(density: float, rounds: int) -> None:
-    check_density(density)
-    check_rounds(rounds)
+    as_density(density)
+    as_rounds(rounds)
 
 
-def check_density(density: float) -> None:
-    """Raises unless ``density`` is above 0 and at most 1.
-
-    Raises:
-      ValueError: with the density that was given.
-    """
-    if not 0.0 < density <= 1.0:
-        raise ValueError(f"`density` is the fraction kept, in (0, 1]; got {density}.")
-
-
-def check_rounds(rounds: int) -> None:
-    """Raises unless ``rounds`` is an integer of at least 1.
+def densities_after(schedule: Schedule, density: float, rounds: int) -> np.ndarray:
+    """The densities of a schedule, checked.
 
     Raises:
-      ValueError: with the number that was given.
+      ValueError: if ``schedule`` is no function, or does not return one density for each
+        round, each in [0, 1], that never rise and end at the density.
     """
-    if rounds != int(rounds) or rounds < 1:
-        raise ValueError(f"`rounds` is an integer of at least 1; got {rounds}.")
+    if not callable(schedule):
+        raise ValueError(
+            "`schedule` is a function (density, rounds) -> densities, such as "
+            f"synflow_jax.exponential; got {schedule!r}. For densities of your own: "
+            "schedule=lambda density, rounds: np.array([0.5, 0.2, density])."
+        )
+    densities = np.asarray(schedule(density, rounds), np.float64)
+    if densities.shape != (rounds,):
+        raise ValueError(
+            f"`schedule` must return one density for each of the {rounds} rounds; it "
+            f"returned shape {densities.shape}."
+        )
+    outside = ~((densities >= 0) & (densities <= 1))  # NaN too
+    if outside.any():
+        raise ValueError(
+            "`schedule` must return fractions kept, in [0, 1]; for round "
+            f"{np.argmax(outside) + 1} it returned {densities[outside][0]}."
+        )
+    rises = np.diff(densities) > 1e-9
+    if rises.any():
+        i = int(np.argmax(rises))
+        raise ValueError(
+            "`schedule` must not rise, since a pruned weight stays pruned; after round "
+            f"{i + 1} it keeps {densities[i]} and after the next {densities[i + 1]}."
+        )
+    if not np.isclose(densities[-1], density, rtol=1e-6, atol=0):
+        raise ValueError(
+            f"`schedule` must end at the density that it is given, {density}; its last is "
+            f"{densities[-1]}."
+        )
+    return densities
+
+
+def as_density(density: Any, name: str = "density") -> float:
+    """A density as a float.
+
+    Raises:
+      ValueError: unless it is a number above 0 and at most 1, that is not traced.
+    """
+    if isinstance(density, Tracer):
+        raise ValueError(
+            f"`{name}` is traced, but counts of weights are computed on the host: compute "
+            "them by `counts_per_round` outside jit and vmap, and take rounds by "
+            "`iterative`, whose step takes a traced count."
+        )
+    number = _as_number(density)
+    if number is None:
+        raise ValueError(
+            f"`{name}` is one number, the fraction kept, in (0, 1]; got "
+            f"{_shown(density)}. For several densities call it once for each; densities of "
+            "single leaves are `allocation={pattern: density}`."
+        )
+    if not 0.0 < number <= 1.0:
+        raise ValueError(f"`{name}` is the fraction kept, in (0, 1]; got {density}.")
+    return number
+
+
+def as_rounds(rounds: Any) -> int:
+    """A number of rounds as an int.
+
+    Raises:
+      ValueError: unless it is an integer of at least 1.
+    """
+    number = None if isinstance(rounds, Tracer) else _as_number(rounds)
+    if number is None or not 1 <= number < math.inf or number != int(number):
+        raise ValueError(f"`rounds` is an integer of at least 1; got {_shown(rounds)}.")
+    return int(number)
+
+
+def _as_number(value: Any) -> float | None:
+    """A Python number or an array of no dimensions as a float; None for anything else."""
+    if isinstance(value, bool | str | bytes) or value is None:
+        return None
+    try:
+        return None if np.ndim(value) else float(value)  # complex: a TypeError
+    except (TypeError, ValueError):
+        return None
+
+
+def _shown(value: Any) -> str:
+    """A value for an error message, in one line."""
+    return f"{type(value).__name__} {' '.join(repr(value).split())[:80]}"

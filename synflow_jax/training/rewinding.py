@@ -1,7 +1,7 @@
 """Lottery tickets: rounds of training, pruning and rewinding."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,10 +10,16 @@ import numpy as np
 from jaxtyping import Integer, PyTree
 
 from synflow_jax.criteria.baselines import magnitude
-from synflow_jax.masks import all_kept, apply_masks, count
-from synflow_jax.pruning.allocations import Allocation
-from synflow_jax.pruning.loop import COUNTS, counts_per_round
-from synflow_jax.pruning.rounds import PruneInfo, Scope, method_of, single_round
+from synflow_jax.masks import all_kept, apply_masks
+from synflow_jax.pruning.counts import (
+    Allocations,
+    counts_per_round,
+    groups_of,
+    in_groups,
+    kept_of,
+)
+from synflow_jax.pruning.loop import COUNTS
+from synflow_jax.pruning.rounds import Groups, PruneInfo, Scope, method_of, single_round
 from synflow_jax.pruning.schedules import Schedule, exponential
 from synflow_jax.trees import (
     Masks,
@@ -65,7 +71,7 @@ def train_and_prune(
     schedule: Schedule = exponential,
     score_fn: ScoreFn = magnitude(),
     scope: Scope = "global",
-    allocation: Allocation | None = None,
+    allocation: Allocations | None = None,
     prunable: Prunable = is_kernel,
     rewind: Rewind = _to_given,
     state: RewindState | None = None,
@@ -165,17 +171,15 @@ def train_and_prune(
         allocation=allocation,
         prunable=prunable,
     )
-    scope = "global" if counts.ndim == 1 else "layer"
-    dense = counts_per_round(params, 1.0, 1, scope=scope, prunable=prunable)
+    is_prunable = prunable_leaves(params, prunable)
+    groups = groups_of(params, is_prunable, scope, allocation)
     if state is None:
         state = RewindState(params, all_kept(params), 0)
-    state = _checked(state, params, np.concatenate([dense, counts]), prunable)
-
-    is_prunable = prunable_leaves(params, prunable)
+    state = _checked(state, params, counts, is_prunable, groups)
 
     def step(params: Params, masks: Masks, k) -> tuple[Masks, PruneInfo]:
         method, constants = method_of(
-            score_fn, params, masks, is_prunable=is_prunable, scope=scope
+            score_fn, params, masks, is_prunable=is_prunable, groups=groups
         )
         # Compiled once for all rounds and calls, like `prune`.
         return single_round(method, COUNTS, constants, params, masks, k[None], np.int32(0))
@@ -213,28 +217,29 @@ def train_and_prune(
 def _checked(
     state: RewindState,
     params: Params,
-    counts: Integer[np.ndarray, "rounds *leaves"],
-    prunable: Prunable,
+    counts: Integer[np.ndarray, "rounds *groups"],
+    is_prunable: Sequence[bool],
+    groups: Groups | None,
 ) -> RewindState:
     """Checks that a saved state belongs to this run, and returns it as a round would.
 
     Args:
-      counts: numbers of weights kept after 0 rounds, after 1 round, and so on.
+      counts: numbers of weights kept after 1 round, after 2 rounds, and so on.
     """
     check_like(state.params, params, name="state.params")
     check_like(state.masks, params, name="state.masks")
     check_masks(state.masks, params)
-    last = len(counts) - 1
+    last = len(counts)
     if state.round != int(state.round) or not 0 <= state.round <= last:
         raise ValueError(
             "`state.round` is the number of rounds done, an integer from 0 to `rounds` "
             f"= {last}; got {state.round}."
         )
     weights, masks = jax.tree.map(jnp.asarray, state[:2])
-    is_prunable = prunable_leaves(params, prunable)
-    kept = [int(count(m)) for m, yes in zip(jax.tree.leaves(masks), is_prunable) if yes]
-    kept = sum(kept) if counts.ndim == 1 else kept
-    want = counts[int(state.round)].tolist()
+    kept = in_groups(kept_of(masks, params, is_prunable), groups)
+    pairs = zip(jax.tree.leaves(params), is_prunable)
+    whole = in_groups([leaf.size for leaf, yes in pairs if yes], groups)
+    want = counts[int(state.round) - 1].tolist() if state.round else whole
     if kept != want:
         raise ValueError(
             f"`state` keeps {kept} prunable weights, but after {state.round} of its {last} "

@@ -170,6 +170,8 @@ def test_no_leaf_gains_weights_from_round_to_round_whatever_the_allocation():
 
 
 def test_counts_that_rise_are_refused():
+    with pytest.raises(ValueError, match="`totals` must not rise"):
+        integer_counts(sj.uniform, SHAPES, [4, 5])
     with pytest.raises(ValueError, match="`schedule` must not rise"):
         sj.prune(
             sj.magnitude(),

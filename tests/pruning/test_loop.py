@@ -252,7 +252,7 @@ def test_what_is_pruned_may_score_anything():
 
 def test_one_count_for_each_layer_is_wanted():
     pruner = sj.iterative(SYNFLOW, scope="layer")
-    with pytest.raises(ValueError, match="one count for each of the 3 prunable"):
+    with pytest.raises(ValueError, match="one count for each of the 3 groups"):
         pruner.step(pruner.init(params_of()), params_of(), 3)
 
 
@@ -275,7 +275,7 @@ def test_under_vmap_nonfinite_scores_are_counted():
         (dict(prunable=lambda path, leaf: False), "`prunable` chose no leaf"),
         (dict(rounds=0, schedule=lambda d, n: np.ones(n)), "`rounds`"),
         (dict(schedule=lambda d, n: np.ones(3)), "`schedule`"),
-        (dict(schedule=lambda d, n: 2 * np.ones(n)), "`density`.*2.0"),
+        (dict(schedule=lambda d, n: 2 * np.ones(n)), "`schedule`.*round 1 it returned 2.0"),
         (dict(score_fn=lambda p, m: kernels(p)), "`scores`"),
     ],
 )
