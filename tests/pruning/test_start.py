@@ -65,11 +65,11 @@ def test_pruned_weights_stay_pruned_for(name):
 
 def test_the_masks_at_the_start_are_not_changed_and_stay_usable():
     before = jax.tree.map(np.array, START)
-    for on_round in (None, lambda info: None):
-        masks, _ = sj.prune(
-            CRITERIA["synflow"], PARAMS, 0.1, rounds=2, masks=START, on_round=on_round
-        )
-        assert is_within(masks, START)
+    for name in ("synflow", "magnitude"):
+        for on_round in (None, lambda info: None):
+            arguments = dict(rounds=2, masks=START, on_round=on_round)
+            masks, _ = sj.prune(CRITERIA[name], PARAMS, 0.1, **arguments)
+            assert is_within(masks, START)
     nets.assert_equal(before, START)
 
 
@@ -139,25 +139,28 @@ def test_a_network_that_masks_have_cut_is_said_so():
 
 
 def test_a_round_that_would_cut_the_network_is_undone_from_masks_too():
-    params = {"a": {"kernel": jnp.array([[3.0, 2.0, 1.0]])}}
-    params["b"] = {"kernel": jnp.ones((3, 3))}
-    start = sj.all_kept(params)
-    start["a"]["kernel"] = start["a"]["kernel"].at[0, 2].set(False)
+    """As it is in the network of the weights that the masks keep."""
 
     def chain(params, x):
         return x @ params["a"]["kernel"] @ params["b"]["kernel"]
 
+    def network_of(width):
+        first = jnp.maximum(4.0 - jnp.arange(width), 1.0)[None]
+        return {"a": {"kernel": first}, "b": {"kernel": jnp.ones((width, 4))}}
+
+    small, large = network_of(3), network_of(40)
+    start = jax.tree.map(jnp.zeros_like, sj.all_kept(large))
+    start["a"]["kernel"] = start["a"]["kernel"].at[:, :3].set(True)
+    start["b"]["kernel"] = start["b"]["kernel"].at[:3].set(True)
+    score = sj.synflow(chain, (1,))
     for keep in (False, True):
-        masks, info = sj.prune(
-            sj.synflow(chain, (1,)),
-            params,
-            2 / 12,
-            rounds=1,
-            masks=start,
-            keep_connected=keep,
-        )
-        assert sj.connectivity(chain, params, masks, (1,)).connected is keep
-        assert int(sj.count(masks)) == 2 and bool(info.retries[0] > 0) is keep
+        arguments = dict(rounds=1, keep_connected=keep)
+        _, want = sj.prune(score, small, 3 / 15, **arguments)
+        masks, info = sj.prune(score, large, 3 / 200, masks=start, **arguments)
+        assert sj.connectivity(chain, large, masks, (1,)).connected is keep
+        assert int(sj.count(masks)) == 3 and is_within(masks, start)
+        assert int(info.retries[0]) == int(want.retries[0])
+    assert int(info.retries[0]) > 0
 
 
 @pytest.mark.parametrize(
