@@ -145,7 +145,7 @@ def test_a_round_that_would_cut_the_network_is_undone_from_masks_too():
         return x @ params["a"]["kernel"] @ params["b"]["kernel"]
 
     def network_of(width):
-        first = jnp.maximum(4.0 - jnp.arange(width), 1.0)[None]
+        first = jnp.maximum(4.0 - jnp.arange(width, dtype=jnp.float32), 1.0)[None]
         return {"a": {"kernel": first}, "b": {"kernel": jnp.ones((width, 4))}}
 
     small, large = network_of(3), network_of(40)
