@@ -54,7 +54,7 @@ def is_kernel(path: str, leaf: Leaf) -> bool:
       >>> is_kernel("BatchNorm_0/scale", jnp.ones(3))
       False
     """
-    return names_kernel(path) and leaf.ndim >= 2 and is_floating(leaf)
+    return names_kernel(path) and np.ndim(leaf) >= 2 and is_floating(leaf)
 
 
 class Matching(NamedTuple):
@@ -190,6 +190,13 @@ def prunable_leaves(params: PyTree, prunable: Prunable) -> list[bool]:
                 f"`prunable` chose `{name}`, which has dtype {leaf.dtype}; only floating "
                 "parameters can be pruned."
             )
+    if not any(is_prunable) and (whole := not_floating(params, prunable)):
+        raise ValueError(
+            "`prunable` chose no leaf of the parameters: only floating leaves can be "
+            "pruned, and of those named `kernel` or `weight` none is: "
+            f"{', '.join(whole)}. Convert them, such as "
+            "jax.tree.map(lambda x: x.astype(jnp.float32), params)."
+        )
     if not any(is_prunable):
         raise ValueError(
             "`prunable` chose no leaf of the parameters, so there is nothing to prune. "
@@ -198,6 +205,22 @@ def prunable_leaves(params: PyTree, prunable: Prunable) -> list[bool]:
             "leaves of two or more dimensions: prunable=lambda path, leaf: leaf.ndim >= 2."
         )
     return is_prunable
+
+
+def not_floating(params: PyTree, prunable: Prunable) -> list[str]:
+    """Leaves that the default of ``prunable`` would choose by name and shape, and leaves
+    whole because they hold integers or complex numbers: each with its dtype."""
+    if prunable is not is_kernel and not isinstance(prunable, Matching):
+        return []
+    if isinstance(prunable, Matching) and prunable.patterns:
+        return []
+    without = prunable.without if isinstance(prunable, Matching) else ()
+    return [
+        f"{name} ({jnp.result_type(leaf)})"
+        for name, leaf in zip(leaf_names(params), jax.tree.leaves(params))
+        if names_kernel(name) and np.ndim(leaf) >= 2 and not is_floating(leaf)
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in without)
+    ]
 
 
 def check_like(tree: PyTree, params: PyTree, *, name: str) -> None:

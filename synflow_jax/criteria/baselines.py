@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key
 
 from synflow_jax.masks import apply_masks
@@ -70,12 +71,12 @@ def _uniform(function: None, key: Key[Array, ""], params: Params, masks: Masks) 
     leaves, treedef = jax.tree.flatten(params)
     # A generator for each shape: one for each leaf would take long to compile, and numbers
     # of the whole tree in one array could not be sharded as the leaves are.
-    places = {leaf.shape: [] for leaf in leaves}
+    places = {jnp.shape(leaf): [] for leaf in leaves}
     for i, leaf in enumerate(leaves):
-        places[leaf.shape].append(i)
+        places[jnp.shape(leaf)].append(i)
     scores = [None] * len(leaves)
     for shape, at in places.items():
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(at, jnp.uint32))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.asarray(at, np.uint32))
         drawn = jax.vmap(lambda key, shape=shape: jax.random.uniform(key, shape))(keys)
         for i, numbers in zip(at, drawn):
             scores[i] = numbers

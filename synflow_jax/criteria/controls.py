@@ -10,7 +10,7 @@ from jaxtyping import Array, Key, PyTree
 from synflow_jax.criteria.saliency import snip
 from synflow_jax.masks import apply_masks, count
 from synflow_jax.precision import scoring_dtype, split_floating, widened
-from synflow_jax.transform.network_flow import ones
+from synflow_jax.transform.network_flow import check_outputs, ones
 from synflow_jax.transform.values import split_fixed
 from synflow_jax.trees import (
     Masks,
@@ -241,8 +241,10 @@ def synflow_as_written(apply_fn: Callable[..., PyTree], input_shape: PyTree) -> 
 
     def total(params: Params, inputs: PyTree) -> Array:
         _, inputs = split_fixed(inputs)
-        outputs = jax.tree.leaves(apply_fn(params, inputs))
-        return cast(Array, sum(jnp.sum(y) for y in outputs))  # 0 only without any output
+        outputs = apply_fn(params, inputs)
+        check_outputs(outputs)
+        sums = [jnp.sum(y) for y in jax.tree.leaves(outputs)]
+        return cast(Array, sum(sums))  # 0 only without any output
 
     saliency = snip(total, jax.tree.map(lambda x: x[None], ones(input_shape)))
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
+from synflow_jax.criteria.batches import as_batches
 from synflow_jax.masks import apply_masks
 from synflow_jax.precision import no_score, split_floating, widened
 from synflow_jax.pruning.criterion import DataCriterion, Formula
@@ -44,18 +45,19 @@ def snip(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
       loss_fn: ``loss_fn(params, batch) -> scalar``, such as a batch's mean cross-entropy,
         of the network in evaluation mode (or in training mode, where batch norm should see
         the batch).
-      batches: a pytree with a leading axis of batches. They are evaluated one by one, so
-        memory does not grow with their number. Another criterion with other batches of
-        equal shapes compiles nothing new.
+      batches: a pytree of arrays with a leading axis of batches, or a list of batches of
+        equal shapes, each a tuple or dict, as ``list(loader)`` gives it. They are evaluated
+        one by one, so memory does not grow with their number. Another criterion with other
+        batches of equal shapes compiles nothing new.
 
     Returns:
       ``score(params, masks) -> scores``: leaves shaped like ``params``, float32 (float64
       for float64 parameters), non-negative.
 
     Raises:
-      ValueError: while tracing, if ``masks`` does not mirror ``params``, a leaf of
-        ``batches`` has no leading axis or another length than the rest, or the loss is no
-        scalar.
+      ValueError: if a leaf of ``batches`` has no leading axis or another length than the
+        rest, or they look like one batch without a leading axis. While tracing, if
+        ``masks`` does not mirror ``params``, or the loss is no scalar.
 
     Example:
       >>> def loss(params, batch):
@@ -72,7 +74,7 @@ def snip(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
     """
 
     return DataCriterion(
-        Formula(_of_gradients, loss_fn, (_identity, _snip)), _batches(batches)
+        Formula(_of_gradients, loss_fn, (_identity, _snip)), as_batches(batches)
     )
 
 
@@ -119,7 +121,7 @@ def grasp(loss_fn: LossFn, batches: PyTree, *, prunable: Prunable = is_kernel) -
       Tanaka et al. 2020.
     """
 
-    return DataCriterion(Formula(_grasp, loss_fn, (prunable,)), _batches(batches))
+    return DataCriterion(Formula(_grasp, loss_fn, (prunable,)), as_batches(batches))
 
 
 def _grasp(
@@ -168,7 +170,7 @@ def fisher(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
     """
 
     formula = Formula(_of_gradients, loss_fn, (jnp.square, _fisher))
-    return DataCriterion(formula, _batches(batches))
+    return DataCriterion(formula, as_batches(batches))
 
 
 def _fisher(w: Array, squared_gradient: Array) -> Array:
@@ -201,7 +203,7 @@ def gradient_norm(loss_fn: LossFn, batches: PyTree) -> ScoreFn:
     """
 
     formula = Formula(_of_gradients, loss_fn, (_identity, _gradient_norm))
-    return DataCriterion(formula, _batches(batches))
+    return DataCriterion(formula, as_batches(batches))
 
 
 def _gradient_norm(w: Array, g: Array) -> Array:
@@ -247,7 +249,7 @@ def ntk_sap(
     """
     check_key(key)
 
-    return DataCriterion(Formula(_ntk_sap, apply_fn), (_batches(inputs, "inputs"), key))
+    return DataCriterion(Formula(_ntk_sap, apply_fn), (as_batches(inputs, "inputs"), key))
 
 
 def _ntk_sap(
@@ -314,6 +316,12 @@ def _at(loss_fn: LossFn, params: Params, masks: Masks) -> tuple[_Floating, Calla
 
     def loss(weights: _Floating, batch: PyTree) -> Array:
         value = loss_fn(masked(weights), batch)
+        if isinstance(value, tuple | list | dict):
+            raise ValueError(
+                f"`loss_fn` returned a {type(value).__name__} of {len(value)} values; a "
+                "loss is one scalar. Without what it returns beside it: "
+                "lambda params, batch: loss_fn(params, batch)[0]."
+            )
         if jnp.shape(value) != ():
             raise ValueError(
                 f"`loss_fn` returned an array of shape {jnp.shape(value)}; a loss is a "
@@ -334,29 +342,6 @@ def _sum_over(
 
     zeros = [jnp.zeros_like(weight) for weight in weights]
     return lax.scan(add, zeros, batches)[0]
-
-
-def _batches(batches: PyTree, name: str = "batches") -> PyTree:
-    """The batches as arrays.
-
-    Raises:
-      ValueError: unless they are arrays with a leading axis of batches in common.
-    """
-    try:
-        batches = jax.tree.map(jnp.asarray, batches)
-    except TypeError as error:
-        raise ValueError(f"`{name}` must be a pytree of arrays: {error}") from error
-    shapes = [leaf.shape for leaf in jax.tree.leaves(batches)]
-    if (
-        not shapes
-        or any(not shape or not shape[0] for shape in shapes)
-        or len({shape[0] for shape in shapes}) > 1
-    ):
-        raise ValueError(
-            f"`{name}` must be a pytree of arrays with a leading axis of batches, of one "
-            f"length for all; got the shapes {shapes}."
-        )
-    return batches
 
 
 def _direction(

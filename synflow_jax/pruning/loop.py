@@ -1,5 +1,6 @@
 """The loop: score, select, again, in one compilation for all rounds."""
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -35,12 +36,14 @@ from synflow_jax.pruning.rounds import (
     one_round,
 )
 from synflow_jax.pruning.schedules import Schedule, exponential, num_kept
+from synflow_jax.selection.arguments import as_counts
 from synflow_jax.trees import (
     Masks,
     Params,
     Prunable,
     ScoreFn,
     is_kernel,
+    not_floating,
     prunable_leaves,
 )
 from synflow_jax.xla.batching import one_by_one
@@ -118,6 +121,8 @@ def iterative(
             masks, info, *_ = one_round(method, lambda _: Choice(k), (), params, masks)
             return masks, info
 
+        k = as_counts(k)
+        k = k if isinstance(k, jax.Array) else jax.device_put(k)
         masks, info = one_by_one(leave)(k, params, state.masks)
         return PruneState(masks), info
 
@@ -206,7 +211,8 @@ def prune(
 
     Warns:
       UserWarning: if all scores of some prunable leaves are 0 before the first round,
-        naming them. No round is certified then.
+        naming them. No round is certified then. And if the default of ``prunable`` leaves a
+        kernel whole because it holds integers or complex numbers.
 
     Example:
       >>> from synflow_jax.criteria import synflow
@@ -226,6 +232,13 @@ def prune(
     """
     params = jax.tree.map(jnp.asarray, params)
     is_prunable = tuple(prunable_leaves(params, prunable))
+    if whole := not_floating(params, prunable):
+        warnings.warn(
+            f"{', '.join(whole)}: only floating leaves can be pruned, so these stay whole "
+            "and do not count in the density. To say that it is meant so: "
+            "prunable=synflow_jax.matching(without=...).",
+            stacklevel=2,
+        )
     if schedule is certified:
         raise ValueError("`schedule` is certified(), with or without a ratio.")
     if masks is not None and regrow:

@@ -116,6 +116,8 @@ def run_rounds(
         or vmap).
     """
     static = (method, plan, limit, keep_connected)
+    # Explicitly, as `jax.transfer_guard` may want it.
+    constants, targets = jax.tree.map(_on_device, (constants, targets))
     if on_round is None:
         left, infos, done, unreached = _all_rounds(
             *static, constants, params, targets, masks
@@ -132,7 +134,12 @@ def run_rounds(
     while goes_on:
         start = time.perf_counter()
         progress, goes_on = _scored(
-            *static, constants, params, targets, progress, np.int32(together)
+            *static,
+            constants,
+            params,
+            targets,
+            progress,
+            jax.device_put(np.int32(together)),
         )
         infos, done = jax.device_get((progress.infos, progress.number))
         while reported < done:  # one scoring can end two rounds
@@ -147,6 +154,10 @@ def run_rounds(
             together = min(2 * together, limit)
     left, infos = _finished(method, progress)
     return left, jax.device_put(_rows(infos, 0, reported))
+
+
+def _on_device(x: Any) -> Any:
+    return jax.device_put(x) if isinstance(x, np.ndarray | np.generic) else x
 
 
 def _rows(infos: PruneInfo, start: int, stop: int) -> PruneInfo:

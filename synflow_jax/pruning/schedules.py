@@ -28,17 +28,22 @@ def num_kept(size: int, density: float) -> int:
       An int in ``[0, size]``.
 
     Raises:
-      ValueError: if ``size`` is negative or ``density`` is outside [0, 1].
+      ValueError: if ``size`` is no integer or negative, or ``density`` is outside [0, 1].
 
     Example:
       >>> num_kept(10, 0.25)
       3
     """
-    if size < 0:
-        raise ValueError(f"`size` is a number of weights, at least 0; got {size}.")
-    if not 0.0 <= density <= 1.0:
-        raise ValueError(f"`density` is the fraction kept, in [0, 1]; got {density}.")
-    return math.ceil(density * size * (1 - 1e-9))
+    count, fraction = _as_number(size), _as_number(density)
+    if count is None or not 0 <= count < math.inf or count != int(count):
+        raise ValueError(
+            f"`size` is a number of weights, an integer of at least 0; got {_shown(size)}."
+        )
+    if fraction is None or not 0.0 <= fraction <= 1.0:
+        raise ValueError(
+            f"`density` is the fraction kept, in [0, 1]; got {_shown(density)}."
+        )
+    return math.ceil(fraction * int(size) * (1 - 1e-9))
 
 
 def exponential(density: float, rounds: int) -> np.ndarray:

@@ -13,19 +13,19 @@ first few.
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Integer, PyTree
 
 from synflow_jax.precision import scoring_dtype
+from synflow_jax.selection.arguments import as_count, size_of_scores
 from synflow_jax.selection.threshold import Bracket, Measure, sampled_candidates, search
 from synflow_jax.selection.unreached import unreached
-from synflow_jax.trees import Masks, Scores, check_masks, is_floating
+from synflow_jax.trees import Masks, Scores, check_masks
 from synflow_jax.xla.reductions import count_reaching, count_where, one_device, sum_of
 
 # Leaves with at least this many entries are not concatenated: copying one would take longer
@@ -123,12 +123,12 @@ def select(
 ) -> Selection:
     """Like `keep_top`, and returns statistics of the scores as well."""
     leaves, treedef = jax.tree.flatten(scores)
-    size = _checked_size(scores)
+    size = size_of_scores(scores)
     eligible = None
     if masks is not None:
         check_masks(masks, scores)
         eligible = jax.tree.leaves(masks)
-    selection = _selected(leaves, _as_count(k, size), eligible)
+    selection = _selected(leaves, as_count(k, size), eligible)
     return selection._replace(masks=jax.tree.unflatten(treedef, selection.masks))
 
 
@@ -189,7 +189,7 @@ def select_per_layer(scores: Scores, ks: PyTree, masks: Masks | None = None) -> 
         check_masks(masks, scores)
         eligible = jax.tree.leaves(masks)
     pairs = zip(leaves, jax.tree.leaves(ks))
-    counts = [_as_count(k, _checked_size(leaf)) for leaf, k in pairs]
+    counts = [as_count(k, size_of_scores(leaf)) for leaf, k in pairs]
     selection = _selected_per_layer(leaves, counts, eligible)
     return selection._replace(masks=jax.tree.unflatten(treedef, selection.masks))
 
@@ -209,33 +209,6 @@ def _selected_per_layer(
         jnp.asarray(sum((part.nonfinite for part in parts), jnp.uint32(0))),
         jnp.concatenate([part.unreached for part in parts]),
     )
-
-
-def _as_count(k: Any, size: int) -> Integer[Array, ""]:
-    """A number of entries to keep, as uint32, clipped to the size if it is traced."""
-    if not jnp.issubdtype(jnp.result_type(k), jnp.integer):
-        raise ValueError(f"`k` must be an integer; got {k!r}.")
-    if not isinstance(k, Tracer):
-        if not 0 <= int(k) <= size:
-            raise ValueError(f"`k` must lie between 0 and the {size} scores; got {k}.")
-        return jnp.asarray(np.uint32(k))
-    # Clipped before the conversion to uint32, which changes negative and large numbers.
-    largest = jnp.asarray(min(size, jnp.iinfo(k.dtype).max), k.dtype)
-    return jnp.clip(k, 0, largest).astype(jnp.uint32)
-
-
-def _checked_size(scores: PyTree) -> int:
-    size = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(scores):
-        if not is_floating(leaf):
-            raise ValueError(
-                f"`scores{jax.tree_util.keystr(path)}` has dtype {leaf.dtype}; scores must "
-                "be floating."
-            )
-        size += leaf.size
-    if size > 2**32 - 2:
-        raise ValueError(f"`scores` has {size} entries; at most 2**32 - 2 can be counted.")
-    return size
 
 
 def _leaf_groups(sizes: list[int]) -> list[slice]:

@@ -182,7 +182,8 @@ def train_and_prune(
             score_fn, params, masks, is_prunable=is_prunable, groups=groups
         )
         # Compiled once for all rounds and calls, like `prune`.
-        return single_round(method, COUNTS, constants, params, masks, k[None], np.int32(0))
+        targets, first = jax.device_put((k[None], np.int32(0)))
+        return single_round(method, COUNTS, constants, params, masks, targets, first)
 
     # Raises before the first training, and not after it, if the criterion does not fit.
     _, shapes = jax.eval_shape(step, params, state.masks, counts[0])

@@ -7,7 +7,7 @@ paper's R: the sum, over all paths from input to output, of the product of |w| a
 path.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +110,7 @@ def total_flow(
       A scalar `Scaled`. Differentiable.
     """
     mantissas, exponents = flow(apply_fn, biases=biases, rules=rules)(params, inputs)
+    check_outputs(mantissas)
     outputs = [
         Scaled(jnp.sum(m), e)
         for m, e in zip(jax.tree.leaves(mantissas), jax.tree.leaves(exponents))
@@ -118,6 +119,23 @@ def total_flow(
         raise ValueError("`apply_fn` returned no arrays, so nothing carries the flow.")
     terms, exponent = scaled.aligned(outputs)
     return scaled.normalised(sum(terms[1:], terms[0]), exponent)
+
+
+def check_outputs(outputs: PyTree) -> None:
+    """Raises if a network returned its state beside its output, which would count in R.
+
+    Raises:
+      ValueError: if the outputs are a pair whose second part is a dict of arrays.
+    """
+    is_pair = isinstance(outputs, tuple) and len(outputs) == 2
+    if is_pair and isinstance(outputs[1], Mapping) and jax.tree.leaves(outputs[1]):
+        raise ValueError(
+            "`apply_fn` returned a pair whose second part is a dict with "
+            f"{', '.join(map(repr, outputs[1]))}, as Flax's `apply` does with `mutable`; a "
+            "state is no output, and would count in the total flow. Run the network in "
+            "evaluation mode, or drop the state: lambda params, x: apply_fn(params, x)[0]. "
+            "If they are outputs, return them as a list."
+        )
 
 
 def log_flow(
