@@ -157,7 +157,9 @@ def test_pruning_and_looking_at_the_result_compiles_few_programs():
     assert 2 <= len(programs) <= 6
 
 
-@pytest.mark.parametrize("target", ["mlp", "conv"])
+@pytest.mark.parametrize(
+    "target", ["mlp", "conv", "mlp --schedule certified", "mlp --allocation linear1/*=0.1"]
+)
 def test_a_command_compiles_at_most_six_programs(target, tmp_path):
     out = tmp_path / "masks"
     command = f"prune {target} --density 0.1 --rounds 3 --out {out}".split()
