@@ -54,7 +54,7 @@ def is_kernel(path: str, leaf: Leaf) -> bool:
       >>> is_kernel("BatchNorm_0/scale", jnp.ones(3))
       False
     """
-    return names_kernel(path) and np.ndim(leaf) >= 2 and is_floating(leaf)
+    return names_kernel(path) and len(jnp.shape(leaf)) >= 2 and is_floating(leaf)
 
 
 class Matching(NamedTuple):
@@ -218,7 +218,7 @@ def not_floating(params: PyTree, prunable: Prunable) -> list[str]:
     return [
         f"{name} ({jnp.result_type(leaf)})"
         for name, leaf in zip(leaf_names(params), jax.tree.leaves(params))
-        if names_kernel(name) and np.ndim(leaf) >= 2 and not is_floating(leaf)
+        if names_kernel(name) and len(jnp.shape(leaf)) >= 2 and not is_floating(leaf)
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in without)
     ]
 

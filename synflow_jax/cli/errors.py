@@ -21,8 +21,8 @@ def printable(text: str, encoding: str | None = None) -> str:
       >>> printable("a\\x1b/kernel")
       'a\\\\x1b/kernel'
     """
-    encoding = encoding or sys.stdout.encoding or "utf-8"
+    codec = encoding or sys.stdout.encoding or "utf-8"
     shown = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
     )
-    return shown.encode(encoding, "backslashreplace").decode(encoding)
+    return shown.encode(codec, "backslashreplace").decode(codec)

@@ -153,7 +153,7 @@ def test_minus_infinity_ranks_above_nan():
 
 
 def test_k_is_an_integer(no_typecheck):
-    with pytest.raises(ValueError, match="`k` must be an integer; got 1.7"):
+    with pytest.raises(ValueError, match="`k` must be an integer; got float 1.7"):
         sj.keep_top({"w": jnp.ones(3)}, 1.7)
 
 
