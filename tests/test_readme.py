@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import pathlib
 import re
+import shlex
 import subprocess
 
 import jax
@@ -71,7 +72,7 @@ def test_synflow_commands_run(tmp_path, monkeypatch, capsys):
         line: None for line in SHELL if line.startswith("synflow")
     }  # both pages', once
     for line in lines:
-        assert cli.main(line.split()[1:]) == 0
+        assert cli.main(shlex.split(line, comments=True)[1:]) == 0
     assert (
         int(sj.count(sj.load_masks("masks.safetensors"))) > 774
     )  # 1 % of the kernels, and all else

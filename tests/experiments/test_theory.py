@@ -96,9 +96,8 @@ def test_a_pass_is_a_pruning_at_the_rate_of_its_rounds(passed):
         return sj.prune(
             score,
             params,
-            density=0.5,  # not read
+            density=(6 / 27_420) ** (rounds / ROUNDS),
             rounds=rounds,
-            schedule=lambda _, rounds: (6 / 27_420) ** (np.arange(1, rounds + 1) / ROUNDS),
             keep_connected=False,
         )
 
