@@ -76,6 +76,7 @@ def test_the_wheel_requires_what_the_library_imports():
 def test_the_extra_has_what_the_experiments_import():
     used = set(imported("experiments")) - set(sys.stdlib_module_names)
     names = {"PIL": "pillow", "sklearn": "scikit-learn", "orbax": "orbax-checkpoint"}
+    names["markdown_it"] = "markdown-it-py"
     used = {names.get(n, re.sub("_", "-", n).lower()) for n in used}
     # grain brings absl, whose flags its workers read.
     used -= {"experiments", "synflow-jax", "absl"} | set(WHEEL)
