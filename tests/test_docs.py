@@ -27,7 +27,7 @@ def run_examples(name):
 def test_the_examples_of_the_flow_run(capsys):
     run_examples("flow.md")
     printed = capsys.readouterr().out
-    assert "no rule for the primitive `sort`" in printed
+    assert "no rule for the primitive `pure_callback`" in printed
     tens = re.findall(r"^(?:10\.0|9\.99999\d*|10\.00000\d)$", printed, re.MULTILINE)
     assert len(tens) == 4  # R, with the rule of another, with a function, of a jitted one
     assert re.findall(r"certified: (\w+)", printed) == ["False", "True"]
@@ -52,8 +52,6 @@ def test_a_rule_of_ones_own_is_used():
         seen.append((equation.name, equation.out_shapes))
         return [flow]
 
-    with pytest.raises(sj.FlowError, match=r"rules=\{\*\*synflow_jax.flow_rules, 'sort'"):
-        sj.log_flow(sorting, w, (2,))
     rules = {**sj.flow_rules, "sort": rule}
     assert jnp.isclose(sj.log_flow(sorting, w, (2,), rules=rules), jnp.log(4.0))
     assert seen == [("sort", [(1, 2)])]

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, PyTree
 
+from synflow_jax.paths.any_entry import DECIDED, replaced
 from synflow_jax.precision import cast_floating, scoring_dtype, widened
 from synflow_jax.transform.interpreter import Settings, interpret
 from synflow_jax.transform.network_flow import ones
@@ -188,6 +189,7 @@ def _reached_through(
         flow = Scaled((through | (amount > 0.25)).astype(dtype), jnp.zeros_like(exponent))
         return with_flow(value, flow)
 
+    rules = replaced(DECIDED, rules)
     settings = Settings(dtype, rules=rules, absolute=passed_on, after_rule=as_boolean)
 
     def output_reached(*leaves):

@@ -7,26 +7,22 @@ network: a value is 1 where any flow arrives, its gradient is 1 where any flow c
 and nothing can get lost.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from synflow_jax.paths.any_entry import ANY_ENTRY, replaced
 from synflow_jax.precision import cast_floating, scoring_dtype, split_floating, widened
-from synflow_jax.transform.elementwise import add, maximum
 from synflow_jax.transform.interpreter import Settings, interpret
 from synflow_jax.transform.network_flow import ones, total_flow
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.scaled import Scaled
-from synflow_jax.transform.structural import pooled_entries
 from synflow_jax.transform.values import (
-    Equation,
     Flowing,
     Rule,
     Rules,
-    Value,
-    carries_flow,
     checked_rules,
     plain_or_flow,
     with_flow,
@@ -84,13 +80,14 @@ def _alive(
     inputs = cast_floating(inputs, dtype)
 
     def connects(parameter):
-        return _connects(jnp.asarray(parameter).astype(dtype))
+        array = jnp.asarray(parameter)
+        if jnp.issubdtype(array.dtype, jnp.complexfloating):
+            array = jnp.abs(array)
+        return _connects(array.astype(dtype))
 
-    # A rule of the user's own stays in its place.
-    unions = {n: rule for n, rule in _UNIONS.items() if rules.get(n) == flow_rules[n]}
     settings = Settings(
         jnp.dtype(dtype),
-        rules={**rules, **unions},
+        rules=replaced(ANY_ENTRY, rules),
         absolute=connects,
         after_rule=_zero_or_one,
     )
@@ -145,29 +142,3 @@ def _zero_or_one(value: Flowing) -> Flowing:
     count = mantissa * jnp.exp2(exponent.astype(mantissa.dtype))
     flow = Scaled(_reached(count), jnp.zeros_like(exponent))
     return with_flow(value, flow)
-
-
-# --- maxima: any entry may be the largest -------------------------------------------------
-
-
-def _reduce_window_max(equation: Equation, flow: Scaled) -> list[Scaled]:
-    entries = pooled_entries(equation, flow, fill=0.0)
-    return [Scaled(sum(entries[1:], entries[0]), flow.exponent)]
-
-
-def _reduce_max(equation: Equation, flow: Scaled) -> list[Scaled]:
-    return [Scaled(jnp.sum(flow.mantissa, axis=equation.params["axes"]), flow.exponent)]
-
-
-def _maximum(equation: Equation, left: Value, right: Value) -> Sequence[Value]:
-    both = carries_flow(left) and carries_flow(right)
-    return (add if both else maximum)(equation, left, right)
-
-
-_UNIONS = {
-    "max": Rule(_maximum, sees_kinds=True),
-    "min": Rule(_maximum, sees_kinds=True),
-    "reduce_max": Rule(_reduce_max),
-    "reduce_min": Rule(_reduce_max),
-    "reduce_window_max": Rule(_reduce_window_max),
-}

@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core
 
-from synflow_jax.topology.rules import RULES, STEPS, embedding, mixing
+from synflow_jax.topology.rules import CARRIES_STEPS, RULES, embedding, mixing
 from synflow_jax.topology.values import (
     Flow,
     Other,
@@ -16,6 +16,7 @@ from synflow_jax.topology.values import (
     Topology,
     Value,
     Weights,
+    is_chosen,
     leaves_of,
     plain,
 )
@@ -49,11 +50,12 @@ def _outcome(
         return CONTROL[name](topology, eqn, *operands)
     floating = [jnp.issubdtype(typed(v).dtype, jnp.inexact) for v in eqn.outvars]
     data = any(isinstance(x, Flow) or (isinstance(x, Other) and x.data) for x in operands)
-    step = name in STEPS and any(isinstance(x, Flow) for x in operands)
+    step = name in CARRIES_STEPS and any(isinstance(x, Flow) for x in operands)
     if not any(floating) and data and not step:  # an index, a comparison of integers
-        return [Other(data=True)] * len(floating)
+        return [Other(data=True, chosen=is_chosen(*operands))] * len(floating)
     flows = any(isinstance(x, Flow) for x in operands)
-    if name in _STARTS and not flows and data and leaves_of(*operands):
+    starts = data and not is_chosen(*operands) and leaves_of(*operands)
+    if name in _STARTS and starts:
         # Weights chosen by integers of the input (tokens): the flow starts at them.
         if name == "gather":
             return embedding(topology, eqn, *operands)
@@ -67,7 +69,7 @@ def _outcome(
     else:
         outs = plain(eqn, operands)
     return [
-        out if f or step or not isinstance(out, Flow) else Other(data=True)
+        out if f or step or not isinstance(out, Flow) else Other(data=True, chosen=True)
         for f, out in zip(floating, outs, strict=True)
     ]
 
@@ -104,7 +106,7 @@ def _either(topology: Topology, outs: Sequence[Value]) -> Value:
     flows = [out for out in outs if isinstance(out, Flow)]
     if not flows:
         data = any(isinstance(out, Other) and out.data for out in outs)
-        return Other(leaves_of(*outs), data)
+        return Other(leaves_of(*outs), data, chosen=is_chosen(*outs))
     return topology.flow(topology.wires.unite(*(flow.ids for flow in flows)), *flows)
 
 

@@ -233,7 +233,7 @@ def _ids_of(eqn: core.JaxprEqn, operands: Sequence[Value]):
 
 def reducing(topology: Topology, eqn: core.JaxprEqn, flow: Flow):
     """Sums and maxima over whole axes."""
-    axes = tuple(parameters(eqn)["axes"])
+    axes = tuple(parameters(eqn).get("axes", range(flow.ids.ndim)))
     return [topology.flow(topology.wires.along(flow.ids, axes).squeeze(axes), flow)]
 
 
@@ -241,6 +241,29 @@ def cumulating(topology: Topology, eqn: core.JaxprEqn, flow: Flow):
     """Running sums: all entries along the axis become one wire."""
     one = topology.wires.along(flow.ids, [parameters(eqn)["axis"]])
     return [topology.flow(np.broadcast_to(one, flow.ids.shape), flow)]
+
+
+def ordering(topology: Topology, eqn: core.JaxprEqn, *operands: Value):
+    """Sorting and the k largest: all entries along the axis become one wire."""
+    params = parameters(eqn)
+    names = [n for n in ("dimension", "reduction_dimension", "axis") if n in params]
+    axis = params[names[0]] if names else -1
+    outs = []
+    for x, var in zip([*operands, Other()], eqn.outvars):
+        if isinstance(x, Flow):
+            one = topology.wires.along(x.ids, [axis % x.ids.ndim])
+            outs.append(topology.flow(np.broadcast_to(one, typed(var).shape), x))
+        else:
+            outs.append(Other(leaves_of(x), data=True, chosen=True))
+    return outs
+
+
+def transforming(topology: Topology, eqn: core.JaxprEqn, flow: Flow):
+    """A Fourier transform: all entries along its axes become one wire."""
+    number = len(parameters(eqn)["fft_lengths"])
+    axes = range(flow.ids.ndim - number, flow.ids.ndim)
+    one = topology.wires.along(flow.ids, axes)
+    return [topology.flow(np.broadcast_to(one, typed(eqn.outvars[0]).shape), flow)]
 
 
 def pooling(topology: Topology, eqn: core.JaxprEqn, flow: Value, *init: Value):
@@ -266,24 +289,33 @@ def mixing(topology: Topology, eqn: core.JaxprEqn, *operands: Value):
 
 
 _ENTRYWISE = (
-    "abs acos acosh add add_any asin asinh atan atan2 atanh cbrt ceil clamp "
-    "convert_element_type copy copy_p cos cosh digamma erf erf_inv erfc exp exp2 expm1 "
-    "floor lgamma log log1p logistic max min name neg nextafter pow real reduce_precision "
-    "round sharding_constraint sign sin sinh sqrt square stop_gradient tan tanh"
+    "abs acos acosh add add_any asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt "
+    "ceil clamp complex conj convert_element_type copy copy_p cos cosh digamma erf "
+    "erf_inv erfc exp exp2 expm1 floor imag lgamma log log1p logistic max min name neg "
+    "nextafter pow real reduce_precision rem round sharding_constraint sign sin sinh "
+    "sqrt square stop_gradient tan tanh"
 ).split()
 
 # Step functions: their results are boolean and carry flow.
-STEPS = frozenset("eq ge gt le lt ne and or xor not is_finite".split())
+_SOME = "reduce_or reduce_and unvmap_any unvmap_all unvmap_max".split()
+STEPS = frozenset(
+    [*"eq ge gt le lt ne eq_to le_to lt_to and or xor not is_finite".split(), *_SOME]
+)
+# What becomes of their results: they are moved, counted and converted to numbers.
+CARRIES_STEPS = STEPS | {*MOVES, *"convert_element_type gather reduce_sum".split()}
 
 RULES: dict[str, Callable[..., Sequence[Value]]] = {
     **dict.fromkeys([*_ENTRYWISE, *STEPS], entrywise),
     **dict.fromkeys([*MOVES, "dynamic_slice", "gather"], moving),
     **dict.fromkeys("reduce_sum reduce_max reduce_min reduce_prod".split(), reducing),
+    **dict.fromkeys(_SOME, reducing),
     **dict.fromkeys("cumsum cumprod cummax cummin cumlogsumexp".split(), cumulating),
     **dict.fromkeys(
         "reduce_window reduce_window_sum reduce_window_max reduce_window_min".split(),
         pooling,
     ),
+    **dict.fromkeys("sort top_k approx_top_k".split(), ordering),
+    "fft": transforming,
     "dot_general": dot_general,
     "conv_general_dilated": conv_general_dilated,
     "sub": first_operand,

@@ -79,11 +79,14 @@ class Other(NamedTuple):
       leaves: the parameters that it is computed from.
       data: whether it depends on the input (tokens, comparisons), without carrying flow.
       value: computes it, where it depends on neither.
+      chosen: whether the flow decides it, such as the position of the largest entry. What
+        is read there is no embedding.
     """
 
     leaves: frozenset[int] = frozenset()
     data: bool = False
     value: Callable[[], Any] | None = None
+    chosen: bool = False
 
 
 # Rules tell values apart at run time, which a type checker cannot follow.
@@ -102,6 +105,11 @@ def leaves_of(*values: Value) -> frozenset[int]:
         elif isinstance(value, Other):
             sets.append(value.leaves)
     return frozenset().union(*sets)
+
+
+def is_chosen(*values: Value) -> bool:
+    """Whether the flow decides what is computed from these values."""
+    return any(isinstance(x, Flow) or (isinstance(x, Other) and x.chosen) for x in values)
 
 
 # --- the collection -----------------------------------------------------------------------
@@ -181,7 +189,8 @@ def plain(eqn: core.JaxprEqn, operands: Sequence[Value]) -> list[Value]:
     if weights is not None:
         return [weights]
     data = any(isinstance(x, Other) and x.data for x in operands)
-    return [Other(leaves_of(*operands), data)] * len(eqn.outvars)
+    out = Other(leaves_of(*operands), data, chosen=is_chosen(*operands))
+    return [out] * len(eqn.outvars)
 
 
 def _evaluated(eqn: core.JaxprEqn, operands: Sequence[Other]) -> list[Value]:

@@ -14,6 +14,7 @@ from synflow_jax.transform import parameters as plain
 from synflow_jax.transform.integers import Starts, of_tokens
 from synflow_jax.transform.rules import CALL, flow_rules
 from synflow_jax.transform.scaled import Scaled, normalised
+from synflow_jax.transform.undecided import of_undecided
 from synflow_jax.transform.values import (
     Derived,
     Equation,
@@ -24,6 +25,7 @@ from synflow_jax.transform.values import (
     Rule,
     Stopped,
     Tokens,
+    Undecided,
     Value,
     as_array,
     carries_flow,
@@ -87,7 +89,9 @@ def interpret(
     outs, starts = run(numbers_flow=False)
     if starts.ignored and not starts.found and not any(map(carries_flow, sources)):
         outs, _ = run(numbers_flow=True)
-    return jax.tree.unflatten(jax.tree.structure(shape), map(plain_or_flow, outs))
+    # An output that the flow decides, such as a label, carries none.
+    outs = [jnp.zeros(*x) if isinstance(x, Undecided) else plain_or_flow(x) for x in outs]
+    return jax.tree.unflatten(jax.tree.structure(shape), outs)
 
 
 def _source(x: Any) -> Value:
@@ -123,6 +127,11 @@ class _Interpreter(NamedTuple):
 
     def step(self, eqn: core.JaxprEqn, operands: list[Value], line: str) -> Sequence[Value]:
         name, rules = eqn.primitive.name, self.settings.rules
+        if any(isinstance(x, Undecided) for x in operands):
+            inside = rules.get(name)
+            if inside is None or not inside.goes_inside:
+                inside = Rule(functools.partial(of_undecided, eqn), sees_kinds=True)
+            return self.apply(inside, eqn, operands, line)
         if any(map(carries_flow, operands)):
             return self.apply(rules.get(_named(eqn), rules.get(name)), eqn, operands, line)
         if any(isinstance(x, Tokens) for x in operands):
@@ -151,7 +160,10 @@ class _Interpreter(NamedTuple):
         def one_by_one(plain):
             if settings.absolute is not None:
                 return settings.absolute(plain)
-            return jnp.abs(jnp.asarray(plain).astype(settings.dtype))
+            array = jnp.asarray(plain)
+            if jnp.issubdtype(array.dtype, jnp.complexfloating):
+                return jnp.abs(array).astype(settings.dtype)
+            return jnp.abs(array.astype(settings.dtype))
 
         def absolute(plain):
             if known(plain) and np.size(plain) > 1:
@@ -187,7 +199,7 @@ class _Interpreter(NamedTuple):
         if treat is None:
             return outs
         # A flow that a rule only passes on is the same object, and was treated before.
-        passed = {id(plain_or_flow(operand)) for operand in operands}
+        passed = {id(plain_or_flow(x)) for x in operands if carries_flow(x)}
         return [
             treat(out)
             if carries_flow(out) and id(plain_or_flow(out)) not in passed
@@ -200,6 +212,8 @@ def _check_results(rule: Rule, equation: Equation, outs: Any) -> None:
     """Raises unless a rule returned one value of the right shape for each result."""
 
     def shape(out):
+        if isinstance(out, Undecided):
+            return out.shape
         if isinstance(out, Scaled | Derived | Inverse | Stopped | Tokens):
             out = plain_or_flow(out)
             return jnp.shape(out.mantissa if isinstance(out, Scaled) else out)

@@ -1,6 +1,15 @@
 """The default table: the rule of each primitive. docs/flow.md has a line for each."""
 
-from synflow_jax.transform import contractions, control_flow, elementwise, structural
+from synflow_jax.transform import (
+    contractions,
+    control_flow,
+    elementwise,
+    fourier,
+    products,
+    scattering,
+    sorting,
+    structural,
+)
 from synflow_jax.transform.values import Rule, RuleTable, one_flow
 
 # Goes inside a jitted function, also where no flow enters it.
@@ -15,18 +24,18 @@ _JOINS = Rule(structural.joining, keeps_paths=True, sees_kinds=True)
 
 # Rules of several primitives each.
 _SHARED = {
-    _PASSES: "convert_element_type copy copy_p name reduce_precision",
+    _PASSES: "convert_element_type copy copy_p name reduce_precision real imag conj",
     _NONLINEAR: (
         "abs sign floor ceil round clamp is_finite not tanh logistic erf erfc erf_inv "
         "expm1 log log1p sqrt cbrt square sin cos tan asin acos atan sinh cosh asinh acosh "
-        "atanh lgamma digamma"
+        "atanh lgamma digamma bessel_i0e bessel_i1e"
     ),
     _EXPONENTIAL: "exp exp2",
     _POWER: "integer_pow pow rsqrt",
     _ADD: "add add_any",
     _JOINS: "concatenate stack",
     Rule(elementwise.compare, keeps_paths=one_flow, sees_kinds=True): (
-        "gt ge lt le eq ne and or xor"
+        "gt ge lt le eq ne and or xor lt_to le_to eq_to rem atan2 nextafter"
     ),
     Rule(structural.structural, keeps_paths=True, sees_kinds=True): (
         "reshape transpose squeeze broadcast_in_dim tile rev"
@@ -41,7 +50,9 @@ _SHARED = {
         "debug_callback debug_print"
     ),
     Rule(structural.summing, keeps_paths=True): "cumsum reduce_sum reduce_window_sum",
-    Rule(structural.scatter, keeps_paths=True): "scatter scatter-add",
+    Rule(structural.summing_logs, keeps_paths=True): "cumlogsumexp",
+    Rule(scattering.scatter, keeps_paths=True): "scatter scatter-add",
+    Rule(structural.reduce_all, keeps_paths=True): "unvmap_any unvmap_max",
     CALL: ("jit pjit closed_call core_call composite custom_jvp_call custom_vjp_call"),
     Rule(
         control_flow.rematerialised, keeps_paths=True, sees_kinds=True, goes_inside=True
@@ -74,7 +85,26 @@ _SINGLE = {
     "reduce_window_max": Rule(structural.reduce_window_max, keeps_paths=True),
     "reduce_max": Rule(structural.reduce_max, keeps_paths=True),
     "reduce_min": Rule(structural.reduce_max),
-    "dynamic_update_slice": Rule(structural.updating, keeps_paths=True),
+    "reduce_window_min": Rule(structural.reduce_window_max),
+    "sort": Rule(sorting.sort),
+    "top_k": Rule(sorting.top_k),
+    "approx_top_k": Rule(sorting.approx_top_k),
+    "argmax": Rule(sorting.argmax),
+    "argmin": Rule(sorting.argmax),
+    "reduce_or": Rule(structural.reduce_max, keeps_paths=True),
+    "reduce_and": Rule(structural.reduce_max),
+    "unvmap_all": Rule(structural.reduce_all),
+    "cummax": Rule(structural.cumulative_max, keeps_paths=True),
+    "cummin": Rule(structural.cumulative_max),
+    "reduce_prod": Rule(products.reduce_prod, sees_kinds=True),
+    "cumprod": Rule(products.cumprod, sees_kinds=True),
+    "scatter-max": Rule(scattering.scatter_max, keeps_paths=True),
+    "scatter-min": Rule(scattering.scatter_max),
+    "scatter-mul": Rule(scattering.scatter_mul, keeps_paths=True),
+    "scatter-sub": Rule(scattering.scatter_sub, keeps_paths=True),
+    "fft": Rule(fourier.fft, keeps_paths=True),
+    "complex": Rule(fourier.join, keeps_paths=True),
+    "dynamic_update_slice": Rule(scattering.updating, keeps_paths=True),
     "optimization_barrier": Rule(structural.barrier, keeps_paths=True, sees_kinds=True),
     "cond": Rule(control_flow.cond, keeps_paths=True, sees_kinds=True, goes_inside=True),
     "scan": Rule(control_flow.scan, keeps_paths=True, sees_kinds=True, goes_inside=True),

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -83,25 +84,6 @@ def joining(equation: Equation, *operands: Value):
     return [Derived(Scaled(joined, exponent), shift=shift, added=added)]
 
 
-def updating(equation: Equation, array: Value, update: Value, *places: Value):
-    """Writes one array into another; if one of them is a parameter value, it carries no
-    flow."""
-    must_be_plain(places, "the positions that it writes")
-    mantissas, exponent = aligned(as_flows([array, update], equation.dtype))
-    (updated,) = equation.bind(*mantissas, *places)
-    return [normalised(updated, exponent)]
-
-
-def scatter(equation: Equation, array: Value, places: Value, updates: Value):
-    """Writes or adds entries into an array, at positions that are parameter values."""
-    must_be_plain([places], "the positions that it writes")
-    (array, updates), exponent = aligned(as_flows([array, updates], equation.dtype))
-    names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
-    put = lax.scatter_add if equation.name == "scatter-add" else lax.scatter
-    settings = {name: equation.params[name] for name in names}
-    return [normalised(put(array, places, updates, **settings), exponent)]
-
-
 def pad(equation: Equation, flow: Value, value: Value):
     """Pads the flow with zeros, whatever the padding value is: that value is a shift."""
     if not carries_flow(flow):
@@ -119,6 +101,13 @@ def summing(equation: Equation, flow: Scaled):
     """Adds up entries of the flow: sums, means and average pooling."""
     (total,) = equation.bind(flow.mantissa)
     return [normalised(total, flow.exponent)]
+
+
+def summing_logs(equation: Equation, flow: Scaled):
+    """The logarithm of a running sum of exponentials: the running sum of the flow."""
+    axis, reverse = equation.params["axis"], equation.params["reverse"]
+    running = lax.cumsum(flow.mantissa, axis=axis, reverse=reverse)
+    return [normalised(running, flow.exponent)]
 
 
 def barrier(equation: Equation, *operands: Value):
@@ -169,22 +158,44 @@ def reduce_max(equation: Equation, flow: Scaled):
     ahead = jnp.moveaxis(flow.mantissa, axes, range(len(axes)))
     rows = ahead.reshape(-1, *ahead.shape[len(axes) :])
     fixed = lax.stop_gradient(rows)
-    first = jnp.argmax(fixed >= _nearly(fixed.max(axis=0, keepdims=True)), axis=0)
+    first = jnp.argmax(fixed >= nearly(fixed.max(axis=0, keepdims=True)), axis=0)
     chosen = jnp.take_along_axis(rows, first[None], axis=0)[0]
+    return [normalised(chosen, flow.exponent)]
+
+
+def reduce_all(equation: Equation, flow: Scaled):
+    """`reduce_max` over all axes: whether any entry of a whole batch is true."""
+    params = {"axes": tuple(range(flow.mantissa.ndim))}
+    return reduce_max(equation._replace(params=params), flow)
+
+
+def cumulative_max(equation: Equation, flow: Scaled):
+    """The largest entry so far, the first among equals. It is also the rule of the running
+    minimum, since absolute values have no sign."""
+    axis, reverse = equation.params["axis"], equation.params["reverse"]
+    ahead = jnp.moveaxis(flow.mantissa, axis, -1)
+    lines = ahead.reshape(-1, ahead.shape[-1])
+    lines = jnp.flip(lines, 1) if reverse else lines
+    # The running maximum grows, so the first entry near to it is found by bisection.
+    top = lax.cummax(lax.stop_gradient(lines), axis=1)
+    first = jax.vmap(jnp.searchsorted)(top, nearly(top))
+    chosen = jnp.take_along_axis(lines, first, axis=1)
+    chosen = jnp.flip(chosen, 1) if reverse else chosen
+    chosen = jnp.moveaxis(chosen.reshape(ahead.shape), -1, axis)
     return [normalised(chosen, flow.exponent)]
 
 
 def first_largest(entries: list[Array]) -> Array:
     """Entry by entry the largest of several arrays, the first among equals."""
     fixed = [lax.stop_gradient(entry) for entry in entries]
-    threshold = _nearly(functools.reduce(jnp.maximum, fixed))
+    threshold = nearly(functools.reduce(jnp.maximum, fixed))
     chosen = entries[-1]
     for entry, value in zip(entries[-2::-1], fixed[-2::-1]):
         chosen = jnp.where(value >= threshold, entry, chosen)
     return jnp.where(jnp.isnan(threshold), threshold, chosen)  # to be reported
 
 
-def _nearly(largest: Array) -> Array:
+def nearly(largest: Array) -> Array:
     """Threshold above which entries count as equal to the largest; infinity is kept."""
     return largest - jnp.where(jnp.isfinite(largest), _TIE * jnp.abs(largest), 0)
 

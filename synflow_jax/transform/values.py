@@ -8,7 +8,7 @@ Three more types remember where a flow comes from. Only rules with `Rule.sees_ki
 shown them; every other rule sees the `Scaled` flow inside. A plain value is a `jax.Array`,
 or a numpy array if it is a number of the model's code, computed from nothing but such
 numbers, or an array full of one. `Tokens` are integers of the input, before the flow
-starts.
+starts. `Undecided` integers are known only by their shape.
 """
 
 import dataclasses
@@ -79,6 +79,22 @@ class Tokens(NamedTuple):
     ids: Array
 
 
+class Undecided(NamedTuple):
+    """Integers or truth values that the values of the flow decide, where these are not
+    known: in questions about paths, which are asked whatever the weights are."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+UNDECIDED = (
+    "the values of the flow decide here which entries are taken (`sort`, `top_k`, "
+    "`argmax`), and whether a path leads through it depends on more than which weights are "
+    "kept. Scores and R are defined (`log_flow`, `synflow`, `unreached`); to ask about "
+    "paths, let every entry pass, such as with k as large as the number of experts."
+)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Fixed:
@@ -93,7 +109,7 @@ Flowing = Scaled | Derived | Inverse | Stopped
 if TYPE_CHECKING:
     Value: TypeAlias = Any
 else:
-    Value = Plain | Flowing | Tokens
+    Value = Plain | Flowing | Tokens | Undecided
 
 
 class Equation(NamedTuple):
@@ -254,7 +270,13 @@ def split_fixed(args: PyTree) -> tuple[list[Any], PyTree]:
 
 
 def plain_or_flow(value: Value) -> Any:
-    """The value without its history."""
+    """The value without its history.
+
+    Raises:
+      ValueError: if the values of the flow decide it, and are not known.
+    """
+    if isinstance(value, Undecided):
+        raise ValueError(UNDECIDED)
     if isinstance(value, Tokens):
         return value.ids
     return value.flow if isinstance(value, Derived | Inverse | Stopped) else value

@@ -395,7 +395,7 @@ def test_biases_join_when_asked():
 
 
 def test_a_model_of_layers_alone_is_named_by_its_layer():
-    model = nn.Sequential([nn.Dense(3), jnp.sort])
+    model = nn.Sequential([nn.Dense(3), functools.partial(lax.polygamma, jnp.ones((1, 3)))])
     variables = model.init(jax.random.key(0), jnp.ones((1, 2)))
     with pytest.raises(sj.FlowError, match=r"flax.linen.*\.py:\d+ \(Sequential"):
         sj.log_flow(model.apply, variables, (2,))
@@ -420,11 +420,11 @@ def test_an_unknown_primitive_is_named_with_the_line_that_calls_it():
         @nn.compact
         def __call__(self, x):
             x = nn.Dense(3)(x)
-            return jnp.sort(x)  # the line to name
+            return lax.polygamma(jnp.ones_like(x), x)  # the line to name
 
     model = Model()
     variables = model.init(jax.random.key(0), jnp.ones((1, 2)))
-    with pytest.raises(sj.FlowError, match="primitive `sort`") as error:
+    with pytest.raises(sj.FlowError, match="primitive `polygamma`") as error:
         sj.log_flow(model.apply, variables, (2,))
     source = pathlib.Path(__file__).read_text().splitlines()
     line = next(i for i, text in enumerate(source, 1) if "# the line to name" in text)
@@ -433,7 +433,7 @@ def test_an_unknown_primitive_is_named_with_the_line_that_calls_it():
 
 def test_a_library_call_is_traced_to_the_users_line():
     def model(params, x):
-        return jnp.median(x @ params, keepdims=True) * x
+        return jnp.linalg.svd(x @ params, compute_uv=False)[None] * x
 
     with pytest.raises(
         sj.FlowError, match=r"called at .*test_network_flow\.py:\d+ \(model\)"
@@ -443,11 +443,11 @@ def test_a_library_call_is_traced_to_the_users_line():
 
 def test_misuse_of_a_known_primitive_is_named_once():
     def inner(x):
-        return jnp.arctan2(x, x)
+        return lax.polygamma(jnp.ones_like(x), x)
 
     with pytest.raises(sj.FlowError) as error:
         sj.log_flow(lambda w, x: jax.jit(inner)(x) @ w, W, (4,))
-    assert str(error.value).count("flow has no rule for the primitive `atan2`") == 1
+    assert str(error.value).count("flow has no rule for the primitive `polygamma`") == 1
     assert "(inner)" in str(error.value)
 
 
