@@ -161,4 +161,5 @@ CONTROL: dict[str, Callable[..., Sequence[Value]]] = {
     "cond": cond,
     "scan": scan,
     "optimization_barrier": barrier,
+    "device_put": barrier,
 }

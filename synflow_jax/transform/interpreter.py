@@ -11,19 +11,18 @@ from jax.extend import core
 from jaxtyping import Array, PyTree
 
 from synflow_jax.transform import parameters as plain
+from synflow_jax.transform.advice import unknown
 from synflow_jax.transform.integers import Starts, of_tokens
+from synflow_jax.transform.results import check_results, named, of_the_package
 from synflow_jax.transform.rules import CALL, flow_rules
-from synflow_jax.transform.scaled import Scaled, normalised
+from synflow_jax.transform.scaled import normalised
 from synflow_jax.transform.undecided import of_undecided
 from synflow_jax.transform.values import (
-    Derived,
     Equation,
     Fixed,
     Flowing,
-    Inverse,
     Plain,
     Rule,
-    Stopped,
     Tokens,
     Undecided,
     Value,
@@ -152,10 +151,6 @@ class _Interpreter(NamedTuple):
     ) -> Sequence[Value]:
         name, settings = eqn.primitive.name, self.settings
         line = user_line(eqn) or line
-        if rule is None:
-            raise FlowError(_unknown(name, line))
-        if not rule.sees_kinds:
-            operands = [as_array(plain_or_flow(operand)) for operand in operands]
 
         def one_by_one(plain):
             if settings.absolute is not None:
@@ -180,11 +175,15 @@ class _Interpreter(NamedTuple):
             inside=lambda inner, *operands: self.run(*opened(inner), operands, line),
             bind=lambda *arrays: bind(eqn, arrays),
         )
+        if rule is None:
+            raise FlowError(unknown(name, line, equation, operands, settings.rules))
+        if not rule.sees_kinds:
+            operands = [as_array(plain_or_flow(operand)) for operand in operands]
         try:
             if settings.before_rule is not None:
                 settings.before_rule(rule, equation, *operands)
-            outs = rule.apply(equation, *operands)
-            _check_results(rule, equation, outs)
+            outs = _applied(rule, equation, operands)
+            check_results(rule, equation, outs)
             return self._treated(outs, operands)
         except FlowError:  # from a jaxpr inside this one: it names a line already
             raise
@@ -208,43 +207,17 @@ class _Interpreter(NamedTuple):
         ]
 
 
-def _check_results(rule: Rule, equation: Equation, outs: Any) -> None:
-    """Raises unless a rule returned one value of the right shape for each result."""
-
-    def shape(out):
-        if isinstance(out, Undecided):
-            return out.shape
-        if isinstance(out, Scaled | Derived | Inverse | Stopped | Tokens):
-            out = plain_or_flow(out)
-            return jnp.shape(out.mantissa if isinstance(out, Scaled) else out)
-        if isinstance(out, jax.Array | np.ndarray | np.generic):
-            return jnp.shape(out)
-        return type(out).__name__  # what the message then shows
-
-    name = getattr(rule.apply, "__qualname__", repr(rule.apply))
-    if not isinstance(outs, Sequence):
-        kind = "an array" if isinstance(outs, jax.Array) else type(outs).__name__
-        raise ValueError(
-            f"its rule `{name}` must return a list with one value for each result; it "
-            f"returned {kind}."
-        )
-    shapes = [*map(shape, outs)]
-    if shapes != equation.out_shapes:
-        raise ValueError(
-            f"its rule `{name}` must return flows (Scaled) or arrays of the shapes "
-            f"{equation.out_shapes}; it returned {shapes}."
-        )
-
-
-def _unknown(name: str, line: str) -> str:
-    return (
-        f"flow has no rule for the primitive `{name}`, called at {line}. It acts on values "
-        "that depend on the input, so what it does to the flow must be known. If it is a "
-        "nonlinearity that acts on each entry by itself, give it the rule of another: "
-        f"rules={{**synflow_jax.flow_rules, {name!r}: synflow_jax.flow_rules['tanh']}}. If "
-        "not, write a rule (docs/flow.md). There are rules for "
-        f"{', '.join(sorted(flow_rules))}."
-    )
+def _applied(rule: Rule, equation: Equation, operands: Sequence[Value]) -> Any:
+    """What a rule returns; whatever a rule of the user's raises, its name is said."""
+    try:
+        return rule.apply(equation, *operands)
+    except FlowError:
+        raise
+    except Exception as error:
+        if of_the_package(rule):
+            raise
+        kind = type(error).__name__
+        raise ValueError(f"its rule {named(rule)} raised {kind}: {error}") from error
 
 
 def _named(eqn: core.JaxprEqn) -> str:

@@ -47,7 +47,7 @@ _SHARED = {
         "slice split unstack dynamic_slice gather"
     ),
     Rule(control_flow.nothing_returned, keeps_paths=True, sees_kinds=True): (
-        "debug_callback debug_print"
+        "debug_callback debug_print dce_sink"
     ),
     Rule(structural.summing, keeps_paths=True): "cumsum reduce_sum reduce_window_sum",
     Rule(structural.summing_logs, keeps_paths=True): "cumlogsumexp",
@@ -106,6 +106,7 @@ _SINGLE = {
     "complex": Rule(fourier.join, keeps_paths=True),
     "dynamic_update_slice": Rule(scattering.updating, keeps_paths=True),
     "optimization_barrier": Rule(structural.barrier, keeps_paths=True, sees_kinds=True),
+    "device_put": Rule(structural.barrier, keeps_paths=True, sees_kinds=True),
     "cond": Rule(control_flow.cond, keeps_paths=True, sees_kinds=True, goes_inside=True),
     "scan": Rule(control_flow.scan, keeps_paths=True, sees_kinds=True, goes_inside=True),
     "while": Rule(

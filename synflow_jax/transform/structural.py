@@ -111,7 +111,7 @@ def summing_logs(equation: Equation, flow: Scaled):
 
 
 def barrier(equation: Equation, *operands: Value):
-    """Every operand passes; the primitive only orders computations."""
+    """Every operand passes; the primitive orders computations, or says where they are."""
     return operands
 
 
