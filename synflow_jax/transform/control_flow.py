@@ -1,11 +1,12 @@
 """Rules of calls, branches and loops: the flow goes inside."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array
 
 from synflow_jax.transform.elementwise import nonlinearity
 from synflow_jax.transform.history import chain, outer_factors
@@ -21,7 +22,7 @@ from synflow_jax.transform.values import (
     must_be_plain,
     plain_or_flow,
 )
-from synflow_jax.xla.jaxprs import called
+from synflow_jax.xla.jaxprs import JITTED, called, evaluate, opened, parameters
 
 
 def call(equation: Equation, *operands: Value):
@@ -108,15 +109,45 @@ def cond(equation: Equation, index: Value, *operands: Value):
     branches = equation.params["branches"]
     # Operands are closed over: they keep their histories.
     shapes = [
-        jax.eval_shape(lambda branch=branch: _inside(equation, branch, operands))
+        jax.eval_shape(lambda branch=branch: inside(equation, branch, operands))
         for branch in branches
     ]
     kinds = [max(map(_kind, outs)) for outs in zip(*shapes)]
 
     def taken(branch):
-        return lambda: _of_kinds(kinds, _inside(equation, branch, operands), equation.dtype)
+        return lambda: of_kinds(kinds, inside(equation, branch, operands), equation.dtype)
 
-    return lax.switch(plain_or_flow(index), [taken(branch) for branch in branches])
+    return _switch(equation, plain_or_flow(index), [taken(branch) for branch in branches])
+
+
+def _switch(equation: Equation, index: Array, branches: Sequence[Callable]) -> list[Value]:
+    """One branch, by its number or by the platform that the program is compiled for. Of the
+    latter the others must not be compiled: they may be written for other platforms."""
+    platforms = equation.params.get("branches_platforms")
+    if platforms is None:
+        return lax.switch(index, branches)
+    cases = {n: run for names, run in zip(platforms, branches) for n in names or ()}
+    others = [run for names, run in zip(platforms, branches) if names is None]
+    return lax.platform_dependent(default=others[0] if others else None, **cases)
+
+
+def checked(equation: Equation, *operands: Value):
+    """`equinox.error_if`: the values that are checked pass, and the check is left out."""
+    found = []
+
+    def passed(eqn, operands):
+        params = parameters(eqn)
+        if eqn.primitive.name == "cond":  # its first branch is taken if there is no error
+            found.append(eqn)
+            return evaluate(*opened(params["branches"][0]), operands[1:], passed)
+        if eqn.primitive.name in ("custom_jvp_call", *JITTED):
+            return evaluate(*opened(called(params)), operands, passed)
+        return [None] * len(eqn.outvars)
+
+    outs = evaluate(*opened(called(equation.params)), operands, passed)
+    if not found or any(out is None for out in outs):
+        return call(equation, *operands)  # a function of another library
+    return outs
 
 
 def scan(equation: Equation, *operands: Value):
@@ -125,12 +156,12 @@ def scan(equation: Equation, *operands: Value):
     params = equation.params
     start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
     consts = operands[:start]  # closed over: they keep their histories
-    values = [_without_history(x) for x in operands]
+    values = [without_history(x) for x in operands]
     init, xs = values[start:stop], [*map(as_array, values[stop:])]
     dtype = equation.dtype
 
     def step(carry, rows):
-        outs = _inside(equation, params["jaxpr"], [*consts, *carry, *rows])
+        outs = inside(equation, params["jaxpr"], [*consts, *carry, *rows])
         return outs[: len(init)], outs[len(init) :]
 
     def sliced(x):
@@ -141,15 +172,15 @@ def scan(equation: Equation, *operands: Value):
 
     xs = [sliced(x) for x in xs]
     rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
-    kinds = _settled(lambda carry, rows: step(carry, rows)[0], init, dtype, rows)
+    kinds = settled(lambda carry, rows: step(carry, rows)[0], init, dtype, rows)
 
     def typed_step(carry, rows):
         outs, ys = step(carry, rows)
-        return _of_kinds(kinds, outs, dtype), ys
+        return of_kinds(kinds, outs, dtype), ys
 
     carry, ys = lax.scan(
         typed_step,
-        _of_kinds(kinds, init, dtype),
+        of_kinds(kinds, init, dtype),
         xs,
         length=params["length"],
         reverse=params["reverse"],
@@ -158,37 +189,15 @@ def scan(equation: Equation, *operands: Value):
     return [*carry, *map(_on_one_exponent, ys)]
 
 
-def while_loop(equation: Equation, *operands: Value):
-    """Goes inside at every step; the number of steps is a parameter value. JAX has no
-    reverse-mode derivative of it, so it has a flow but no scores."""
-    params = equation.params
-    values = [_without_history(x) for x in operands]
-    first, second = params["cond_nconsts"], params["body_nconsts"]
-    of_test, of_body = operands[:first], operands[first : first + second]
-    init, dtype = values[first + second :], equation.dtype
-
-    def body(carry):
-        return _inside(equation, params["body_jaxpr"], [*of_body, *carry])
-
-    def test(carry):
-        (goes_on,) = _inside(equation, params["cond_jaxpr"], [*of_test, *carry])
-        must_be_plain([goes_on], "the number of steps")
-        return plain_or_flow(goes_on)
-
-    kinds = _settled(body, init, dtype)
-    init = _of_kinds(kinds, init, dtype)
-    return lax.while_loop(test, lambda carry: _of_kinds(kinds, body(carry), dtype), init)
-
-
 # --- the kinds of values that a branch or a loop returns ----------------------------------
 
 
-def _without_history(value: Value) -> Value:
+def without_history(value: Value) -> Value:
     return value if isinstance(value, Tokens) else plain_or_flow(value)
 
 
-def _inside(equation: Equation, jaxpr, operands: Sequence[Value]) -> list[Value]:
-    return [_without_history(x) for x in equation.inside(jaxpr, *operands)]
+def inside(equation: Equation, jaxpr, operands: Sequence[Value]) -> list[Value]:
+    return [without_history(x) for x in equation.inside(jaxpr, *operands)]
 
 
 def _kind(value) -> int:
@@ -196,7 +205,7 @@ def _kind(value) -> int:
     return 2 if isinstance(value, Scaled) else int(isinstance(value, Tokens))
 
 
-def _of_kinds(kinds: Sequence[int], values: Sequence[Value], dtype) -> list[Value]:
+def of_kinds(kinds: Sequence[int], values: Sequence[Value], dtype) -> list[Value]:
     """The values; a plain one whose kind is flow becomes a flow of zeros."""
 
     def of_kind(kind, value):
@@ -213,11 +222,11 @@ def _of_kinds(kinds: Sequence[int], values: Sequence[Value], dtype) -> list[Valu
     return [*map(of_kind, kinds, values)]
 
 
-def _settled(step, init: Sequence[Value], dtype, *rest) -> list[int]:
+def settled(step, init: Sequence[Value], dtype, *rest) -> list[int]:
     """The kinds of the carried values from the second step on."""
     kinds = [*map(_kind, init)]
     while True:
-        carry = jax.eval_shape(lambda x, kinds=kinds: _of_kinds(kinds, x, dtype), [*init])
+        carry = jax.eval_shape(lambda x, kinds=kinds: of_kinds(kinds, x, dtype), [*init])
         outs = jax.eval_shape(step, carry, *rest)
         after = [max(kind, _kind(out)) for kind, out in zip(kinds, outs)]
         if after == kinds:

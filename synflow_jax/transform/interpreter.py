@@ -174,6 +174,7 @@ class _Interpreter(NamedTuple):
             biases=settings.biases,
             inside=lambda inner, *operands: self.run(*opened(inner), operands, line),
             bind=lambda *arrays: bind(eqn, arrays),
+            line=line,
         )
         if rule is None:
             raise FlowError(unknown(name, line, equation, operands, settings.rules))

@@ -5,10 +5,12 @@ from synflow_jax.transform import (
     control_flow,
     elementwise,
     fourier,
+    linear_maps,
     products,
     scattering,
     sorting,
     structural,
+    while_loops,
 )
 from synflow_jax.transform.values import Rule, RuleTable, one_flow
 
@@ -57,6 +59,9 @@ _SHARED = {
     Rule(
         control_flow.rematerialised, keeps_paths=True, sees_kinds=True, goes_inside=True
     ): "checkpoint remat2",
+    Rule(
+        control_flow.checked, keeps_paths=True, sees_kinds=True, goes_inside=True
+    ): "jit:branched_error_if_impl",
     # Functions of jax.nn, by the name under which JAX compiles them.
     Rule(control_flow.activation, keeps_paths=True, sees_kinds=True, goes_inside=True): (
         "jit:celu jit:elu jit:hard_sigmoid jit:hard_silu jit:hard_tanh jit:leaky_relu "
@@ -104,13 +109,14 @@ _SINGLE = {
     "scatter-sub": Rule(scattering.scatter_sub, keeps_paths=True),
     "fft": Rule(fourier.fft, keeps_paths=True),
     "complex": Rule(fourier.join, keeps_paths=True),
+    "custom_linear_solve": Rule(linear_maps.solve, keeps_paths=True),
     "dynamic_update_slice": Rule(scattering.updating, keeps_paths=True),
     "optimization_barrier": Rule(structural.barrier, keeps_paths=True, sees_kinds=True),
     "device_put": Rule(structural.barrier, keeps_paths=True, sees_kinds=True),
     "cond": Rule(control_flow.cond, keeps_paths=True, sees_kinds=True, goes_inside=True),
     "scan": Rule(control_flow.scan, keeps_paths=True, sees_kinds=True, goes_inside=True),
     "while": Rule(
-        control_flow.while_loop, keeps_paths=True, sees_kinds=True, goes_inside=True
+        while_loops.while_loop, keeps_paths=True, sees_kinds=True, goes_inside=True
     ),
 }
 

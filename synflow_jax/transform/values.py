@@ -126,6 +126,7 @@ class Equation(NamedTuple):
       inside: ``inside(closed_jaxpr, *operands) -> results``, for rules of primitives that
         call another jaxpr.
       bind: ``bind(*arrays) -> results`` evaluates the primitive itself.
+      line: the line of the model that calls it.
     """
 
     name: str
@@ -136,6 +137,7 @@ class Equation(NamedTuple):
     biases: bool
     inside: Callable[..., list[Value]]
     bind: Callable[..., list[Array]]
+    line: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

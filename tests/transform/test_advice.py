@@ -71,7 +71,6 @@ NEVER = {
         "all_gather all_to_all pmax pmin ppermute psum ragged_all_to_all".split(),
         "communicates between the devices of a `shard_map`",
     ),
-    "custom_linear_solve": "",
 }
 
 

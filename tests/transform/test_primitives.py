@@ -349,3 +349,58 @@ def test_the_parts_of_a_complex_weight_share_its_flow():
     scores = sj.synflow(network, (2,))(params, sj.all_kept(params))
     np.testing.assert_allclose(scores["real"] * 6, [[9 / 5], [0]], rtol=1e-5)
     np.testing.assert_allclose(scores["imaginary"] * 6, [[16 / 5], [1]], rtol=1e-5)
+
+
+# --- linear solves ------------------------------------------------------------------------
+
+MATRIX = jnp.eye(4) * 3 + nets.draw({"m": (4, 4)})["m"]
+
+
+def test_a_solve_is_a_layer_with_the_inverse():
+    params = PARAMS | {"matrix": MATRIX}
+
+    def solved(params, x):
+        y = jnp.linalg.solve(params["matrix"], x.T).T
+        return y @ params["stem"]["kernel"]
+
+    def inverted(params, x):
+        y = x @ jnp.linalg.inv(params["matrix"]).T
+        return y @ params["stem"]["kernel"]
+
+    def of(network):
+        def both(params):
+            masks = sj.all_kept(params)
+            scores = sj.synflow(network, (4,))(params, masks)
+            return sj.log_flow(network, params, (4,)), scores
+
+        return jax.jit(both)(params)
+
+    (got, scores), (want, others) = of(solved), of(inverted)
+    assert float(got) == pytest.approx(float(want), rel=1e-5)
+    for name in ("matrix", "stem"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
+            scores[name],
+            others[name],
+        )
+    assert float(scores["stem"]["kernel"].sum()) == pytest.approx(1, rel=1e-5)
+    reached = sj.effective_masks(solved, params, sj.all_kept(params), (4,))
+    assert reached["stem"]["kernel"].all()
+
+
+def test_a_matrix_that_depends_on_the_input_is_not_solved():
+    def network(params, x):
+        y = x.T @ x + jnp.eye(4)
+        return jnp.linalg.solve(y, x.T)
+
+    with pytest.raises(sj.FlowError, match=r"test_primitives.py:\d+ "):
+        sj.log_flow(network, PARAMS, (4,))
+
+
+def test_a_solve_that_would_be_too_large_says_what_to_write():
+    def network(params, x):
+        return jnp.linalg.solve(jnp.eye(4), x.reshape(4, -1))
+
+    large = jax.ShapeDtypeStruct((4, 4096), jnp.float32)
+    with pytest.raises(sj.FlowError, match=r"jnp.linalg.inv\(matrix\) @ x"):
+        sj.log_flow(network, PARAMS, large)
