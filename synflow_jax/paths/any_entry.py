@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 from jax import lax
 
-from synflow_jax.transform import products, scattering, sorting
+from synflow_jax.transform import products, scattering, sharded, sorting
 from synflow_jax.transform.elementwise import add, maximum
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.scaled import Scaled
@@ -63,6 +63,7 @@ ANY_ENTRY = {
     **dict.fromkeys(["reduce_window_max", "reduce_window_min"], Rule(_reduce_window_max)),
     **dict.fromkeys(["cummax", "cummin"], Rule(_cumulative_max)),
     **dict.fromkeys(["scatter-max", "scatter-min"], Rule(scattering.scatter_union)),
+    **dict.fromkeys(["pmax", "pmin"], Rule(sharded.union)),
     **dict.fromkeys(
         ["reduce_prod", "cumprod"], Rule(products.product_of_reached, sees_kinds=True)
     ),

@@ -186,7 +186,7 @@ def scan(equation: Equation, *operands: Value):
         reverse=params["reverse"],
         unroll=params["unroll"],
     )
-    return [*carry, *map(_on_one_exponent, ys)]
+    return [*carry, *map(on_one_exponent, ys)]
 
 
 # --- the kinds of values that a branch or a loop returns ----------------------------------
@@ -234,7 +234,7 @@ def settled(step, init: Sequence[Value], dtype, *rest) -> list[int]:
         kinds = after
 
 
-def _on_one_exponent(stacked: Value) -> Value:
+def on_one_exponent(stacked: Value) -> Value:
     """Stacked results of a scan, one exponent per step, brought to one exponent."""
     if not isinstance(stacked, Scaled) or stacked.exponent.ndim == 0:
         return stacked

@@ -8,6 +8,7 @@ from synflow_jax.transform import (
     linear_maps,
     products,
     scattering,
+    sharded,
     sorting,
     structural,
     while_loops,
@@ -55,6 +56,10 @@ _SHARED = {
     Rule(structural.summing_logs, keeps_paths=True): "cumlogsumexp",
     Rule(scattering.scatter, keeps_paths=True): "scatter scatter-add",
     Rule(structural.reduce_all, keeps_paths=True): "unvmap_any unvmap_max",
+    Rule(sharded.communicate, keeps_paths=True): (
+        "psum psum_invariant all_gather all_gather_invariant all_gather_reduced ppermute "
+        "all_to_all reduce_scatter"
+    ),
     CALL: ("jit pjit closed_call core_call composite custom_jvp_call custom_vjp_call"),
     Rule(
         control_flow.rematerialised, keeps_paths=True, sees_kinds=True, goes_inside=True
@@ -110,6 +115,11 @@ _SINGLE = {
     "fft": Rule(fourier.fft, keeps_paths=True),
     "complex": Rule(fourier.join, keeps_paths=True),
     "custom_linear_solve": Rule(linear_maps.solve, keeps_paths=True),
+    "pmax": Rule(sharded.largest, keeps_paths=True),
+    "pmin": Rule(sharded.largest),
+    "shard_map": Rule(
+        sharded.shard_map, keeps_paths=True, sees_kinds=True, goes_inside=True
+    ),
     "dynamic_update_slice": Rule(scattering.updating, keeps_paths=True),
     "optimization_barrier": Rule(structural.barrier, keeps_paths=True, sees_kinds=True),
     "device_put": Rule(structural.barrier, keeps_paths=True, sees_kinds=True),

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.extend import core
 from jaxtyping import Array
 
@@ -76,7 +77,19 @@ def opened(jaxpr: Any) -> tuple[core.Jaxpr, Sequence[Any]]:
 
 
 def bind(equation: core.JaxprEqn, operands: Sequence[Any]) -> list[Array]:
-    """Evaluates one equation as it is written, and returns its results."""
+    """Evaluates one equation as it is written, and returns its results.
+
+    What only says along which axes of a mesh values vary is left out: inside of a
+    `shard_map` equations are evaluated under `jax.vmap`, which does not know it.
+    """
+    name, params = equation.primitive.name, equation.params
+    if name == "psum_invariant":
+        return [lax.psum(x, params["axes"]) for x in operands]
+    if name == "all_gather_invariant":
+        axis, tiled = params["all_gather_dimension"], params["tiled"]
+        return [lax.all_gather(operands[0], params["axis_name"], axis=axis, tiled=tiled)]
+    if name == "pvary":
+        return [*map(jax.numpy.asarray, operands)]
     bound = equation.primitive.get_bind_params(equation.params)
     # Before JAX 0.9 this is a pair: the parameters that are functions, and the others.
     functions, params = bound if isinstance(bound, tuple) else ([], bound)

@@ -67,10 +67,7 @@ NEVER = {
     "rng_bit_generator": "takes a key",
     "select_and_scatter": "no function of JAX makes it",
     "stage": "no function of JAX makes it",
-    **dict.fromkeys(
-        "all_gather all_to_all pmax pmin ppermute psum ragged_all_to_all".split(),
-        "communicates between the devices of a `shard_map`",
-    ),
+    "ragged_all_to_all": "communicates between devices, and no CPU has it",
 }
 
 
