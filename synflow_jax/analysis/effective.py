@@ -81,8 +81,8 @@ def effective_masks(
     the output, whether it is kept or not. The result does not depend on the absolute values
     of the weights, on their dtype or on the depth of the network, except that a parameter
     that is 0, such as a normalisation's scale, blocks every path through it. Max pooling
-    and the maximum of two values let paths pass through all of their entries. The flow is
-    the same under both masks.
+    and the maximum of two values let paths pass through all of their entries, and so do
+    sorting and routers (`sort`, `top_k`, `argmax`). The flow is the same under both masks.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> y``, in evaluation mode.

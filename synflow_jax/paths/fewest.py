@@ -50,7 +50,9 @@ def fewest_weights(
     The number is exact if every path is a chain of different weights, used as they are.
     Where two flows are multiplied (gates, attention) both must be alive, but only the
     larger of their two numbers counts, so more weights may be needed. A weight that a path
-    meets several times (recurrence, tied layers) counts each time, so fewer may suffice. A
+    meets several times (recurrence, tied layers) counts each time, so fewer may suffice.
+    Where the values of the flow decide what passes (`sort`, `top_k`, `argmax`) any entry
+    may, so more weights may be needed. A
     value computed from weights before it is used, such as a standardised kernel, counts as
     a weight.
 

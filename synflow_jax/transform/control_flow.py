@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
 
 from synflow_jax.transform.elementwise import nonlinearity
 from synflow_jax.transform.history import chain, outer_factors
@@ -14,6 +13,7 @@ from synflow_jax.transform.scaled import Scaled, normalised, nothing, power_of_t
 from synflow_jax.transform.values import (
     Derived,
     Equation,
+    Plain,
     Stopped,
     Tokens,
     Value,
@@ -120,7 +120,7 @@ def cond(equation: Equation, index: Value, *operands: Value):
     return _switch(equation, plain_or_flow(index), [taken(branch) for branch in branches])
 
 
-def _switch(equation: Equation, index: Array, branches: Sequence[Callable]) -> list[Value]:
+def _switch(equation: Equation, index: Plain, branches: Sequence[Callable]) -> list[Value]:
     """One branch, by its number or by the platform that the program is compiled for. Of the
     latter the others must not be compiled: they may be written for other platforms."""
     platforms = equation.params.get("branches_platforms")

@@ -19,6 +19,7 @@ import synflow_jax as sj
 LENGTH, WIDTH, TOKENS = 4, 4, 5
 D = (WIDTH, WIDTH)
 ROW = (1, WIDTH)
+SEGMENTS = np.repeat(np.arange(2), LENGTH // 2)
 CAUSAL = np.tril(np.ones((LENGTH, LENGTH), bool))
 
 
@@ -116,6 +117,26 @@ def layers(w, x, how):
 def rows(w, x):
     """A dense layer, row by row in a scan."""
     return lax.scan(lambda _, row: ((), row @ w["kernel"]), (), x)[1]
+
+
+def spectral(w, x, whole):
+    """A product with complex weights in the Fourier transform over the rows."""
+    weights = lax.complex(w["real"], w["imaginary"])
+    if not whole:
+        return jnp.fft.irfft(jnp.fft.rfft(x, axis=0) * weights, n=LENGTH, axis=0)
+    mirrored = jnp.concatenate([weights, jnp.conj(weights[1:2])])
+    return jnp.fft.ifft(jnp.fft.fft(x, axis=0) * mirrored, axis=0).real
+
+
+def mixture(w, x, one_hot):
+    """For each row the two of two experts in the order of their gates."""
+    gates, chosen = lax.top_k(jax.nn.softmax(x @ w["router"]), 2)
+    if one_hot:
+        y = jnp.einsum("li,eio->leo", x, w["experts"])
+        y = jnp.take_along_axis(y, chosen[..., None], axis=1)
+    else:
+        y = jnp.einsum("li,leio->leo", x, w["experts"][chosen])
+    return (gates[..., None] * y).sum(1)
 
 
 def dense(w, x):
@@ -292,6 +313,49 @@ OTHERS = {
             act(lambda y: jnp.where(y >= 0, y, 0.01 * y)),
             act(lambda y: jnp.maximum(y, 0.01 * y)),
         ],
+    ),
+    "order": (
+        {},
+        [
+            lambda w, x: jnp.cumsum(jnp.sort(x, axis=1), axis=1)[:, -1:] + 0 * x,
+            lambda w, x: lax.top_k(x, WIDTH)[0].sum(1, keepdims=True) + 0 * x,
+            lambda w, x: x.sum(1, keepdims=True) + 0 * x,
+        ],
+    ),
+    "running maximum": (
+        {},
+        [
+            lambda w, x: lax.cummax(x, axis=0),
+            lambda w, x: lax.associative_scan(jnp.maximum, x),
+            lambda w, x: jnp.stack([x[: i + 1].max(0) for i in range(LENGTH)]),
+        ],
+    ),
+    "running logarithms": (
+        {},
+        [
+            lambda w, x: lax.cumlogsumexp(x, axis=0),
+            lambda w, x: jnp.log(jnp.cumsum(jnp.exp(x), axis=0)),
+        ],
+    ),
+    "maxima of segments": (
+        {},
+        [
+            lambda w, x: jax.ops.segment_max(x, SEGMENTS, 2)[SEGMENTS],
+            lambda w, x: jnp.concatenate(
+                [
+                    jnp.broadcast_to(part.max(0, keepdims=True), part.shape)
+                    for part in jnp.split(x, 2)
+                ]
+            ),
+        ],
+    ),
+    "spectral layer": (
+        {"real": (3, 1), "imaginary": (3, 1)},
+        [functools.partial(spectral, whole=whole) for whole in (False, True)],
+    ),
+    "mixture": (
+        {"router": (WIDTH, 2), "experts": (2, *D)},
+        [functools.partial(mixture, one_hot=one_hot) for one_hot in (False, True)],
     ),
     "learned slope": (
         {"kernel": D, "slope": ()},

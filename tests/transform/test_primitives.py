@@ -254,6 +254,10 @@ EQUAL = {
         lambda y: y.at[:, jnp.array([0, 0, 1])].multiply(DUPLICATES),
         lambda y: y * jnp.array([[6.0, -4.0, 1.0, 1.0, 1.0, 1.0]]),
     ),
+    "a factor of zero": (
+        lambda y: y.at[:, jnp.array([0, 0, 1])].multiply(jnp.array([[2.0, 0.0, -4.0]])),
+        lambda y: y * jnp.array([[0.0, -4.0, 1.0, 1.0, 1.0, 1.0]]),
+    ),
     "a difference at a place": (
         lambda y: y.at[:, 0].subtract(y[:, 1]),
         lambda y: jnp.concatenate([y[:, :1] - y[:, 1:2], y[:, 1:]], axis=1),
@@ -335,7 +339,8 @@ def test_rounding_decides_no_order():
     assert places(lambda y: jnp.sort(y)) == [0]
     assert places(lambda y: lax.top_k(y, 1)[0]) == [0]
     assert places(lambda y: y[:, jnp.argmax(y, axis=1)]) == [0]
-    assert places(lambda y: lax.cummax(y, axis=1, reverse=True)) == [2]
+    assert places(lambda y: lax.cummax(y, axis=1)[:, -1:]) == [0]
+    assert places(lambda y: lax.cummin(y, axis=1, reverse=True)) == [2]
     assert places(lambda y: jax.ops.segment_max(y[0], jnp.zeros(3, int), 1)[None]) == [0]
 
 
