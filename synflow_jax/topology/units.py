@@ -68,7 +68,7 @@ def units_of(
     for x in leaves:
         if isinstance(x, Fixed):
             args.append(constant(x.value))
-        elif jnp.issubdtype(x.dtype, jnp.floating):
+        elif jnp.issubdtype(x.dtype, jnp.inexact):
             topology.inputs.append(topology.wires.new(x.shape))
             args.append(topology.flow(topology.inputs[-1]))
         else:

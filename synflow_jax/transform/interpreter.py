@@ -77,7 +77,7 @@ def interpret(
     """
     inputs, args = split_fixed(args)
     traced, shape = jax.make_jaxpr(apply_fn, return_shape=True)(params, *args)
-    sources = [_source(x) for x in inputs]
+    sources = [_source(x, settings.dtype) for x in inputs]
     leaves = [*map(_as_array, jax.tree.leaves(params))]
 
     def run(numbers_flow):
@@ -93,12 +93,15 @@ def interpret(
     return jax.tree.unflatten(jax.tree.structure(shape), outs)
 
 
-def _source(x: Any) -> Value:
-    """An input of the network: floats are flow, integers are tokens, booleans are plain."""
+def _source(x: Any, dtype: np.dtype) -> Value:
+    """An input of the network: floats are flow, and so are complex numbers with their
+    modulus; integers are tokens, booleans are plain."""
     if isinstance(x, Fixed):
         return _as_array(x.value)
     if is_floating(x):
         return normalised(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        return normalised(jnp.abs(x).astype(dtype))
     return Tokens(x) if jnp.issubdtype(x.dtype, jnp.integer) else x
 
 

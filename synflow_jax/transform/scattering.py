@@ -16,11 +16,15 @@ from synflow_jax.transform.values import (
     must_be_plain,
 )
 
+WRITES = (
+    "the positions that it writes (which the flow decides by `top_k` and `argmax` alone)"
+)
+
 
 def updating(equation: Equation, array: Value, update: Value, *places: Value):
     """Writes one array into another; if one of them is a parameter value, it carries no
     flow."""
-    must_be_plain(places, "the positions that it writes")
+    must_be_plain(places, WRITES)
     mantissas, exponent = aligned(as_flows([array, update], equation.dtype))
     (updated,) = equation.bind(*mantissas, *places)
     return [normalised(updated, exponent)]
@@ -28,7 +32,7 @@ def updating(equation: Equation, array: Value, update: Value, *places: Value):
 
 def scatter(equation: Equation, array: Value, places: Value, updates: Value):
     """Writes or adds entries into an array, at positions that are parameter values."""
-    must_be_plain([places], "the positions that it writes")
+    must_be_plain([places], WRITES)
     (array, updates), exponent = aligned(as_flows([array, updates], equation.dtype))
     put = lax.scatter_add if equation.name == "scatter-add" else lax.scatter
     written = put(array, places, updates, **_settings(equation))
@@ -38,7 +42,7 @@ def scatter(equation: Equation, array: Value, places: Value, updates: Value):
 def scatter_sub(equation: Equation, array: Value, places: Value, updates: Value):
     """As a subtraction: the array's flow passes. If only the updates carry flow, they are
     written as by `scatter-add`."""
-    must_be_plain([places], "the positions that it writes")
+    must_be_plain([places], WRITES)
     return [array] if carries_flow(array) else scatter(equation, array, places, updates)
 
 
@@ -60,7 +64,7 @@ def scatter_max(equation: Equation, array: Value, places: Value, updates: Value)
     """The largest of what is written to each position, the first among equals: the maximum
     of each segment. It is also the rule of the minimum, since absolute values have no
     sign."""
-    must_be_plain([places], "the positions that it writes")
+    must_be_plain([places], WRITES)
     (array, updates), exponent = aligned(as_flows([array, updates], equation.dtype))
     settings = _settings(equation)
     fixed, written = map(lax.stop_gradient, (array, updates))
@@ -83,7 +87,7 @@ def scatter_max(equation: Equation, array: Value, places: Value, updates: Value)
 
 def scatter_union(equation: Equation, array: Value, places: Value, updates: Value):
     """Of maxima, where any entry may be the largest: all that is written is added up."""
-    must_be_plain([places], "the positions that it writes")
+    must_be_plain([places], WRITES)
     (array, updates), exponent = aligned(as_flows([array, updates], equation.dtype))
     return [
         Scaled(lax.scatter_add(array, places, updates, **_settings(equation)), exponent)

@@ -28,12 +28,14 @@ from synflow_jax.transform.values import (
     plain_or_flow,
 )
 
+_DECIDED = "(which the flow decides by `sort`, `top_k` and `argmax` alone)"
+
 
 def structural(equation: Equation, flow: Value, *places: Value):
     """Moves entries without changing them; the positions are parameter values."""
+    must_be_plain(places, f"the positions that it reads {_DECIDED}")
     if not carries_flow(flow):
         raise ValueError("the flow must enter it as the array that is moved.")
-    must_be_plain(places, "the positions that it reads")
     at = [plain_or_flow(place) for place in places]
     mantissa, exponent = plain_or_flow(flow)
     moved = [Scaled(out, exponent) for out in equation.bind(mantissa, *at)]

@@ -356,6 +356,22 @@ def test_the_parts_of_a_complex_weight_share_its_flow():
     np.testing.assert_allclose(scores["imaginary"] * 6, [[16 / 5], [1]], rtol=1e-5)
 
 
+def test_a_complex_input_carries_flow():
+    def network(params, x):
+        return (x @ params["stem"]["kernel"].astype(jnp.complex64)).real
+
+    def same(params, x):
+        return x @ params["stem"]["kernel"]
+
+    shape = jax.ShapeDtypeStruct((1, 4), jnp.complex64)
+    want = sj.log_flow(same, PARAMS, (4,))
+    assert float(sj.log_flow(network, PARAMS, shape)) == pytest.approx(float(want))
+    params = {"stem": PARAMS["stem"]}
+    found = sj.effective_masks(network, params, sj.all_kept(params), shape)
+    assert found["stem"]["kernel"].all()
+    assert sj.fewest_weights(network, params, shape) == 1
+
+
 # --- linear solves ------------------------------------------------------------------------
 
 MATRIX = jnp.eye(4) * 3 + nets.draw({"m": (4, 4)})["m"]
