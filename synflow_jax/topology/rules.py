@@ -291,9 +291,9 @@ def mixing(topology: Topology, eqn: core.JaxprEqn, *operands: Value):
 _ENTRYWISE = (
     "abs acos acosh add add_any asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt "
     "ceil clamp complex conj convert_element_type copy copy_p cos cosh digamma erf "
-    "erf_inv erfc exp exp2 expm1 floor imag lgamma log log1p logistic max min name neg "
-    "nextafter pow real reduce_precision rem round sharding_constraint sign sin sinh "
-    "sqrt square stop_gradient tan tanh"
+    "erf_inv erfc exp exp2 expm1 floor imag lgamma log log1p log2 logistic max min name "
+    "neg nextafter one_minus_square polynomial pow real reduce_precision rem round "
+    "sharding_constraint sign sin sinh sqrt square stop_gradient tan tanh"
 ).split()
 
 # Step functions: their results are boolean and carry flow.

@@ -31,7 +31,8 @@ _SHARED = {
     _NONLINEAR: (
         "abs sign floor ceil round clamp is_finite not tanh logistic erf erfc erf_inv "
         "expm1 log log1p sqrt cbrt square sin cos tan asin acos atan sinh cosh asinh acosh "
-        "atanh lgamma digamma bessel_i0e bessel_i1e"
+        "atanh lgamma digamma bessel_i0e bessel_i1e log2 "
+        "one_minus_square polynomial"
     ),
     _EXPONENTIAL: "exp exp2",
     _POWER: "integer_pow pow rsqrt",

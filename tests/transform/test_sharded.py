@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 import synflow_jax as sj
 from tests import nets
 
 PARAMS = nets.draw(dict(a=(4, 6), b=(6, 4), c=(4, 2)))
-MESH = AbstractMesh((2, 2), ("x", "y"))
+MESH = AbstractMesh((2, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
 
 
 def mapped(function, in_specs, out_specs, check=True):
