@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the demonstration from the command line and prints a summary."""
     args = list(sys.argv[1:] if argv is None else argv)
     config = tyro.cli(Config, args=args, prog="python -m experiments demo")
-    command = shlex.join(["python", "-m", "experiments.demo", *args])
+    command = shlex.join(["python", "-m", "experiments", "demo", *args])
     keep_programs()
     try:
         path = run(smoke(config) if config.smoke else config, command)

@@ -3,15 +3,17 @@
 import functools
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from synflow_jax.precision import scoring_dtype
 from synflow_jax.selection.top_k import Selection, select
 
 
 def select_in_groups(
     scores: Sequence[Array],
-    ks: Sequence[Array],
+    ks: Sequence[int | Array],
     groups: Sequence[int],
     masks: Sequence[Array] | None = None,
 ) -> Selection:
@@ -41,7 +43,7 @@ def select_in_groups(
         parts.append(part)
         for i, mask, unseen in zip(at, part.masks, part.unreached):
             kept[i], unreached[i] = mask, unseen
-    dtype = functools.reduce(jnp.promote_types, [part.removed.dtype for part in parts])
+    dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*scores))
     return Selection(
         [kept[i] for i in range(len(scores))],
         sum((part.removed.astype(dtype) for part in parts), jnp.zeros((), dtype)),
