@@ -135,24 +135,23 @@ def _accuracies(network: Network, found: Points) -> Table:
     ]
     title = (
         f"{network.title}: held-out accuracy in per cent, of the best epoch (of the last), "
-        "mean over seeds; where only some seeds start to learn, how many and the best "
-        "epoch's range over those"
+        "mean over seeds; where not all seeds start to learn in the first epoch, how many "
+        "do and from where to where the best epochs of all seeds go"
     )
     return Table(title, ["method", *map(power, compressions)], body)
 
 
 def _cell(group: Sequence[Trained]) -> str:
-    """What became of the seeds. A mean only where all or none started."""
+    """What became of the seeds; a mean only where all started."""
     if not group:
         return ""
-    started = [t.best for t in group if t.started]
-    if len(started) == len(group):
+    best, started = [t.best for t in group], sum(t.started for t in group)
+    if started == len(group):
         last = statistics.fmean(t.last for t in group)
-        return f"{statistics.fmean(started):.1f} ({last:.1f})"
+        return f"{statistics.fmean(best):.1f} ({last:.1f})"
     cut = sum(t.reached is None for t in group)
-    text = f"{len(started)} of {len(group)} start"
-    if started:
-        text += f", {min(started):.1f} to {max(started):.1f}"
+    ends = dict.fromkeys((f"{min(best):.1f}", f"{max(best):.1f}"))
+    text = f"{started} of {len(group)} start, {' to '.join(ends)}"
     return text + (f"; {cut} cut" if cut else "")
 
 

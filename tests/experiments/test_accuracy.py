@@ -150,7 +150,7 @@ def test_there_is_no_mean_of_seeds_that_started_and_others():
         trained("snip", 1.0, 0.1, 2, flow=None, loss=2.31),
     ]
     cell = figures.tables(rows)[0].rows[0][1]
-    assert cell == "2 of 3 start, 70.0 to 80.0; 1 cut"
+    assert cell == "2 of 3 start, 10.0 to 80.0; 1 cut"
 
 
 def test_the_tables_have_accuracies_and_paired_differences():
@@ -158,7 +158,7 @@ def test_the_tables_have_accuracies_and_paired_differences():
     assert accuracies.headings == ["method", "10^0", "10^1", "10^2"]
     cells = {method: numbers for method, *numbers in accuracies.rows}
     assert cells["Not pruned"] == ["90.0 (90.0)", "", ""]
-    assert cells["SNIP"] == ["", "81.0 (75.0)", "0 of 2 start; 2 cut"]
+    assert cells["SNIP"] == ["", "81.0 (75.0)", "0 of 2 start, 10.0; 2 cut"]
     assert cells["SynFlow"] == ["", "81.0 (75.0)", "50.0 (50.0)"]
     assert len(cells) == 1 + len(methods.LABELS)
     beside = {method: numbers for method, *numbers in differences.rows}
