@@ -61,7 +61,10 @@ _SHARED = {
         "psum psum_invariant all_gather all_gather_invariant all_gather_reduced ppermute "
         "all_to_all reduce_scatter"
     ),
-    CALL: ("jit pjit closed_call core_call composite custom_jvp_call custom_vjp_call"),
+    CALL: (
+        "jit pjit closed_call core_call composite custom_jvp_call custom_vjp_call "
+        "call_hi_primitive"
+    ),
     Rule(
         control_flow.rematerialised, keeps_paths=True, sees_kinds=True, goes_inside=True
     ): "checkpoint remat2",

@@ -146,6 +146,11 @@ def called(params: dict[str, Any]) -> Any:
     for name in ("jaxpr", "call_jaxpr"):
         if name in params:
             return params[name]
+    if "_prim" in params:  # `jnp.searchsorted` and others, since JAX 0.12
+        primitive = params["_prim"]
+        avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in primitive.in_avals_flat]
+        args = jax.tree.unflatten(primitive.in_tree, avals)
+        return jax.make_jaxpr(lambda *args: primitive.expand(*args))(*args)
     raise ValueError("its inner function could not be found.")
 
 
