@@ -80,14 +80,17 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
                     ]
                     for what in ("shared", "chance")
                 }
-                axes.barh(at, means["shared"], 0.9 * height, color=color, label=power(c))
+                axes.barh(
+                    at, means["shared"], 0.9 * height, color=color, label=style.power(c)
+                )
                 ends = at - 0.45 * height, at + 0.45 * height
                 axes.vlines(means["chance"], *ends, color="white", lw=3)
                 axes.vlines(means["chance"], *ends, color=style.INK, lw=1)
             axes.set_yticks(places, list(own))
-            axes.invert_yaxis()
             axes.set_xlim(0, 100)
             axes.set_title(network, loc="left")
             axes.set_xlabel("shared (%); line: by chance")
-            axes.legend(fontsize=8, loc="lower right")
+        panels[0].invert_yaxis()  # and so all of them
+        handles = panels[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside upper center", ncols=len(handles[1]))
         figure.savefig(path, dpi=160)
