@@ -23,13 +23,13 @@ def factors(
     if isinstance(left, Scaled) and isinstance(right, Scaled):
         exponent = left.exponent + right.exponent
         odd = jnp.where(exponent % 2 == 1, 2.0**0.5, 1.0).astype(left.mantissa.dtype)
-        return _root(left.mantissa) * odd, _root(right.mantissa), exponent // 2
+        return root(left.mantissa) * odd, root(right.mantissa), exponent // 2
     if isinstance(left, Scaled):
         return left.mantissa, equation.absolute(right), left.exponent
     return equation.absolute(left), right.mantissa, right.exponent
 
 
-def _root(x: Array) -> Array:
+def root(x: Array) -> Array:
     """``sign(x) * sqrt(|x|)``, whose derivative at zero is set to zero."""
     at_zero = x == 0
     root = jnp.sqrt(jnp.abs(jnp.where(at_zero, jnp.ones_like(x), x)))

@@ -7,6 +7,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from synflow_jax.transform.contractions import root
 from synflow_jax.transform.history import shift_of
 from synflow_jax.transform.scaled import normalised
 from synflow_jax.transform.values import Derived, Equation, Value, plain_or_flow
@@ -70,16 +71,9 @@ def _multiplied_out(equation: Equation, rows: Array, number: float) -> Array:
     sizes = [equation.absolute(np.asarray(size, equation.dtype)) for size in sizes]
     one = equation.absolute(np.asarray(abs(number), equation.dtype))
 
-    def root(p, s):
-        dead = (p == 0) | (s == 0)
-        root = jnp.sqrt(jnp.where(dead, 1, jnp.abs(p))) * jnp.sqrt(
-            jnp.where(dead, 1, jnp.abs(s))
-        )
-        return jnp.where(dead, 0, root)
-
     def step(product, factor):
         row, before = factor
-        product = before * row + one * product + root(product, row)
+        product = before * row + one * product + root(product) * root(row)
         return product, product
 
     if not len(rows):
