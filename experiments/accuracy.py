@@ -28,7 +28,7 @@ from jaxtyping import Array, PyTree
 
 import synflow_jax as sj
 from experiments import methods
-from experiments.datasets.load import Data, load
+from experiments.datasets.load import cached
 from experiments.figures import accuracy as figures
 from experiments.harness import command
 from experiments.harness.sweeps import Context, Row
@@ -164,7 +164,7 @@ def _scale_matters(short: Settings) -> list[Run]:
 
 def execute(run: Run, context: Context) -> Iterator[Row]:
     """Prunes and trains; rows of every epoch and of the trained networks."""
-    loaded = _images(run.dataset, context.data_dir)
+    loaded = cached(run.dataset, context.data_dir)
     module = networks.module_of(run.network, loaded.num_classes)
     plan = steps.plan(module, run.training, loaded)
     settings = [_setting(run, seed, context.data_dir) for seed in run.seeds]
@@ -279,16 +279,11 @@ def _pruner(method: str, setting: _Setting, rounds: int) -> Callable[[float], Py
 
 @functools.lru_cache(maxsize=16)
 def _problem(setting: _Setting) -> methods.Problem:
-    loaded = _images(setting.dataset, setting.data_dir)
+    loaded = cached(setting.dataset, setting.data_dir)
     module = networks.module_of(setting.network, loaded.num_classes)
     batches = methods.batches(loaded, setting.seed, each=setting.each)
     shape = loaded.train_images.shape[1:]
     return methods.problem(module, jax.random.key(setting.seed), shape, batches)
-
-
-@functools.lru_cache(maxsize=2)
-def _images(dataset: str, data_dir: pathlib.Path | None) -> Data:
-    return load(dataset, data_dir)
 
 
 @functools.lru_cache(maxsize=16)
@@ -299,14 +294,11 @@ def _flow(setting: _Setting) -> Callable[[PyTree, PyTree], tuple[Array, Array]]:
     @jax.jit
     def measured(params: PyTree, masks: PyTree) -> tuple[Array, Array]:
         effective = sj.effective_masks(apply_fn, params, masks, shape)
-        return sj.log_flow(apply_fn, params, shape), sj.count(_kernels(params, effective))
+        return sj.log_flow(apply_fn, params, shape), sj.count(
+            steps.kernels(params, effective)
+        )
 
     return measured
-
-
-def _kernels(params: PyTree, masks: PyTree) -> list[Array]:
-    leaves = zip(sj.leaf_names(params), jax.tree.leaves(params), jax.tree.leaves(masks))
-    return [mask for name, leaf, mask in leaves if sj.is_kernel(name, leaf)]
 
 
 def _number(loss: float) -> float | None:

@@ -9,8 +9,6 @@ than those of one network whose images come in another order?
 """
 
 import dataclasses
-import functools
-import pathlib
 from collections.abc import Iterator
 
 import jax
@@ -20,7 +18,7 @@ from jaxtyping import PyTree
 
 import synflow_jax as sj
 from experiments import methods
-from experiments.datasets.load import Data, load
+from experiments.datasets.load import cached
 from experiments.figures import chaos as figures
 from experiments.harness import command
 from experiments.harness.sweeps import Context, Row
@@ -77,7 +75,7 @@ def runs(scale: command.Scale) -> list[Run]:
 
 def execute(run: Run, context: Context) -> Iterator[Row]:
     """A row on the two masks, and one on each training."""
-    loaded = _images(run.dataset, context.data_dir)
+    loaded = cached(run.dataset, context.data_dir)
     module = networks.module_of(run.network, loaded.num_classes)
     shape = loaded.train_images.shape[1:]
     variables = models.init(module, jax.random.key(run.seed), shape)
@@ -124,14 +122,8 @@ def last_bits_changed(params: PyTree, seed: int) -> PyTree:
 
 def shared(params: PyTree, one: PyTree, other: PyTree) -> float:
     """The fraction of the prunable weights that one keeps which the other keeps too."""
-    leaves = zip(sj.leaf_names(params), *map(jax.tree.leaves, (params, one, other)))
-    pairs = [(a, b) for name, leaf, a, b in leaves if sj.is_kernel(name, leaf)]
+    pairs = [*zip(steps.kernels(params, one), steps.kernels(params, other))]
     return sum(int((a & b).sum()) for a, b in pairs) / sum(int(a.sum()) for a, _ in pairs)
-
-
-@functools.lru_cache(maxsize=1)
-def _images(dataset: str, data_dir: pathlib.Path | None) -> Data:
-    return load(dataset, data_dir)
 
 
 EXPERIMENT = command.Experiment(

@@ -16,13 +16,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-import synflow_jax as sj
 from experiments import methods
-from experiments.datasets.load import Data, load
+from experiments.datasets.load import Data, cached
 from experiments.figures import data_ablation as figures
 from experiments.harness import command
 from experiments.harness.sweeps import Context, Row
-from experiments.training import networks
+from experiments.training import networks, steps
 
 OTHER = "other_images"
 PAIRS = {
@@ -77,7 +76,7 @@ def runs(scale: command.Scale) -> list[Run]:
 
 def execute(run: Run, context: Context) -> Iterator[Row]:
     """A row for each variant at each compression."""
-    loaded = load(run.dataset, context.data_dir)
+    loaded = cached(run.dataset, context.data_dir)
     problem = _problem(run, loaded, run.seed)
     key = jax.random.fold_in(jax.random.key(run.seed), 1)
     masks_at = methods.pruner(run.criterion, problem, key, rounds=run.rounds)
@@ -109,9 +108,7 @@ def compared(params: PyTree, one: PyTree, other: PyTree) -> Row:
       what it would be if each layer's weights were chosen at random, as many as they are;
       ``moved``: half the sum of what the layers' shares of the kept weights differ by.
     """
-    names, leaves = sj.leaf_names(params), jax.tree.leaves(params)
-    places = [i for i, pair in enumerate(zip(names, leaves)) if sj.is_kernel(*pair)]
-    a, b = ([np.asarray(jax.tree.leaves(m)[i]) for i in places] for m in (one, other))
+    a, b = ([*map(np.asarray, steps.kernels(params, m))] for m in (one, other))
     kept_a, kept_b = (np.array([m.sum() for m in masks], float) for masks in (a, b))
     sizes = np.array([m.size for m in a])
     whole = kept_a.sum()

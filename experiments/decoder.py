@@ -27,6 +27,7 @@ import synflow_jax as sj
 from experiments.figures import decoder as figures
 from experiments.harness import command
 from experiments.harness.sweeps import Context, Row
+from experiments.training import steps
 
 METHODS = ("synflow", "magnitude", "snip", "erk")
 
@@ -147,17 +148,12 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     )
     bits = jax.vmap(functools.partial(_bits, module, data.test, run.length))(params)
     for i, seed in enumerate(run.seeds):
-        kept = [
-            int(jnp.sum(mask[i]))
-            for name, mask in zip(sj.leaf_names(masks), jax.tree.leaves(masks))
-            if name.endswith("kernel")
-        ]
         yield {
             "kind": "trained",
             "method": run.method,
             "compression": run.compression,
             "seed": seed,
-            "kept": sum(kept),
+            "kept": int(sj.count(steps.kernels(*starts[i]))),
             "bits": round(float(bits[i]), 4),
             "first_bits": round(float(losses[i, 0]) / math.log(2), 4),
             "text": data.sha256[:16],

@@ -13,9 +13,7 @@ layer's size, as SynFlow's scores are.
 """
 
 import dataclasses
-import functools
 import itertools
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,7 +23,7 @@ from jaxtyping import PyTree
 
 import synflow_jax as sj
 from experiments import methods
-from experiments.datasets.load import Data, load
+from experiments.datasets.load import cached
 from experiments.figures import magnitude_training as figures
 from experiments.harness import command
 from experiments.harness.sweeps import Context, Row
@@ -127,7 +125,7 @@ def tickets(
 
 def execute(run: Ticket | Growth, context: Context) -> Iterator[Row]:
     """Does one run of either kind."""
-    loaded = _images(run.dataset, context.data_dir)
+    loaded = cached(run.dataset, context.data_dir)
     if run.network == "deep":
         module = models.MLP(loaded.num_classes, hidden=(300, 200, 100, 50, 25))
     else:
@@ -214,11 +212,6 @@ def _norms(number: int, params: PyTree) -> Row:
 def _layers(params: PyTree, masks: PyTree) -> list[Any]:
     leaves = zip(sj.summarize(params, masks), jax.tree.leaves(params))
     return [row for row, leaf in leaves if sj.is_kernel(row.name, leaf)]
-
-
-@functools.lru_cache(maxsize=2)
-def _images(dataset: str, data_dir: pathlib.Path | None) -> Data:
-    return load(dataset, data_dir)
 
 
 EXPERIMENT = command.Experiment(

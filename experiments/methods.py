@@ -42,7 +42,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 import synflow_jax as sj
 from experiments.datasets import stream
-from experiments.datasets.load import Data, load, source
+from experiments.datasets.load import Data, cached, source
 from experiments.training import images
 from synflow_jax import models
 
@@ -253,7 +253,7 @@ def scored_images(run: Any, data_dir: pathlib.Path | None = None) -> PyTree:
     if run.data == "imagenet2012":
         return _streamed(run, data_dir)
     drawn = batches(
-        _loaded(run.data, data_dir),
+        cached(run.data, data_dir),
         run.seed,
         each=run.each,
         size=run.batch,
@@ -272,11 +272,6 @@ def _streamed(run: Any, data_dir: pathlib.Path | None) -> PyTree:
     recipe = images.recipe(run.data)
     scaled = jnp.stack([images.normalise(recipe, jnp.asarray(batch)) for batch in some])
     return {"images": scaled, "labels": jnp.asarray(np.stack(labels))}
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded(name: str, data_dir: pathlib.Path | None) -> Data:
-    return load(name, data_dir)
 
 
 def score_fn(method: str, problem: Problem, key: Key[Array, ""]) -> Callable[..., PyTree]:

@@ -23,6 +23,7 @@ import synflow_jax as sj
 from experiments.datasets.load import Data
 from experiments.training import images
 from experiments.training.settings import Settings, optimizer
+from synflow_jax.trees import prunable_leaves
 
 
 class Split(NamedTuple):
@@ -353,13 +354,17 @@ def accuracy(
 def num_nonzero(params: PyTree, masks: PyTree) -> tuple[int, int]:
     """How many prunable weights differ from zero: of those kept, and of those pruned."""
     kept, pruned = 0, 0
-    triples = zip(sj.leaf_names(params), jax.tree.leaves(params), jax.tree.leaves(masks))
-    for name, leaf, mask in triples:
-        if sj.is_kernel(name, leaf):
-            nonzero = np.asarray(leaf) != 0
-            kept += int(np.count_nonzero(nonzero & np.asarray(mask)))
-            pruned += int(np.count_nonzero(nonzero & ~np.asarray(mask)))
+    for leaf, mask in zip(kernels(params, params), kernels(params, masks)):
+        nonzero = np.asarray(leaf) != 0
+        kept += int(np.count_nonzero(nonzero & np.asarray(mask)))
+        pruned += int(np.count_nonzero(nonzero & ~np.asarray(mask)))
     return kept, pruned
+
+
+def kernels(params: PyTree, tree: PyTree) -> list[Array]:
+    """The leaves of a tree like the parameters that belong to prunable weights."""
+    pairs = zip(jax.tree.leaves(tree), prunable_leaves(params, sj.is_kernel))
+    return [leaf for leaf, is_prunable in pairs if is_prunable]
 
 
 def _cast(tree: PyTree, dtype: jnp.dtype) -> PyTree:

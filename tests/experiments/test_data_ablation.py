@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 import synflow_jax as sj
-from experiments import data_ablation, methods
+from experiments import data_ablation
+from experiments.datasets.load import load
 from experiments.figures import data_ablation as figures
 from experiments.harness.sweeps import Context
 from experiments.training import networks
@@ -51,7 +52,7 @@ def test_a_run_compares_each_variant_at_each_compression(criterion, tmp_path, mo
 
 def test_other_images_leave_the_weights_as_they_are():
     run = data_ablation.Run("mlp_bn", "digits", "snip", 0, (1.0,), each=2)
-    loaded = methods.load("digits")
+    loaded = load("digits")
     one, other = (data_ablation._problem(run, loaded, seed) for seed in (0, 1000))
     for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params)):
         assert (a == b).all()
