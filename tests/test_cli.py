@@ -16,6 +16,7 @@ from synflow_jax.models import NETWORKS
 
 MODULE = """
 import jax.numpy as jnp
+import numpy as np
 
 def small():
     params = {"a": {"kernel": jnp.ones((4, 5))}, "b": {"kernel": jnp.ones((5, 2))}}
@@ -60,6 +61,17 @@ def odd():
     params = {"a\\x1b[31m\\n": params["a"], "b": params["b"]}
     return lambda p, x: x @ p["a\\x1b[31m\\n"]["kernel"] @ p["b"]["kernel"], params, shape
 
+def tokens():
+    import jax
+    inputs = {"ids": jax.ShapeDtypeStruct((2, 5), "int32")}
+    return lambda p, x: p["e"]["kernel"][x["ids"]], {"e": small()[1]["a"]}, inputs
+
+def described():
+    import jax
+    apply_fn, params, (size,) = small()
+    inputs = {"x": jax.ShapeDtypeStruct((4, size), "float32"), "scale": np.ones((1, size))}
+    return lambda p, x: apply_fn(p, x["x"] * x["scale"]), params, inputs
+
 def surrogate():
     apply_fn, params, shape = small()
     return lambda p, x: x @ p["\\ud800"]["kernel"], {"\\ud800": params["a"]}, shape
@@ -99,13 +111,21 @@ def test_prune_writes_masks_and_prints_a_row_for_each_layer(folder, capsys):
     assert shown.splitlines()[:7] == out.splitlines()[:7]
 
 
-@pytest.mark.parametrize("criterion", ["synflow", "synflow_l2", "magnitude", "random"])
+@pytest.mark.parametrize(
+    "criterion", ["synflow", "synflow_l2", "ntk_sap", "magnitude", "random"]
+)
 def test_prune_agrees_with_the_library(folder, criterion, capsys):
     command = "prune mlp --density 0.01 --rounds 3 --schedule linear --out m --criterion "
     assert run(folder, command + criterion) == 0
     masks = sj.load_masks(folder / "m")
     kept = sum(int(np.sum(layer["kernel"])) for layer in masks.values())
     assert kept == sj.num_kept(119_400, 0.01)
+
+
+def test_noise_for_ntk_sap_leaves_constants_of_the_network_as_they_are(folder):
+    command = "prune user:described --density 0.2 --out m --rounds 2 --criterion ntk_sap"
+    assert run(folder, command) == 0
+    assert int(sj.count(sj.load_masks(folder / "m"))) == 6
 
 
 def test_criteria_other_than_synflow_need_no_flow(folder, capsys):
@@ -168,6 +188,10 @@ def test_weights_that_the_output_does_not_depend_on_are_named(folder, criterion,
             "prune user:small --density 0.1 --out m --schedule certified "
             "--criterion random",
             "is for synflow and synflow_l2",
+        ),
+        (
+            "prune user:tokens --density 0.1 --out m --criterion ntk_sap",
+            "the inputs must be floats; got int32",
         ),
         ("prune user:leaves --density 0.1 --out m", "SystemExit: 3"),
         ("inspect none", "no masks file"),

@@ -9,11 +9,12 @@ from concurrent import futures
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.progress
 import tyro
-from jaxtyping import PyTree
+from jaxtyping import Array, Key, PyTree
 
 from synflow_jax import criteria
 from synflow_jax.analysis.effective import unreached
@@ -27,7 +28,8 @@ from synflow_jax.pruning.certified_rounds import certified
 from synflow_jax.pruning.loop import prune
 from synflow_jax.pruning.rounds import PruneInfo
 from synflow_jax.pruning.schedules import exponential, linear
-from synflow_jax.transform.network_flow import log_flow
+from synflow_jax.transform.network_flow import log_flow, ones
+from synflow_jax.transform.values import Fixed
 from synflow_jax.trees import (
     Masks,
     Prunable,
@@ -41,6 +43,9 @@ from synflow_jax.xla.jaxprs import FlowError
 
 _ALLOCATIONS = {"uniform": uniform, "erk": erk, "balanced": balanced}
 
+# Inputs that ntk_sap draws.
+_NOISE = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -52,8 +57,10 @@ class Options:
     """Fraction of the prunable weights to keep, in (0, 1]; 0.01 is a compression of 100."""
     out: pathlib.Path
     """The masks file to write (safetensors)."""
-    criterion: Literal["synflow", "synflow_l2", "magnitude", "random"] = "synflow"
-    """How weights are ranked; those criteria that need no data."""
+    criterion: Literal["synflow", "synflow_l2", "ntk_sap", "magnitude", "random"] = (
+        "synflow"
+    )
+    """How weights are ranked; those criteria that need no data (ntk_sap draws noise)."""
     rounds: int = 100
     """Rounds of scoring and selecting; `certified` finds their number itself."""
     schedule: Literal["exponential", "linear", "certified"] = "exponential"
@@ -73,7 +80,7 @@ class Options:
     without: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN")] = ()
     """Leaves not to prune, by patterns of their names."""
     seed: int = 0
-    """Seed of a built-in network's initial weights and of the random criterion."""
+    """Seed of a built-in network's initial weights, and of random and ntk_sap."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON instead of a table."""
 
@@ -226,8 +233,33 @@ def _criterion(options: Options, network: Network) -> ScoreFn:
         return criteria.random(key_of(options.seed))
     if options.criterion == "magnitude":
         return criteria.magnitude()
+    if options.criterion == "ntk_sap":
+        noise, directions = jax.random.split(key_of(options.seed))
+        return criteria.ntk_sap(apply_fn, _noise(input_shape, noise), directions)
     make = {"synflow": criteria.synflow, "synflow_l2": criteria.synflow_l2}
     return make[options.criterion](apply_fn, input_shape)
+
+
+def _noise(input_shape: PyTree, key: Key[Array, ""]) -> PyTree:
+    """One batch of normal noise, for ntk_sap: of ``_NOISE`` inputs, or of one input if it
+    is described with its batch axis."""
+
+    def drawn(one, key):
+        if isinstance(one, Fixed):
+            return one.value[None]
+        if not jnp.issubdtype(one.dtype, jnp.floating):
+            raise CommandError(
+                "--criterion ntk_sap draws noise, so the inputs must be floats; got "
+                f"{one.dtype}."
+            )
+        shape = one.shape if described else (_NOISE, *one.shape[1:])
+        return jax.random.normal(key, (1, *shape), one.dtype)
+
+    inputs = ones(input_shape)
+    leaves, tree = jax.tree.flatten(inputs, is_leaf=lambda x: isinstance(x, Fixed))
+    described = not isinstance(inputs, jax.Array)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(tree, [*map(drawn, leaves, keys)])
 
 
 def _pruned(
