@@ -266,6 +266,35 @@ def transforming(topology: Topology, eqn: core.JaxprEqn, flow: Flow):
     return [topology.flow(np.broadcast_to(one, typed(eqn.outvars[0]).shape), flow)]
 
 
+def scattering(
+    topology: Topology, eqn: core.JaxprEqn, into: Value, index: Value, updates: Value
+):
+    """Sums and maxima of segments: along axes that are scattered whole, entries at the same
+    position become one wire; along the others all do, wherever they go."""
+    if isinstance(index, Flow):
+        return mixing(topology, eqn, into, index, updates)
+    topology.not_as_weights(into, updates)
+    numbers = parameters(eqn)["dimension_numbers"]
+    shape, window = (typed(eqn.invars[i]).shape for i in (0, 2))
+    inserted = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
+    axes = [k for k in range(len(shape)) if k not in inserted]
+    pairs = zip(axes, numbers.update_window_dims)
+    whole = [(k, u) for k, u in pairs if window[u] == shape[k]]
+
+    def along_others(value, kept):
+        others = [k for k in range(value.ids.ndim) if k not in kept]
+        ids = topology.wires.along(value.ids, others).squeeze(tuple(others))
+        return placed(ids, [k for k, _ in whole], shape)
+
+    flows = [x for x in (into, updates) if isinstance(x, Flow)]
+    ids = [
+        along_others(x, [pair[end] for pair in whole])
+        for x, end in ((into, 0), (updates, 1))
+        if isinstance(x, Flow)
+    ]
+    return [topology.flow(topology.wires.unite(*ids), *flows)]
+
+
 def pooling(topology: Topology, eqn: core.JaxprEqn, flow: Value, *init: Value):
     """Entries of a window become one wire, whichever of them is the largest."""
     if not isinstance(flow, Flow) or set(parameters(eqn)["base_dilation"]) != {1}:
@@ -315,6 +344,10 @@ RULES: dict[str, Callable[..., Sequence[Value]]] = {
         pooling,
     ),
     **dict.fromkeys("sort top_k approx_top_k".split(), ordering),
+    **dict.fromkeys(
+        "scatter scatter-add scatter-sub scatter-max scatter-min scatter-mul".split(),
+        scattering,
+    ),
     "fft": transforming,
     "dot_general": dot_general,
     "conv_general_dilated": conv_general_dilated,

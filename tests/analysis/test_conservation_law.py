@@ -209,6 +209,15 @@ def idle(p, x):
     return relu(x @ p["a"]) @ p["b"], p["other"], unread.shape[0]
 
 
+SENDERS, RECEIVERS = np.array([0, 1, 2, 3, 0, 2]), np.array([1, 2, 3, 0, 2, 1])
+
+
+def neighbours(p, x):
+    """A graph: sums, and maxima, over the neighbours of each node."""
+    x = jax.ops.segment_sum((x @ p["a"])[SENDERS], RECEIVERS, 4)
+    return jax.ops.segment_max(relu(x @ p["w"])[SENDERS], RECEIVERS, 4) @ p["b"]
+
+
 S = functools.partial(dict, a=(3, 4), b=(4, 2))
 IMAGE = (6, 6, 2)
 IMAGES = jax.ShapeDtypeStruct((2, *IMAGE), jnp.float32)
@@ -290,6 +299,10 @@ CASES = {
     "a way without weights": (unweighted_way, S(b=(4, 3)), (3,), 4, []),
     "a stream from the input": (
         stream_from_the_input, S(b=(4, 3), c=(3, 2)), (3,), 4, ["c"]
+    ),
+    "neighbours": (
+        neighbours, S(w=(4, 4)), jax.ShapeDtypeStruct((4, 3), jnp.float32), 4 + 4,
+        ["a", "w", "b"],
     ),
     "unread": (idle, S(unread=(3, 2), other=(2, 2)), (3,), 4, ["a", "b"]),
 }  # fmt: skip
