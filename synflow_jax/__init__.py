@@ -56,6 +56,7 @@ from synflow_jax.pruning import (
     balanced,
     certified,
     counts_per_round,
+    cubic,
     densities_of,
     erk,
     exponential,
@@ -65,18 +66,29 @@ from synflow_jax.pruning import (
     prune,
     uniform,
 )
+from synflow_jax.selection.structured import (
+    blocks,
+    n_of_m,
+)
 from synflow_jax.selection.top_k import (
     keep_top,
     keep_top_per_layer,
 )
 from synflow_jax.training import (
     RewindState,
+    dynamic_sparsity,
     freeze_pruned,
+    gradient_criterion,
+    gradual_pruning,
+    grow_at_random,
+    grow_by_gradient,
     mask_train_state,
     masks_of,
     replace_masks,
+    replace_schedule,
     static_pruning,
     train_and_prune,
+    weight_times_gradient,
 )
 from synflow_jax.transform import (
     FlowError,
@@ -127,6 +139,7 @@ __all__ = [
     "counts_per_round",
     "exponential",
     "linear",
+    "cubic",
     "certified",
     "num_kept",
     "uniform",
@@ -145,11 +158,20 @@ __all__ = [
     "filled",
     "keep_top",
     "keep_top_per_layer",
+    "n_of_m",
+    "blocks",
     # Training under masks
     "static_pruning",
     "freeze_pruned",
+    "gradual_pruning",
+    "gradient_criterion",
+    "weight_times_gradient",
+    "dynamic_sparsity",
+    "grow_by_gradient",
+    "grow_at_random",
     "masks_of",
     "replace_masks",
+    "replace_schedule",
     "mask_train_state",
     "train_and_prune",
     "RewindState",

@@ -11,6 +11,7 @@ from synflow_jax.pruning.loop import PruneState as PruneState
 from synflow_jax.pruning.loop import iterative as iterative
 from synflow_jax.pruning.loop import prune as prune
 from synflow_jax.pruning.rounds import PruneInfo as PruneInfo
+from synflow_jax.pruning.schedules import cubic as cubic
 from synflow_jax.pruning.schedules import exponential as exponential
 from synflow_jax.pruning.schedules import linear as linear
 from synflow_jax.pruning.schedules import num_kept as num_kept

@@ -1,8 +1,11 @@
 """How many weights each round leaves: integers, computed on the host."""
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Integer
@@ -65,16 +68,57 @@ def counts_per_round(
       array([10,  1], dtype=uint32)
     """
     check_scope(scope)
-    density, rounds = as_density(density), as_rounds(rounds)
-    is_prunable = prunable_leaves(params, prunable)
+    leaves = leaves_of(params, prunable_leaves(params, prunable), masks)
+    return counts_of(leaves, density, rounds, schedule, scope, allocation)
+
+
+class Leaves(NamedTuple):
+    """The prunable leaves, as far as counts depend on them; hashable.
+
+    Attributes:
+      names: of the leaves.
+      shapes: of the leaves.
+      kept: how many weights each of them has before the first round.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    kept: tuple[int, ...]
+
+
+def leaves_of(params: Params, is_prunable: Sequence[bool], masks: Masks | None) -> Leaves:
+    """The prunable leaves, all weights of which are kept if there are no masks.
+
+    Raises:
+      ValueError: if the masks do not mirror the parameters, or are traced.
+    """
     named = zip(leaf_names(params), jax.tree.leaves(params), is_prunable)
-    leaves = [(name, leaf) for name, leaf, yes in named if yes]
-    names, sizes = [name for name, _ in leaves], [leaf.size for _, leaf in leaves]
+    leaves = [(name, tuple(jnp.shape(leaf))) for name, leaf, yes in named if yes]
+    names, shapes = (tuple(each) for each in zip(*leaves))
+    kept = map(math.prod, shapes) if masks is None else kept_of(masks, params, is_prunable)
+    return Leaves(names, shapes, tuple(kept))
+
+
+def counts_of(
+    leaves: Leaves,
+    density: float,
+    rounds: int,
+    schedule: Schedule | Certified,
+    scope: Scope,
+    allocation: Allocations | None,
+) -> Integer[np.ndarray, "rounds *groups"]:
+    """`counts_per_round` of the leaves of some parameters.
+
+    Raises:
+      ValueError: as `counts_per_round` does.
+    """
+    density, rounds = as_density(density), as_rounds(rounds)
+    names, shapes, kept = leaves
+    sizes = [math.prod(shape) for shape in shapes]
     if isinstance(schedule, Certified):
         raise ValueError("a `certified` schedule finds its counts in the rounds.")
     if allocation is not None and scope != "global":
         raise ValueError('`scope` is not "layer" with an `allocation` of its own.')
-    kept = sizes if masks is None else kept_of(masks, params, is_prunable)
 
     def scheduled(size: int, kept: int, density: float, name: str, of: str) -> list[int]:
         return _scheduled(schedule, rounds, (size, kept), density, name, of)
@@ -101,10 +145,9 @@ def counts_per_round(
         }
         counts = _with_rest(own, totals, kept, sum(sizes))
     elif callable(allocation):
-        shapes = {name: leaf.shape for name, leaf in leaves}
-        if len(shapes) < len(leaves):
+        if len(set(names)) < len(names):
             raise ValueError(f"two leaves have one name: {', '.join(names)}.")
-        counts = integer_counts(allocation, shapes, totals, kept)
+        counts = integer_counts(allocation, dict(zip(names, shapes)), totals, kept)
     else:
         raise ValueError(
             "`allocation` is a function, such as synflow_jax.erk, or {pattern: density}; "
@@ -218,7 +261,7 @@ def _matches(allocation: Mapping[str, float], names: Sequence[str]) -> list[str 
 
 
 def _with_rest(
-    own: Mapping[int, list[int]], totals: list[int], kept: list[int], size: int
+    own: Mapping[int, list[int]], totals: list[int], kept: Sequence[int], size: int
 ) -> np.ndarray:
     """A column for each leaf that has its own density, and one for the others together."""
     matched = np.sum(list(own.values()), axis=0, dtype=np.int64) if own else 0

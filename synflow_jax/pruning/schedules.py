@@ -101,6 +101,45 @@ def linear(density: float, rounds: int) -> np.ndarray:
     return densities
 
 
+def cubic(density: float, rounds: int, *, initial: float = 1.0) -> np.ndarray:
+    """Removes many weights in the first rounds and few in the last.
+
+    After round ``r`` of ``n`` the density is ``density + (initial - density) * (1 - r / n)
+    ** 3``, so the speed of pruning falls to zero at the end: the schedule of
+    `gradual_pruning`.
+
+    Args:
+      density: fraction kept after the last round, in (0, 1].
+      rounds: number of rounds; at least 1.
+      initial: fraction kept before the first round, from ``density`` to 1.
+
+    Returns:
+      float64 [rounds], falling; the last entry is ``density``. Round 0, which prunes
+      nothing, is left out.
+
+    Raises:
+      ValueError: if ``density`` is outside (0, 1], ``rounds`` is below 1 or ``initial`` is
+        not from ``density`` to 1.
+
+    Example:
+      >>> cubic(0.2, 2)
+      array([0.3, 0.2])
+
+    References:
+      Zhu and Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model
+      compression", 2017 (arXiv 1710.01878), equation 1.
+    """
+    _check_arguments(density, rounds)
+    start = _as_number(initial)
+    if start is None or not density <= start <= 1.0:
+        raise ValueError(
+            f"`initial` is the fraction kept before the first round, from `density` = "
+            f"{density} to 1; got {_shown(initial)}."
+        )
+    left = 1.0 - np.arange(1, rounds + 1) / rounds
+    return float(density) + (start - float(density)) * left**3
+
+
 def _check_arguments(density: float, rounds: int) -> None:
     as_density(density)
     as_rounds(rounds)

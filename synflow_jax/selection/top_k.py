@@ -146,7 +146,7 @@ def _selected(
     always = k <= jnp.uint32(size)
     groups = _leaf_groups([leaf.size for leaf in leaves])
     ranked = _join([jnp.asarray(leaf, dtype) for leaf in leaves], groups, always)
-    keys = [_to_key(array) for array in ranked]
+    keys = [to_key(array) for array in ranked]
     if masks is not None:
         lowest = jnp.iinfo(_key_type(dtype)).min
         eligible = _join(masks, groups, always)
@@ -260,7 +260,7 @@ def _split(
     return leaves
 
 
-def _to_key(scores: Array) -> Int[Array, "..."]:
+def to_key(scores: Array) -> Int[Array, "..."]:
     """Maps scores to integers that sort like them.
 
     NaN becomes the second lowest integer, the lowest marks entries that may not be kept,
@@ -276,7 +276,7 @@ def _to_key(scores: Array) -> Int[Array, "..."]:
 
 
 def _to_score(keys: Array) -> Float[Array, "..."]:
-    """The inverse of `_to_key`."""
+    """The inverse of `to_key`."""
     bits = jnp.where(keys < 0, jnp.iinfo(keys.dtype).min - keys, keys)
     return lax.bitcast_convert_type(bits, f"float{8 * keys.dtype.itemsize}")
 
@@ -298,7 +298,7 @@ def _number(keys: list[Array]) -> Measure:
 def _count_nonfinite(keys: Array) -> Integer[Array, ""]:
     lowest = jnp.iinfo(keys.dtype).min
     infinity = jnp.asarray(jnp.inf, f"float{8 * keys.dtype.itemsize}")
-    low, high = _to_key(-infinity), _to_key(infinity)
+    low, high = to_key(-infinity), to_key(infinity)
     return count_where(lambda key: (key != lowest) & ((key <= low) | (key >= high)), keys)
 
 

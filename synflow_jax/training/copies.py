@@ -39,10 +39,14 @@ def masked_copies(tree: PyTree, masks: Masks) -> PyTree:
     return jax.tree.map(masked, tree, is_leaf=is_copy)
 
 
-def masked_updates(updates: PyTree, masks: Masks) -> PyTree:
+def masked_updates(updates: PyTree, masks: Masks, params: PyTree = None) -> PyTree:
     """Sets the updates of pruned weights to zero; an update that is None stays None.
 
     Updates may have more axes at the front, as the gradients of single examples have.
+
+    With parameters, the update of a pruned weight is minus its value instead, and all
+    updates have the promoted type of parameter and update: `optax.apply_updates` adds in
+    this type, so the weight becomes exactly 0, and a weight that is 0 stays 0.
 
     Raises:
       ValueError: if the updates do not have the structure of the masks, or a leaf does not
@@ -54,7 +58,7 @@ def masked_updates(updates: PyTree, masks: Masks) -> PyTree:
             f"  masks: {_structure(masks)}\n  updates: {_structure(updates)}"
         )
 
-    def cut(path, update, mask):
+    def cut(path, update, mask, param=None):
         if _is_hole(update):
             return update
         axes = jnp.ndim(update) - jnp.ndim(mask)
@@ -64,9 +68,26 @@ def masked_updates(updates: PyTree, masks: Masks) -> PyTree:
                 f"its mask has shape {jnp.shape(mask)}."
             )
         mask = jnp.reshape(mask, (1,) * axes + jnp.shape(mask))
-        return jnp.where(mask, update, jnp.zeros_like(update))
+        if param is None or not jnp.issubdtype(jnp.result_type(param), jnp.inexact):
+            return jnp.where(mask, update, jnp.zeros_like(update))
+        dtype = jnp.promote_types(jnp.result_type(param), jnp.result_type(update))
+        return jnp.where(mask, jnp.asarray(update, dtype), -jnp.asarray(param, dtype))
 
-    return jax.tree_util.tree_map_with_path(cut, updates, masks, is_leaf=_is_hole)
+    trees = (updates, masks) if params is None else (updates, masks, params)
+    return jax.tree_util.tree_map_with_path(cut, *trees, is_leaf=_is_hole)
+
+
+def masked_updates_of(params: PyTree, updates: PyTree, masks: Masks) -> PyTree:
+    """`masked_updates` that bring pruned weights to 0, of each of the pair of lookahead."""
+    if not isinstance(updates, optax.LookaheadParams):
+        return masked_updates(updates, masks, params)
+    pairs = zip(updates, params)
+    return optax.LookaheadParams(*(masked_updates(u, masks, p) for u, p in pairs))
+
+
+def trained(params: PyTree) -> PyTree:
+    """The parameters that gradients are taken at: of `optax.lookahead`, the fast ones."""
+    return params.fast if isinstance(params, optax.LookaheadParams) else params
 
 
 def check_masks_of_params(masks: Masks, params: PyTree) -> None:

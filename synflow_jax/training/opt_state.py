@@ -1,4 +1,4 @@
-"""The masks in the state of an optimizer: read, replaced, or put into a train state."""
+"""The masks and the schedule in the state of an optimizer: read, replaced, or put there."""
 
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -10,24 +10,31 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from synflow_jax.masks import apply_masks
-from synflow_jax.training.copies import check_masks_of_params, masked_copies
+from synflow_jax.training.copies import check_masks_of_params, masked_copies, trained
+from synflow_jax.training.dynamic import DynamicSparsityState
+from synflow_jax.training.gradual import GradualPruningState
 from synflow_jax.training.optim import (
     FreezePrunedState,
     StaticPruningState,
     copy_placed_like,
     static_pruning,
 )
+from synflow_jax.training.timetable import NEVER
 from synflow_jax.trees import Masks, check_masks
 
 State = TypeVar("State")
+
+# States of the transformations that are around an optimizer and hold its state.
+_AROUND = (StaticPruningState, GradualPruningState, DynamicSparsityState)
 
 
 def masks_of(opt_state: PyTree) -> Masks:
     """The masks in the state of an optimizer, wherever they are nested.
 
     Args:
-      opt_state: the state of an optimizer that contains `static_pruning` or
-        `freeze_pruned` at any depth. If it contains several, they must have the same masks.
+      opt_state: the state of an optimizer that contains `static_pruning`,
+        `gradual_pruning`, `dynamic_sparsity` or `freeze_pruned` at any depth. If it
+        contains several, they must have the same masks.
 
     Returns:
       Boolean leaves shaped like the parameters; True = trained. They are the arrays of the
@@ -54,17 +61,20 @@ def masks_of(opt_state: PyTree) -> Masks:
 def replace_masks(opt_state: PyTree, masks: Masks) -> PyTree:
     """Replaces the masks in the state of an optimizer.
 
-    A compiled step is not compiled again for the new state. In the state of
-    `static_pruning`, newly pruned weights become zero in every copy of the parameters.
-    Everything else stays. The parameters are not changed: set newly pruned weights to zero
-    with `apply_masks`, in averages of your own too. A weight that the new masks bring back
-    starts from zero, without momentum; with `freeze_pruned`, it has the momentum that it
-    gathered while its updates were set to zero.
+    A compiled step is not compiled again for the new state. Newly pruned weights become
+    zero in every copy of the parameters that the state holds (with `freeze_pruned`, which
+    knows none, in none). Everything else stays, the counts of `gradual_pruning` too: where
+    they ask for more weights than the new masks keep, all of these stay. The parameters are
+    not changed: set newly pruned weights to zero with `apply_masks`, in averages of your
+    own too. A weight that the new masks bring back starts from zero, without momentum; with
+    `freeze_pruned`, it has the momentum that it gathered while its updates were set to
+    zero.
 
     Args:
-      opt_state: the state of an optimizer that contains `static_pruning` or
-        `freeze_pruned` at any depth; if it contains several with the same masks, each gets
-        the new masks. It can also be a batch of states.
+      opt_state: the state of an optimizer that contains `static_pruning`,
+        `gradual_pruning`, `dynamic_sparsity` or `freeze_pruned` at any depth; if it
+        contains several with the same masks, each gets the new masks. It can also be a
+        batch of states.
       masks: boolean leaves shaped like the masks in the state.
 
     Returns:
@@ -93,12 +103,100 @@ def replace_masks(opt_state: PyTree, masks: Masks) -> PyTree:
             return node
         check_masks(masks, node.masks)
         new = node._replace(masks=jax.tree.map(copy_placed_like, masks, node.masks))
-        if isinstance(new, StaticPruningState):
+        if isinstance(new, _AROUND):
             inner = jax.tree.map(replaced, new.inner, is_leaf=_has_masks)
             return new._replace(inner=masked_copies(inner, new.masks))
         return new
 
     return jax.tree.map(replaced, opt_state, is_leaf=_has_masks)
+
+
+def replace_schedule(
+    opt_state: PyTree,
+    *,
+    density: float | None = None,
+    begin: int | None = None,
+    end: int | None = None,
+) -> PyTree:
+    """Replaces when `gradual_pruning` prunes, and how much, in the state of an optimizer.
+
+    A compiled step is compiled again only if the new schedule has more pruning steps than
+    any before. Pruning steps that lie in the past are not made up for. Weights that are
+    pruned already stay pruned, whatever the density.
+
+    For a batch of schedules under `jax.vmap`, replace the schedule of one state once for
+    each of them and stack the results; begin with the one that has the most steps.
+
+    Args:
+      opt_state: the state of one optimizer that contains `gradual_pruning` at any depth.
+      density, begin, end: as in `gradual_pruning`; None leaves it as it is.
+
+    Returns:
+      The new state. Its counts are those that `gradual_pruning` with these numbers has.
+
+    Raises:
+      ValueError: if ``opt_state`` holds no schedule or is a batch of states, if a number is
+        out of range, or if a number that stays is traced.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from synflow_jax.criteria import magnitude
+      >>> from synflow_jax.training.gradual import gradual_pruning
+      >>> optimizer = gradual_pruning(optax.sgd(0.1), magnitude(), 0.5, begin=10, end=10)
+      >>> state = optimizer.init({"kernel": jnp.ones((2, 4))})
+      >>> state = replace_schedule(state, density=0.25, begin=9)
+      >>> state.steps, state.counts
+      (Array([ 9, 10], dtype=int32), Array([3, 2], dtype=uint32))
+    """
+    found = False
+
+    def replaced(node):
+        nonlocal found
+        if not isinstance(node, GradualPruningState):
+            return node
+        found = True
+        if np.ndim(node.step):
+            raise ValueError(
+                "`opt_state` is a batch of states: replace the schedule of each by itself, "
+                "and stack the results."
+            )
+        return _rescheduled(node, density, begin, end)
+
+    opt_state = jax.tree.map(
+        replaced, opt_state, is_leaf=lambda node: isinstance(node, GradualPruningState)
+    )
+    if not found:
+        raise ValueError("`opt_state` holds no schedule: it has no `gradual_pruning`.")
+    return opt_state
+
+
+def _rescheduled(
+    state: GradualPruningState,
+    density: float | None,
+    begin: int | None,
+    end: int | None,
+) -> GradualPruningState:
+    given = {"density": density, "begin": begin, "end": end}
+    kept = {
+        name: getattr(state.asked, name) for name, value in given.items() if value is None
+    }
+    for name, value in kept.items():
+        if isinstance(value, Tracer):
+            raise ValueError(
+                f"`{name}` of the state is traced: give `density`, `begin` and `end`, or "
+                "call it outside jit and vmap."
+            )
+        value = np.asarray(value)
+        given[name] = float(value.view(np.float64)[0]) if name == "density" else int(value)
+    table = state.recipe.timetable(**given)
+    # Never shorter than before, so that nothing is compiled again.
+    more = max(state.steps.shape[0] - len(table.steps), 0)
+    steps = np.pad(table.steps, (0, more), constant_values=NEVER)
+    widths = [(0, more)] + [(0, 0)] * (table.counts.ndim - 1)
+    new = (steps, np.pad(table.counts, widths, mode="edge"), table.asked)
+    old = (state.steps, state.counts, state.asked)
+    steps, counts, asked = jax.tree.map(copy_placed_like, new, old)
+    return state._replace(steps=steps, counts=counts, asked=asked)
 
 
 def mask_train_state(state: State, masks: Masks) -> State:
@@ -154,8 +252,7 @@ def mask_train_state(state: State, masks: Masks) -> State:
         params = optax.LookaheadParams(*(apply_masks(p, masks) for p in old.params))
     if any(_found(old.opt_state)):
         return old.replace(params=params, opt_state=replace_masks(old.opt_state, masks))
-    like = params.fast if is_pair else params
-    copies = jax.tree.map(copy_placed_like, masks, like)
+    copies = jax.tree.map(copy_placed_like, masks, trained(params))
     return old.replace(
         params=params,
         tx=static_pruning(old.tx, masks),
@@ -164,7 +261,7 @@ def mask_train_state(state: State, masks: Masks) -> State:
 
 
 def _has_masks(node: Any) -> bool:
-    return isinstance(node, StaticPruningState | FreezePrunedState)
+    return isinstance(node, (FreezePrunedState, *_AROUND))
 
 
 def _found(tree: PyTree, place: str = "opt_state") -> Iterator[tuple[str, Any]]:
@@ -174,7 +271,7 @@ def _found(tree: PyTree, place: str = "opt_state") -> Iterator[tuple[str, Any]]:
         at = f"{place}{jax.tree_util.keystr(path)}"
         if _has_masks(node):
             yield at, node
-        if isinstance(node, StaticPruningState):
+        if isinstance(node, _AROUND):
             yield from _found(node.inner, f"{at}.inner")
 
 
@@ -187,8 +284,9 @@ def _sets_of(opt_state: PyTree) -> list[tuple[str, Any]]:
     found = list(_found(opt_state))
     if not found:
         raise ValueError(
-            "`opt_state` holds no masks: its optimizer has neither `static_pruning` nor "
-            "`freeze_pruned`. Make one that has: static_pruning(optimizer, masks)."
+            "`opt_state` holds no masks: its optimizer has none of `static_pruning`, "
+            "`gradual_pruning`, `dynamic_sparsity` and `freeze_pruned`. Make one that has: "
+            "static_pruning(optimizer, masks)."
         )
     return found
 

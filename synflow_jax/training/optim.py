@@ -1,6 +1,7 @@
 """Optax transformations under which pruned weights stay zero."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from synflow_jax.training.copies import (
     check_masks_of_params,
     masked_copies,
     masked_updates,
+    trained,
 )
 from synflow_jax.trees import Leaf, Masks, Params, check_masks
 
@@ -121,22 +123,14 @@ def static_pruning(
       >>> optax.contrib.schedule_free_eval_params(state.inner, params)
       {'w': Array([0., 0.], dtype=float32)}
     """
-    if isinstance(optimizer, optax.MultiSteps):
-        optimizer = optimizer.gradient_transformation()
-    inner = optax.with_extra_args_support(optimizer)
+    inner = as_transformation(optimizer)
 
     def init(params: PyTree) -> StaticPruningState:
-        check_masks_of_params(masks, params)
-        like = params.fast if isinstance(params, optax.LookaheadParams) else params
-        state = inner.init(masked_copies(params, masks))
-        copies = jax.tree.map(copy_placed_like, masks, like)
-        return StaticPruningState(copies, masked_copies(state, masks))
+        return StaticPruningState(*start_under(inner, masks, params))
 
     def update(updates, state, params=None, **extra_args):
         masks = state.masks
-        updates = masked_updates(updates, masks)
-        extra_args = masked_copies(extra_args, masks)  # gradients among them
-        updates, new = inner.update(updates, state.inner, params, **extra_args)
+        updates, new = step_under(inner, masks, updates, state.inner, params, extra_args)
         if isinstance(updates, optax.LookaheadParams):
             updates = optax.LookaheadParams(*(masked_updates(u, masks) for u in updates))
         else:
@@ -144,6 +138,46 @@ def static_pruning(
         return updates, StaticPruningState(masks, masked_copies(new, masks))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def as_transformation(
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer as a transformation whose update takes extra arguments."""
+    if isinstance(optimizer, optax.MultiSteps):
+        optimizer = optimizer.gradient_transformation()
+    return optax.with_extra_args_support(optimizer)
+
+
+def start_under(
+    inner: optax.GradientTransformation, masks: Masks, params: PyTree
+) -> tuple[Masks, optax.OptState]:
+    """Copies of the masks, placed as the parameters are, and the optimizer's first state.
+
+    Raises:
+      ValueError: if the masks do not mirror the parameters.
+    """
+    check_masks_of_params(masks, params)
+    state = inner.init(masked_copies(params, masks))
+    copies = jax.tree.map(copy_placed_like, masks, trained(params))
+    return copies, masked_copies(state, masks)
+
+
+def step_under(
+    inner: optax.GradientTransformationExtraArgs,
+    masks: Masks,
+    updates: PyTree,
+    state: optax.OptState,
+    params: PyTree,
+    extra_args: Mapping[str, Any],
+) -> tuple[PyTree, optax.OptState]:
+    """A step of an optimizer that sees zero gradients for pruned weights.
+
+    The updates and the state that it returns are not masked yet.
+    """
+    updates = masked_updates(updates, masks)
+    extra_args = masked_copies(extra_args, masks)  # gradients among them
+    return inner.update(updates, state, params, **extra_args)
 
 
 def copy_placed_like(mask: Leaf, other: Leaf) -> Array:

@@ -78,3 +78,23 @@ def test_linear_removes_the_same_number_each_round(density, n):
 def test_schedules_refuse_what_is_out_of_range(schedule, density, n, word):
     with pytest.raises(ValueError, match=f"`{word}`"):
         schedule(density, n)
+
+
+@hypothesis.given(densities, rounds)
+def test_cubic_falls_ever_more_slowly_and_ends_at_the_density(density, n):
+    d = sj.cubic(density, n)
+    assert d.dtype == np.float64 and d.shape == (n,) and d[-1] == density
+    steps = np.diff(np.concatenate([[1.0], d]))
+    assert (steps <= 1e-12).all() and (np.diff(steps) >= -1e-12).all()
+
+
+def test_cubic_is_the_formula_of_zhu_and_gupta():
+    """By hand: sparsity 0.8 + (0.2 - 0.8) * (1 - t / n)**3 at t = 1, 2, 3, 4 of n = 4."""
+    want = 1 - np.array([0.546875, 0.725, 0.790625, 0.8])
+    np.testing.assert_allclose(sj.cubic(0.2, 4, initial=0.8), want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("initial", [0.1, 1.5, "1"])
+def test_cubic_refuses_a_start_below_its_end(initial, no_typecheck):
+    with pytest.raises(ValueError, match="`initial` is the fraction kept before"):
+        sj.cubic(0.2, 4, initial=initial)
