@@ -10,6 +10,7 @@ import pytest
 
 import synflow_jax as sj
 from synflow_jax.transform import Rule, Scaled
+from tests import nets
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "flow.md").read_text()
@@ -134,6 +135,16 @@ def test_the_examples_of_training_run(tmp_path, monkeypatch):
     kernel, mask = (names[n]["params"]["kernel"] for n in ("ticket", "masks"))
     assert int((kernel != 0).sum()) == 8 == int(mask.sum())
     assert names["info"].kept.tolist() == [8]
+
+
+def test_the_examples_of_sparse_training_run():
+    names = run_examples("sparse_training.md")
+    counts = [sj.count(nets.element(sj.masks_of(names["states"]), i)) for i in range(3)]
+    assert len(set(map(int, counts))) == 1  # none has been pruned yet
+
+
+def test_the_examples_for_who_comes_from_jaxpruner_run():
+    assert run_examples("from_jaxpruner.md")["tx"]
 
 
 def test_the_examples_of_the_theory_run(capsys):
