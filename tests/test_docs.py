@@ -29,6 +29,7 @@ def test_the_examples_of_the_flow_run(capsys):
     run_examples("flow.md")
     printed = capsys.readouterr().out
     assert "no rule for the primitive `pure_callback`" in printed
+    assert re.search(r"^-inf\n7\.5", printed, re.MULTILINE)  # a class token, all tokens
     tens = re.findall(r"^(?:10\.0|9\.99999\d*|10\.00000\d)$", printed, re.MULTILINE)
     assert len(tens) == 4  # R, with the rule of another, with a function, of a jitted one
     assert re.findall(r"certified: (\w+)", printed) == ["False", "True"]

@@ -98,7 +98,9 @@ def _zero_leaves(
     if not zero or not found & set(lost):
         return (
             "No leaf that is all zero is the cause; `synflow_jax.unreached` names the "
-            "leaves through which no flow passes."
+            "leaves through which no flow passes. Where the output is read at a learned "
+            "token alone, such as a class token, score with the output of all tokens "
+            "(docs/flow.md, Class tokens)."
         )
     values = f"{{{', '.join(f'{name!r}: 1.0' for name in zero)}}}"
     return (

@@ -346,6 +346,27 @@ def test_a_network_of_zero_norms_and_a_zero_head_is_refused_by_its_head():
     assert info.certificate
 
 
+def with_class_token(p, x, read):
+    """An attention whose query at the class token, a parameter, carries no flow."""
+    tokens = jnp.concatenate([p["token"], x @ p["patch"]["kernel"]])
+    q, k, v = jnp.split(tokens @ p["attention"]["kernel"], 3, axis=-1)
+    return (tokens + jax.nn.softmax(q @ k.T) @ v)[read] @ p["head"]["kernel"]
+
+
+def test_an_output_at_a_class_token_alone_is_refused_and_all_tokens_are_pruned():
+    shapes = {"patch": (3, 4), "attention": (4, 12), "head": (4, 2)}
+    params = {name: {"kernel": jnp.ones(shape)} for name, shape in shapes.items()}
+    params["token"], shape = jnp.ones((1, 4)), jax.ShapeDtypeStruct((5, 3), jnp.float32)
+    at_it, at_all = (
+        sj.synflow(lambda p, x, read=read: with_class_token(p, x, read), shape)
+        for read in (0, slice(None))
+    )
+    with pytest.raises(ValueError, match="R is 0.*a class token, score with the output of"):
+        sj.prune(at_it, params, 0.5, rounds=1)
+    _, info = sj.prune(at_all, params, 0.5, rounds=1)
+    assert info.unreached.tolist() == [0] and info.kept[-1] == 34
+
+
 def test_gradients_that_are_all_zero_are_named():
     def loss(params, batch):
         return (zero_head(params, batch) ** 2).sum()
