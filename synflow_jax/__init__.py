@@ -62,6 +62,7 @@ from synflow_jax.pruning import (
     exponential,
     iterative,
     linear,
+    lower_prune,
     num_kept,
     prune,
     uniform,
@@ -132,6 +133,7 @@ __all__ = [
     "synflow_as_written",
     # Pruning in rounds
     "prune",
+    "lower_prune",
     "iterative",
     "Pruner",
     "PruneState",

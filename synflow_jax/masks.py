@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Integer
 
 from synflow_jax.trees import Masks, Params, check_masks
+from synflow_jax.xla.backends import Backend, on_backend
 from synflow_jax.xla.reductions import count_where
 
 
@@ -63,11 +64,12 @@ def count(masks: Masks) -> Integer[Array, ""]:
       >>> int(count({"a": jnp.array([True, False]), "b": jnp.array([True])}))
       2
     """
-    return _count(jax.tree.leaves(masks))
+    return on_backend(count_on, jax.tree.leaves(masks))
 
 
-@jax.jit
-def _count(leaves: list[Array]) -> Integer[Array, ""]:
-    number = sum((count_where(lambda m: m, m) for m in leaves), jnp.uint32(0))
+@functools.partial(jax.jit, static_argnums=0)
+def count_on(backend: Backend, leaves: list[Array]) -> Integer[Array, ""]:
+    """`count`, of masks that lie on known devices."""
+    number = sum((count_where(backend, lambda m: m, m) for m in leaves), jnp.uint32(0))
     large = sum(leaf.size for leaf in leaves) >= 2**31
     return number if large else number.astype(jnp.int32)

@@ -16,8 +16,11 @@ import safetensors
 import safetensors.numpy
 
 import synflow_jax as sj
+from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.reductions import count_reaching, count_where
 from tests import nets
+
+CPU = Backend(cpu=True, one_device=True)
 
 
 def test_a_pruned_nan_becomes_zero_and_dtypes_stay():
@@ -40,7 +43,7 @@ def test_apply_masks_names_the_leaf_that_does_not_fit(no_typecheck):
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 1000, 40_003])
 def test_counts_agree_with_numpy(size):
     x = np.random.default_rng(size).integers(0, 10, size)
-    assert int(count_where(lambda x: x < 3, jnp.asarray(x))) == (x < 3).sum()
+    assert int(count_where(CPU, lambda x: x < 3, jnp.asarray(x))) == (x < 3).sum()
     assert int(sj.count({"x": jnp.asarray(x < 3), "y": jnp.ones((2, 2), bool)})) == (
         (x < 3).sum() + 4
     )
@@ -51,13 +54,13 @@ def test_counts_of_several_candidates_agree_with_numpy(size):
     x = np.random.default_rng(size).integers(-5, 10, size).astype(np.int32)
     candidates = np.array([-(2**31), 0, 3, 2**31 - 1], np.int32)
     want = [(x >= c).sum() for c in candidates]
-    got = count_reaching(jnp.asarray(x), jnp.asarray(candidates))
+    got = count_reaching(CPU, jnp.asarray(x), jnp.asarray(candidates))
     np.testing.assert_array_equal(got, want)
 
 
 def test_a_predicate_may_read_several_leaves():
     x, y = jnp.arange(100), jnp.arange(100)[::-1]
-    assert int(count_where(lambda a, b: a > b, x, y)) == 50
+    assert int(count_where(CPU, lambda a, b: a > b, x, y)) == 50
 
 
 trees = st.recursive(

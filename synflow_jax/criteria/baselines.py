@@ -17,6 +17,7 @@ from synflow_jax.trees import (
     check_masks,
     is_floating,
 )
+from synflow_jax.xla.backends import Backend
 
 
 def magnitude() -> ScoreFn:
@@ -66,7 +67,13 @@ def random(key: Key[Array, ""]) -> ScoreFn:
     return DataCriterion(Formula(_uniform), key)
 
 
-def _uniform(function: None, key: Key[Array, ""], params: Params, masks: Masks) -> Scores:
+def _uniform(
+    function: None,
+    backend: Backend,
+    key: Key[Array, ""],
+    params: Params,
+    masks: Masks,
+) -> Scores:
     check_masks(masks, params)
     leaves, treedef = jax.tree.flatten(params)
     # A generator for each shape: one for each leaf would take long to compile, and numbers

@@ -31,7 +31,7 @@ def as_batches(batches: Any, name: str = "batches") -> PyTree:
             f"`{name}` is an iterator, which can be read once; give list({name})."
         )
     try:
-        batches = jax.tree.map(jnp.asarray, batches)
+        batches = jax.tree.map(_as_array, batches)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"`{name}` must be a pytree of arrays with a leading axis of batches, or a "
@@ -49,6 +49,10 @@ def as_batches(batches: Any, name: str = "batches") -> PyTree:
         )
     _check_not_one(batches, name)
     return batches
+
+
+def _as_array(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
 
 
 def _is_batch(item: Any) -> bool:

@@ -1,5 +1,6 @@
 """Controls for ablations, which change a criterion, its input, or its masks."""
 
+import functools
 from collections.abc import Callable
 from typing import cast
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from synflow_jax.criteria.saliency import snip
-from synflow_jax.masks import apply_masks, count
+from synflow_jax.masks import apply_masks, count_on
 from synflow_jax.precision import scoring_dtype, split_floating, widened
 from synflow_jax.transform.network_flow import check_outputs, ones
 from synflow_jax.transform.values import split_fixed
@@ -21,6 +22,7 @@ from synflow_jax.trees import (
     check_masks,
     is_floating,
 )
+from synflow_jax.xla.backends import Backend, on_backend
 
 
 def shuffled(key: Key[Array, ""], masks: Masks) -> Masks:
@@ -121,15 +123,15 @@ def rescaled(params: Params, masks: Masks) -> Params:
       Neural Networks and How Lottery Tickets Win", AAAI 2022, count them unit by unit.
     """
     check_masks(masks, params)
-    return _rescaled(params, masks)
+    return on_backend(_rescaled, params, masks)
 
 
-@jax.jit
-def _rescaled(params: Params, masks: Masks) -> Params:
+@functools.partial(jax.jit, static_argnums=0)
+def _rescaled(backend: Backend, params: Params, masks: Masks) -> Params:
     def scale(leaf: Array, mask: Array) -> Array:
         if not is_floating(leaf):
             return leaf
-        kept = count(mask).astype(jnp.float32)
+        kept = count_on(backend, [mask]).astype(jnp.float32)
         factor = jnp.sqrt(leaf.size / jnp.maximum(kept, 1))  # nothing kept: all zero anyway
         wide = scoring_dtype(leaf)
         return (leaf.astype(wide) * factor.astype(wide)).astype(leaf.dtype)

@@ -29,6 +29,7 @@ from synflow_jax.trees import (
     is_kernel,
     prunable_leaves,
 )
+from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.loops import fit_for_loops
 
 # ``loss_fn(params, batch) -> scalar``.
@@ -125,9 +126,14 @@ def grasp(loss_fn: LossFn, batches: PyTree, *, prunable: Prunable = is_kernel) -
 
 
 def _grasp(
-    loss_fn: LossFn, prunable: Prunable, batches: PyTree, params: Params, masks: Masks
+    loss_fn: LossFn,
+    prunable: Prunable,
+    backend: Backend,
+    batches: PyTree,
+    params: Params,
+    masks: Masks,
 ) -> Scores:
-    weights, gradient = _at(loss_fn, params, masks)
+    weights, gradient = _at(backend, loss_fn, params, masks)
     total = _sum_over(batches, weights, gradient)
     direction = _direction(total, params, masks, prunable)
 
@@ -254,6 +260,7 @@ def ntk_sap(
 
 def _ntk_sap(
     apply_fn: Callable[[Params, PyTree], PyTree],
+    backend: Backend,
     data: tuple[PyTree, Key[Array, ""]],
     params: Params,
     masks: Masks,
@@ -269,7 +276,7 @@ def _ntk_sap(
         x, number = batch
         keys = jax.random.split(jax.random.fold_in(key, number), len(weights))
         normal = [jax.random.normal(k, w.shape, w.dtype) for k, w in zip(keys, weights)]
-        outputs = fit_for_loops(lambda weights: apply_fn(merged(weights), x))
+        outputs = fit_for_loops(backend, lambda weights: apply_fn(merged(weights), x))
 
         def masked(weights, strengths):
             return outputs([m * w for m, w in zip(strengths, weights)])
@@ -297,12 +304,13 @@ def _of_gradients(
     loss_fn: LossFn,
     of_batch: Callable[[Array], Array],
     of_weight: Callable[[Array, Array], Array],
+    backend: Backend,
     batches: PyTree,
     params: Params,
     masks: Masks,
 ) -> Scores:
     """``of_weight(w, sum of of_batch(g))`` with ``g`` the gradient of each batch's loss."""
-    weights, gradient = _at(loss_fn, params, masks)
+    weights, gradient = _at(backend, loss_fn, params, masks)
 
     def summed(weights, batch):
         return [of_batch(g) for g in gradient(weights, batch)]
@@ -310,7 +318,9 @@ def _of_gradients(
     return _scores(of_weight, params, _sum_over(batches, weights, summed))
 
 
-def _at(loss_fn: LossFn, params: Params, masks: Masks) -> tuple[_Floating, Callable]:
+def _at(
+    backend: Backend, loss_fn: LossFn, params: Params, masks: Masks
+) -> tuple[_Floating, Callable]:
     """The masked weights, and ``gradient(weights, batch)`` of the loss in them."""
     weights, masked = split_floating(apply_masks(widened(params), masks))
 
@@ -329,7 +339,7 @@ def _at(loss_fn: LossFn, params: Params, masks: Masks) -> tuple[_Floating, Calla
             )
         return value
 
-    return weights, jax.grad(fit_for_loops(loss))
+    return weights, jax.grad(fit_for_loops(backend, loss))
 
 
 def _sum_over(

@@ -15,6 +15,7 @@ from synflow_jax.transform.network_flow import ones, total_flow
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.values import Rules, checked_rules
 from synflow_jax.trees import Masks, Params, ScoreFn, Scores
+from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.programs import program
 
 
@@ -67,8 +68,8 @@ def synflow(
     """
     inputs, rules = ones(input_shape), checked_rules(rules)
 
-    def score(params: Params, masks: Masks) -> Scores:
-        return _shares(apply_fn, rules, biases, params, masks, inputs)
+    def score(backend: Backend, params: Params, masks: Masks) -> Scores:
+        return _shares(apply_fn, rules, biases, backend, params, masks, inputs)
 
     def why_not(params: Params, is_prunable: Sequence[bool]) -> str | None:
         if biases:
@@ -101,6 +102,7 @@ def _shares(
     apply_fn: Callable[..., PyTree],
     rules: Rules,
     biases: bool,
+    backend: Backend,
     params: Params,
     masks: Masks,
     inputs: PyTree,
@@ -112,8 +114,8 @@ def _shares(
 
     def mantissa_of_flow(alive):
         params = masked(alive)
-        total = total_flow(apply_fn, params, inputs, biases=biases, rules=rules)
-        return total.mantissa
+        settings = {"biases": biases, "rules": rules, "backend": backend}
+        return total_flow(apply_fn, params, inputs, **settings).mantissa
 
     # The derivative is taken in the masked weights, and the weights and masks are used
     # again only in the shares: so the compiler keeps no copy of all weights until the
@@ -159,9 +161,9 @@ def synflow_l2(
     """
     of_weights = synflow(apply_fn, input_shape, rules=rules)
 
-    def score(params: Params, masks: Masks) -> Scores:
+    def score(backend: Backend, params: Params, masks: Masks) -> Scores:
         weights, merged = split_floating(widened(params))
-        return of_weights(merged([w * w for w in weights]), masks)
+        return of_weights.score(backend, merged([w * w for w in weights]), masks)
 
     def where(params: Params) -> str | None:
         weights, merged = split_floating(widened(params))

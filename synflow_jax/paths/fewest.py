@@ -29,6 +29,7 @@ from synflow_jax.transform.values import (
     with_flow,
 )
 from synflow_jax.trees import Params, Prunable, is_kernel, prunable_leaves
+from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.programs import program
 
 
@@ -151,6 +152,7 @@ def _reached_through(
     rules: Mapping[str, Rule],
     levels: int,
     is_sampled: Sequence[bool],
+    backend: Backend,
     params: PyTree,
     inputs: PyTree,
 ) -> Bool[Array, " numbers"]:
@@ -162,6 +164,7 @@ def _reached_through(
       levels: the largest number of weights that is told apart from more.
       is_sampled: which leaves have samples along a leading axis. A value that differs
         between the samples is a weight, or is computed from weights.
+      backend: where it runs.
       params: the parameters, with the samples of those leaves.
       inputs: what ``apply_fn`` takes as ``x``.
 
@@ -192,7 +195,9 @@ def _reached_through(
         return with_flow(value, flow)
 
     rules = replaced(DECIDED, rules)
-    settings = Settings(dtype, rules=rules, absolute=passed_on, after_rule=as_boolean)
+    settings = Settings(
+        dtype, rules=rules, absolute=passed_on, after_rule=as_boolean, backend=backend
+    )
 
     def output_reached(*leaves):
         params = jax.tree.unflatten(treedef, leaves)

@@ -28,6 +28,7 @@ from synflow_jax.transform.values import (
     with_flow,
 )
 from synflow_jax.trees import Masks, Params
+from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.programs import program
 
 
@@ -69,6 +70,7 @@ def on_paths(
 def _alive(
     apply_fn: Callable[..., PyTree],
     rules: Mapping[str, Rule],
+    backend: Backend,
     params: Params,
     inputs: PyTree,
 ) -> Masks:
@@ -90,6 +92,7 @@ def _alive(
         rules=replaced(ANY_ENTRY, rules),
         absolute=connects,
         after_rule=_zero_or_one,
+        backend=backend,
     )
 
     def outputs_reached(weights):

@@ -10,6 +10,7 @@ from synflow_jax.pruning.loop import Pruner as Pruner
 from synflow_jax.pruning.loop import PruneState as PruneState
 from synflow_jax.pruning.loop import iterative as iterative
 from synflow_jax.pruning.loop import prune as prune
+from synflow_jax.pruning.lowering import lower_prune as lower_prune
 from synflow_jax.pruning.rounds import PruneInfo as PruneInfo
 from synflow_jax.pruning.schedules import cubic as cubic
 from synflow_jax.pruning.schedules import exponential as exponential

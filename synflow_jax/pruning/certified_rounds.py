@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
-from synflow_jax.masks import count
+from synflow_jax.masks import count_on
 from synflow_jax.pruning.rounds import WHOLE, Choice, Plan, PruneInfo, Scored
 from synflow_jax.pruning.schedules import as_density, num_kept
 from synflow_jax.selection import budget
@@ -88,13 +88,15 @@ def _choose(targets: Targets, number: ArrayLike, scored: Scored) -> Choice:
             f"{scored.why_not_certified}"
         )
     scores, alive = scored.scores, scored.alive
-    before = count(alive).astype(jnp.uint32)
+    backend = scored.backend
+    before = count_on(backend, alive).astype(jnp.uint32)
     ratio = jnp.asarray(targets.max_ratio).astype(scores[0].dtype)
-    affordable = budget.within(scores, alive, ratio)
+    affordable = budget.within(backend, scores, alive, ratio)
     one = (affordable.kept == before) & (affordable.next < WHOLE)
     k = jnp.maximum(jnp.where(one, before - 1, affordable.kept), targets.k)
     # If all scores are zero nothing flows, and no weight is the right one to remove.
-    flows = sum(count_where(lambda s: s > 0, s) for s in jax.tree.leaves(scored.every)) > 0
+    every = jax.tree.leaves(scored.every)
+    flows = sum(count_where(backend, lambda s: s > 0, s) for s in every) > 0
     k = jnp.where(flows, k, before)
     return Choice(k, stopped=(k == before) & (before > targets.k))
 

@@ -24,7 +24,7 @@ from synflow_jax.pruning.counts import (
     groups_of,
     kept_of,
 )
-from synflow_jax.pruning.criterion import flow_criterion
+from synflow_jax.pruning.criterion import data_of, flow_criterion, score_on
 from synflow_jax.pruning.progress import run_rounds
 from synflow_jax.pruning.rounds import (
     Choice,
@@ -46,7 +46,8 @@ from synflow_jax.trees import (
     not_floating,
     prunable_leaves,
 )
-from synflow_jax.xla.batching import one_by_one
+from synflow_jax.xla.backends import backend_of, on_backend
+from synflow_jax.xla.batching import each_on_backend
 
 
 class PruneState(NamedTuple):
@@ -113,17 +114,18 @@ def iterative(
 
     def step(state: PruneState, params: Params, k: PyTree):
         is_prunable = tuple(prunable_leaves(params, prunable))
-        # The criterion is called as it is: a loop of one's own may change what it reads.
         groups = groups_of(params, is_prunable, scope, allocation)
-        method = Method(score_fn, groups, is_prunable, regrow, score_fn)
 
-        def leave(k, params, masks):
+        def leave(backend, k, params, masks):
+            # Not traced before: a loop of one's own may change what the criterion reads.
+            score = score_on(score_fn, backend)
+            method = Method(score, groups, is_prunable, regrow, score_fn, backend)
             masks, info, *_ = one_round(method, lambda _: Choice(k), (), params, masks)
             return masks, info
 
         k = as_counts(k)
         k = k if isinstance(k, jax.Array) else jax.device_put(k)
-        masks, info = one_by_one(leave)(k, params, state.masks)
+        masks, info = each_on_backend(leave)(k, params, state.masks)
         return PruneState(masks), info
 
     return Pruner(init, step)
@@ -231,13 +233,80 @@ def prune(
       initialization", ICLR 2021 (FORCE).
     """
     params = jax.tree.map(jnp.asarray, params)
+    rounds_of = prepared(
+        score_fn,
+        params,
+        density,
+        rounds=rounds,
+        schedule=schedule,
+        scope=scope,
+        allocation=allocation,
+        prunable=prunable,
+        masks=masks,
+        regrow=regrow,
+        keep_connected=keep_connected,
+    )
+
+    def run(backend, params, masks):
+        method, constants = rounds_of.method_on(backend, params)
+        return run_rounds(
+            method,
+            rounds_of.plan,
+            constants,
+            params,
+            rounds_of.targets,
+            limit=rounds_of.limit,
+            masks=masks,
+            keep_connected=rounds_of.keep_connected,
+            on_round=on_round,
+        )
+
+    masks = jax.tree.map(jnp.asarray, masks)
+    backend = backend_of(params, masks, data_of(score_fn))
+    return on_backend(run, params, masks, backend=backend)
+
+
+class Prepared(NamedTuple):
+    """The rounds that arguments of `prune` ask for; everything but the parameters.
+
+    Attributes:
+      method_on: ``method_on(backend, params) -> (method, constants)``: how to prune on
+        these devices, and the arrays that the criterion needs.
+      plan: how many weights rounds leave, and when they end.
+      targets: the arrays that the plan needs, such as counts.
+      limit: the largest number of rounds.
+      keep_connected: whether a round that cuts the network is undone.
+    """
+
+    method_on: Callable[..., tuple[Method, tuple[PyTree, ...]]]
+    plan: Plan
+    targets: PyTree
+    limit: int
+    keep_connected: bool
+
+
+def prepared(
+    score_fn: ScoreFn,
+    params: Params,
+    density: float,
+    *,
+    rounds: int = 100,
+    schedule: Schedule | Certified = exponential,
+    scope: Scope = "global",
+    allocation: Allocations | None = None,
+    prunable: Prunable = is_kernel,
+    masks: Masks | None = None,
+    regrow: bool = False,
+    keep_connected: bool = True,
+) -> Prepared:
+    """Checks the arguments of `prune`, of whose parameters only shapes are read."""
     is_prunable = tuple(prunable_leaves(params, prunable))
     if whole := not_floating(params, prunable):
         warnings.warn(
             f"{', '.join(whole)}: only floating leaves can be pruned, so these stay whole "
             "and do not count in the density. To say that it is meant so: "
             "prunable=synflow_jax.matching(without=...).",
-            stacklevel=2,
+            stacklevel=3,
         )
     if schedule is certified:
         raise ValueError("`schedule` is certified(), with or without a ratio.")
@@ -272,26 +341,21 @@ def prune(
         )
         plan, limit = COUNTS, len(targets)
         groups = groups_of(params, is_prunable, scope, allocation)
-    method, constants = method_of(
-        score_fn,
-        params,
-        jax.eval_shape(all_kept, params),
-        is_prunable=is_prunable,
-        groups=groups,
-        regrow=regrow,
-    )
-    return run_rounds(
-        method,
-        plan,
-        constants,
-        params,
-        targets,
-        limit=limit,
-        masks=None if masks is None else jax.tree.map(jnp.asarray, masks),
-        # A certified round never cuts.
-        keep_connected=keep_connected and plan is COUNTS and _has_flow(score_fn, regrow),
-        on_round=on_round,
-    )
+
+    def method_on(backend, params):
+        return method_of(
+            score_fn,
+            backend,
+            params,
+            jax.eval_shape(all_kept, params),
+            is_prunable=is_prunable,
+            groups=groups,
+            regrow=regrow,
+        )
+
+    # A certified round never cuts.
+    may_cut = keep_connected and plan is COUNTS and _has_flow(score_fn, regrow)
+    return Prepared(method_on, plan, targets, limit, may_cut)
 
 
 def _has_flow(score_fn: ScoreFn, regrow: bool) -> bool:

@@ -65,7 +65,7 @@ def check_rounds(
         f"all scores of {len(lost)} of {len(names)} prunable leaves are 0 before the first "
         "round, so their weights are the first to be removed, by their position: "
         f"{', '.join(lost)}. {why}",
-        stacklevel=4,
+        stacklevel=6,
     )
 
 

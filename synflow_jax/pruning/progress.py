@@ -12,7 +12,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
-from synflow_jax.masks import all_kept, count
+from synflow_jax.masks import all_kept, count_on
 from synflow_jax.pruning.lost_flow import check_rounds
 from synflow_jax.pruning.rounds import (
     Choice,
@@ -119,7 +119,7 @@ def run_rounds(
     # Explicitly, as `jax.transfer_guard` may want it.
     constants, targets = jax.tree.map(_on_device, (constants, targets))
     if on_round is None:
-        left, infos, done, unreached = _all_rounds(
+        left, infos, done, unreached = all_rounds(
             *static, constants, params, targets, masks
         )
         if not isinstance(done, Tracer):
@@ -166,14 +166,12 @@ def _rows(infos: PruneInfo, start: int, stop: int) -> PruneInfo:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _all_rounds(
-    method, plan, limit, keep_connected, constants, params, targets, masks=None
-):
+def all_rounds(method, plan, limit, keep_connected, constants, params, targets, masks=None):
     """The masks, the reports of ``limit`` rounds, how many rounds there were, and for each
     prunable leaf whether all its scores were 0 at the start."""
     static = (method, plan, limit, keep_connected)
 
-    def all_rounds(constants, params, targets, masks):
+    def run(constants, params, targets, masks):
         progress = lax.while_loop(
             functools.partial(_goes_on, *static, targets),
             functools.partial(_one_scoring, *static, constants, params, targets),
@@ -191,7 +189,7 @@ def _all_rounds(
 
     # Masks have no gradient, and a loop whose length is not static has no reverse mode.
     operands = lax.stop_gradient((constants, params, targets, masks))
-    return one_by_one(all_rounds)(*operands)
+    return one_by_one(method.backend, run)(*operands)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -223,7 +221,9 @@ def _number(method: Method, params: Params, masks: Masks | None) -> Array:
         sizes = [sum(leaf.size for leaf in group) for group in of_groups]
         number = jnp.asarray(np.asarray(sizes, np.uint32))
     else:
-        number = jnp.stack([count(group).astype(jnp.uint32) for group in of_groups])
+        number = jnp.stack(
+            [count_on(method.backend, group).astype(jnp.uint32) for group in of_groups]
+        )
     return number[0] if method.groups is None else number
 
 

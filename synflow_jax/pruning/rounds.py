@@ -6,15 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer, PyTree
 
-from synflow_jax.masks import count
+from synflow_jax.masks import count_on
 from synflow_jax.precision import scoring_dtype
 from synflow_jax.pruning.criterion import why_not_certified, without_constants
 from synflow_jax.selection.groups import select_in_groups
 from synflow_jax.selection.top_k import Selection, select
 from synflow_jax.trees import Masks, Params, ScoreFn, check_like
+from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.constants import Hoisted
 
 Scope = Literal["global", "layer"]
@@ -62,6 +64,12 @@ class PruneInfo(NamedTuple):
         return jnp.all(self.certified)
 
 
+# So that `jax.export` can write a function that returns what `prune` returns.
+jax.export.register_namedtuple_serialization(
+    PruneInfo, serialized_name="synflow_jax.PruneInfo"
+)
+
+
 class Method(NamedTuple):
     """How a round prunes: everything about it that is static.
 
@@ -72,6 +80,7 @@ class Method(NamedTuple):
       is_prunable: for each leaf, whether it is pruned.
       regrow: whether pruned weights may return.
       criterion: the criterion as it was given, or its formula: what certificates ask.
+      backend: the devices that it prunes on.
     """
 
     score_fn: Callable[..., PyTree]
@@ -79,10 +88,12 @@ class Method(NamedTuple):
     is_prunable: tuple[bool, ...]
     regrow: bool
     criterion: Any
+    backend: Backend
 
 
 def method_of(
     score_fn: ScoreFn,
+    backend: Backend,
     params: Params,
     masks: Masks,
     *,
@@ -91,8 +102,9 @@ def method_of(
     regrow: bool = False,
 ) -> tuple[Method, tuple[PyTree, ...]]:
     """The method that prunes by a criterion, and the arrays that the criterion needs."""
-    score, constants = without_constants(score_fn, params, masks)
-    return Method(score, groups, tuple(is_prunable), regrow, score.key), constants
+    score, constants = without_constants(score_fn, backend, params, masks)
+    method = Method(score, groups, tuple(is_prunable), regrow, score.key, backend)
+    return method, constants
 
 
 class Scored(NamedTuple):
@@ -103,12 +115,14 @@ class Scored(NamedTuple):
       scores: those of the prunable leaves.
       alive: the masks of the prunable leaves.
       why_not_certified: why removed scores do not bound the removed flow; None if they do.
+      backend: the devices that they lie on.
     """
 
     every: PyTree
     scores: list[Array]
     alive: list[Array]
     why_not_certified: str | None
+    backend: Backend
 
 
 class Choice(NamedTuple):
@@ -175,10 +189,10 @@ def one_round(
         for tree in (every, masks)
     )
     why_not = why_not_certified(method.criterion, params, method.is_prunable)
-    choice = choose(Scored(every, scores, alive, why_not))
+    choice = choose(Scored(every, scores, alive, why_not, method.backend))
     eligible = None if method.regrow else alive
     if method.groups is None:
-        selection = select(scores, choice.k, eligible)
+        selection = select(scores, choice.k, eligible, method.backend)
     else:
         number = len(set(method.groups))
         if jnp.shape(choice.k) != (number,):
@@ -187,9 +201,10 @@ def one_round(
                 f"the {number} groups of prunable leaves that are ranked by themselves: "
                 'with scope "layer", each leaf.'
             )
-        selection = select_in_groups(scores, list(choice.k), method.groups, eligible)
+        ks, groups = list(choice.k), method.groups
+        selection = select_in_groups(scores, ks, groups, eligible, method.backend)
     certifies = why_not is None and not method.regrow
-    info = _report(selection, choice, certifies=certifies)
+    info = _report(method.backend, selection, choice, certifies=certifies)
     remaining = iter(selection.masks)
     leaves, treedef = jax.tree.flatten(masks)
     leaves = [next(remaining) if yes else m for m, yes in zip(leaves, method.is_prunable)]
@@ -197,8 +212,11 @@ def one_round(
     return Round(masks, info, selection.positive, selection.unreached)
 
 
-def _report(selection: Selection, choice: Choice, *, certifies: bool) -> PruneInfo:
-    kept, size = count(selection.masks), sum(mask.size for mask in selection.masks)
+def _report(
+    backend: Backend, selection: Selection, choice: Choice, *, certifies: bool
+) -> PruneInfo:
+    masks = jax.tree.leaves(selection.masks)
+    kept, size = count_on(backend, masks), sum(mask.size for mask in masks)
     return PruneInfo(
         kept=kept,
         density=kept.astype(jnp.float32) / float(size),

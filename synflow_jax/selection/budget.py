@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
 from synflow_jax.selection.threshold import Bracket, Measure, sampled_candidates, search
+from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.reductions import count_where, sums_of
 
 
@@ -23,6 +24,7 @@ class Affordable(NamedTuple):
 
 
 def within(
+    backend: Backend,
     scores: list[Float[Array, "..."]],
     eligible: list[Bool[Array, "..."]],
     budget: Float[Array, ""],
@@ -33,6 +35,7 @@ def within(
     the rest of the budget is spent on scores equal to the threshold.
 
     Args:
+      backend: where they lie.
       scores: leaves of non-negative numbers, all of one dtype.
       eligible: boolean leaves shaped like ``scores``; True marks what may be removed.
       budget: the largest total that may be removed, of the dtype of the scores.
@@ -41,8 +44,9 @@ def within(
       An `Affordable`. Nothing remains if the budget suffices for all eligible scores.
 
     Example:
+      >>> cpu = Backend(cpu=True, one_device=True)
       >>> scores, eligible = [jnp.array([4.0, 1.0, 2.0, 2.0])], [jnp.ones(4, bool)]
-      >>> within(scores, eligible, jnp.float32(3.5))
+      >>> within(cpu, scores, eligible, jnp.float32(3.5))
       Affordable(kept=Array(2, dtype=uint32), next=Array(2., dtype=float32))
     """
     dtype = scores[0].dtype
@@ -61,7 +65,7 @@ def within(
 
     def totals_below(candidates):
         pairs = zip(scores, eligible)
-        sums = [sums_of(removed, candidates, *pair) for pair in pairs]
+        sums = [sums_of(backend, removed, candidates, *pair) for pair in pairs]
         return sum(sums[1:], sums[0])
 
     measure = Measure(totals_below, lambda key: to_score(key).astype(jnp.float32))
@@ -73,13 +77,14 @@ def within(
         below_high=totals_below(to_key(infinity)[None])[0],
     )
     keys = [to_key(jnp.where(m, s, jnp.zeros_like(s))) for s, m in zip(scores, eligible)]
-    bracket = search(measure, budget, start, sampled_candidates(keys, measure, budget))
+    first = sampled_candidates(backend, keys, measure, budget)
+    bracket = search(measure, budget, start, first)
     threshold = to_score(bracket.low)
 
     def reaches(score, mask):
         return mask & (score >= threshold)
 
-    kept = sum(count_where(reaches, *pair) for pair in zip(scores, eligible))
+    kept = sum(count_where(backend, reaches, *pair) for pair in zip(scores, eligible))
     left = budget - bracket.below_low
     ties = jnp.where(threshold > 0, left / threshold, 0).astype(jnp.uint32)
     kept = kept - jnp.minimum(ties, kept)

@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from synflow_jax.precision import scoring_dtype
 from synflow_jax.selection.top_k import Selection, select
+from synflow_jax.xla.backends import Backend
 
 
 def select_in_groups(
@@ -16,6 +17,7 @@ def select_in_groups(
     ks: Sequence[int | Array],
     groups: Sequence[int],
     masks: Sequence[Array] | None = None,
+    backend: Backend | None = None,
 ) -> Selection:
     """Keeps the highest scores of every group of leaves.
 
@@ -24,6 +26,7 @@ def select_in_groups(
       ks: the number of entries that each group keeps; may be traced.
       groups: for each leaf the number of its group, from 0.
       masks: boolean leaves shaped like ``scores``; True marks an entry that may be kept.
+      backend: where they lie, if it is known.
 
     Returns:
       The masks as a list, and statistics of all scores.
@@ -39,7 +42,8 @@ def select_in_groups(
     for group, k in enumerate(ks):
         at = [i for i, own in enumerate(groups) if own == group]
         of_group = [scores[i] for i in at]
-        part = select(of_group, k, None if masks is None else [masks[i] for i in at])
+        eligible = None if masks is None else [masks[i] for i in at]
+        part = select(of_group, k, eligible, backend)
         parts.append(part)
         for i, mask, unseen in zip(at, part.masks, part.unreached):
             kept[i], unreached[i] = mask, unseen

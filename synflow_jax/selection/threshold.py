@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Num, UInt
 
-from synflow_jax.xla.reductions import CANDIDATES, one_device
+from synflow_jax.xla.backends import Backend
+from synflow_jax.xla.reductions import CANDIDATES
 
 # The sample has one entry in 128 within these limits: sorting a larger one would take as
 # long as a few passes over all entries.
@@ -116,20 +117,24 @@ def search(
 
 
 def sampled_candidates(
-    keys: list[Int[Array, "..."]], measure: Measure, limit: Num[Array, ""]
+    backend: Backend,
+    keys: list[Int[Array, "..."]],
+    measure: Measure,
+    limit: Num[Array, ""],
 ) -> Int[Array, " candidates"] | None:
     """Estimates the threshold from a sample, to begin a search with.
 
     Args:
+      backend: where the keys lie.
       keys: of all entries, in arrays of any shapes.
       measure: as for `search`; only its ``weight`` is used.
       limit: as for `search`.
 
     Returns:
-      Candidates at -4, -1, +1 and +4 standard errors. None if there are several devices:
-      the sample would have to be gathered.
+      Candidates at -4, -1, +1 and +4 standard errors. None if the keys lie on several
+      devices: the sample would have to be gathered.
     """
-    if not one_device():
+    if not backend.one_device:
         return None
     stride = _sample_stride(sum(key.size for key in keys))
     sample = jnp.sort(jnp.concatenate([key.reshape(-1)[::stride] for key in keys]))

@@ -26,7 +26,8 @@ from synflow_jax.selection.arguments import as_count, size_of_scores
 from synflow_jax.selection.threshold import Bracket, Measure, sampled_candidates, search
 from synflow_jax.selection.unreached import unreached
 from synflow_jax.trees import Masks, Scores, check_masks
-from synflow_jax.xla.reductions import count_reaching, count_where, one_device, sum_of
+from synflow_jax.xla.backends import Backend, on_backend
+from synflow_jax.xla.reductions import count_reaching, count_where, sum_of
 
 # Leaves with at least this many entries are not concatenated: copying one would take longer
 # than a loop of its own. Smaller ones would take longer to compile than all their copies.
@@ -120,21 +121,27 @@ def select(
     scores: Scores,
     k: int | np.integer | Integer[Array | np.ndarray, ""],
     masks: Masks | None = None,
+    backend: Backend | None = None,
 ) -> Selection:
-    """Like `keep_top`, and returns statistics of the scores as well."""
+    """Like `keep_top`, and returns statistics of the scores as well; ``backend`` is where
+    they lie, if the caller knows."""
     leaves, treedef = jax.tree.flatten(scores)
     size = size_of_scores(scores)
     eligible = None
     if masks is not None:
         check_masks(masks, scores)
         eligible = jax.tree.leaves(masks)
-    selection = _selected(leaves, as_count(k, size), eligible)
+    k = as_count(k, size)
+    selection = on_backend(_selected, leaves, k, eligible, backend=backend)
     return selection._replace(masks=jax.tree.unflatten(treedef, selection.masks))
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=0)
 def _selected(
-    leaves: list[Array], k: Integer[Array, ""], masks: list[Array] | None
+    backend: Backend,
+    leaves: list[Array],
+    k: Integer[Array, ""],
+    masks: list[Array] | None,
 ) -> Selection:
     """The ``k`` best of all leaves, with their masks as a list."""
     size = sum(leaf.size for leaf in leaves)
@@ -144,14 +151,15 @@ def _selected(
         zero, no = jnp.zeros((), dtype), jnp.zeros(len(leaves), bool)
         return Selection(nothing, zero, jnp.bool_(False), jnp.uint32(0), no)
     always = k <= jnp.uint32(size)
-    groups = _leaf_groups([leaf.size for leaf in leaves])
-    ranked = _join([jnp.asarray(leaf, dtype) for leaf in leaves], groups, always)
+    groups = _leaf_groups(backend, [leaf.size for leaf in leaves])
+    ranked = [jnp.asarray(leaf, dtype) for leaf in leaves]
+    ranked = _join(backend, ranked, groups, always)
     keys = [to_key(array) for array in ranked]
     if masks is not None:
         lowest = jnp.iinfo(_key_type(dtype)).min
-        eligible = _join(masks, groups, always)
+        eligible = _join(backend, masks, groups, always)
         keys = [jnp.where(m, key, lowest) for m, key in zip(eligible, keys)]
-    limits, measure = jnp.iinfo(keys[0].dtype), _number(keys)
+    limits, measure = jnp.iinfo(keys[0].dtype), _number(backend, keys)
     start = Bracket(
         low=jnp.asarray(limits.min, keys[0].dtype),
         below_low=jnp.uint32(0),
@@ -159,20 +167,22 @@ def _selected(
         below_high=jnp.uint32(size),
     )
     num_removed = jnp.uint32(size) - k
-    first = sampled_candidates(keys, measure, num_removed)
+    first = sampled_candidates(backend, keys, measure, num_removed)
     bracket = search(measure, num_removed, start, first)
     # Where exactly k keys reach `low` there are no ties to break; one comparison suffices.
     ties = num_removed - bracket.below_low
-    kept = lax.cond(ties == 0, _keep_reaching, _keep_first_ties, keys, bracket, num_removed)
-    nonfinite = sum((_count_nonfinite(key) for key in keys), jnp.uint32(0))
+    first_ties = functools.partial(_keep_first_ties, backend)
+    kept = lax.cond(ties == 0, _keep_reaching, first_ties, keys, bracket, num_removed)
+    nonfinite = sum((_count_nonfinite(backend, key) for key in keys), jnp.uint32(0))
+    sizes = [[leaf.size for leaf in leaves[group]] for group in groups]
     return Selection(
         _split(kept, groups, [leaf.shape for leaf in leaves]),
-        _total_removed(keys, bracket.low, ties),
+        _total_removed(backend, keys, bracket.low, ties),
         lax.cond(
             (bracket.low > 0) & (k > 0), lambda keys: jnp.bool_(True), _any_positive, keys
         ),
         nonfinite,
-        unreached(keys, [[leaf.size for leaf in leaves[group]] for group in groups]),
+        unreached(backend, keys, sizes),
     )
 
 
@@ -190,18 +200,18 @@ def select_per_layer(scores: Scores, ks: PyTree, masks: Masks | None = None) -> 
         eligible = jax.tree.leaves(masks)
     pairs = zip(leaves, jax.tree.leaves(ks))
     counts = [as_count(k, size_of_scores(leaf)) for leaf, k in pairs]
-    selection = _selected_per_layer(leaves, counts, eligible)
+    selection = on_backend(_selected_per_layer, leaves, counts, eligible)
     return selection._replace(masks=jax.tree.unflatten(treedef, selection.masks))
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=0)
 def _selected_per_layer(
-    leaves: list[Array], ks: list[Array], masks: list[Array] | None
+    backend: Backend, leaves: list[Array], ks: list[Array], masks: list[Array] | None
 ) -> Selection:
     """The best of each leaf, with their masks as a list."""
     dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves))
     each = [None] * len(leaves) if masks is None else [[mask] for mask in masks]
-    parts = [_selected([leaf], k, m) for leaf, k, m in zip(leaves, ks, each)]
+    parts = [_selected(backend, [leaf], k, m) for leaf, k, m in zip(leaves, ks, each)]
     return Selection(
         [part.masks[0] for part in parts],
         sum((part.removed.astype(dtype) for part in parts), jnp.zeros((), dtype)),
@@ -211,17 +221,19 @@ def _selected_per_layer(
     )
 
 
-def _leaf_groups(sizes: list[int]) -> list[slice]:
+def _leaf_groups(backend: Backend, sizes: list[int]) -> list[slice]:
     """Groups of leaves to concatenate: neighbours that are small, and others by themselves.
 
-    With several devices no leaves are concatenated, as that could move entries.
+    On several devices no leaves are concatenated, as that could move entries.
     """
-    small = [size < _LARGE and one_device() for size in sizes]
+    small = [size < _LARGE and backend.one_device for size in sizes]
     starts = [i for i in range(len(sizes)) if i == 0 or not (small[i - 1] and small[i])]
     return [slice(*ends) for ends in zip(starts, [*starts[1:], len(sizes)])]
 
 
-def _join(leaves: list[Array], groups: list[slice], always: Array) -> list[Array]:
+def _join(
+    backend: Backend, leaves: list[Array], groups: list[slice], always: Array
+) -> list[Array]:
     """Concatenates the leaves of each group.
 
     On a CPU, XLA fuses a concatenation with its neighbours into one loop, which searches
@@ -234,7 +246,7 @@ def _join(leaves: list[Array], groups: list[slice], always: Array) -> list[Array
         if len(leaves) == 1:
             return leaves[0]
         flat = [leaf.reshape(-1) for leaf in leaves]
-        if jax.default_backend() != "cpu":
+        if not backend.cpu:
             return jnp.concatenate(flat)
         return lax.cond(always, jnp.concatenate, _zeros, flat)
 
@@ -285,24 +297,30 @@ def _key_type(dtype) -> jnp.dtype:
     return jnp.dtype({4: jnp.int32, 8: jnp.int64}[jnp.dtype(dtype).itemsize])
 
 
-def _number(keys: list[Array]) -> Measure:
+def _number(backend: Backend, keys: list[Array]) -> Measure:
     """The measure that counts the keys below a threshold."""
     size = jnp.uint32(sum(key.size for key in keys))
 
     def below(candidates):
-        return size - sum(count_reaching(key, candidates) for key in keys)
+        return size - sum(count_reaching(backend, key, candidates) for key in keys)
 
     return Measure(below, weight=lambda key: jnp.ones(key.shape, jnp.float32))
 
 
-def _count_nonfinite(keys: Array) -> Integer[Array, ""]:
+def _count_nonfinite(backend: Backend, keys: Array) -> Integer[Array, ""]:
     lowest = jnp.iinfo(keys.dtype).min
     infinity = jnp.asarray(jnp.inf, f"float{8 * keys.dtype.itemsize}")
     low, high = to_key(-infinity), to_key(infinity)
-    return count_where(lambda key: (key != lowest) & ((key <= low) | (key >= high)), keys)
+
+    def is_nonfinite(key):
+        return (key != lowest) & ((key <= low) | (key >= high))
+
+    return count_where(backend, is_nonfinite, keys)
 
 
-def _total_removed(keys: list[Array], threshold: Array, ties: Array) -> Float[Array, ""]:
+def _total_removed(
+    backend: Backend, keys: list[Array], threshold: Array, ties: Array
+) -> Float[Array, ""]:
     """The total of the scores below a threshold and of several that equal it."""
     nan = jnp.iinfo(threshold.dtype).min + 1
 
@@ -313,7 +331,7 @@ def _total_removed(keys: list[Array], threshold: Array, ties: Array) -> Float[Ar
     score = _to_score(threshold)
     none = (ties == 0) | (threshold <= nan)
     tied = jnp.where(none, jnp.zeros_like(score), ties.astype(score.dtype) * score)
-    return sum((sum_of(removed, key) for key in keys), tied)
+    return sum((sum_of(backend, removed, key) for key in keys), tied)
 
 
 def _any_positive(keys: list[Array]) -> Bool[Array, ""]:
@@ -331,7 +349,7 @@ def _keep_reaching(keys: list[Array], bracket: Bracket, num_removed: Array) -> l
 
 
 def _keep_first_ties(
-    keys: list[Array], bracket: Bracket, num_removed: Array
+    backend: Backend, keys: list[Array], bracket: Bracket, num_removed: Array
 ) -> list[Array]:
     """Masks of all keys above ``low``, and of the first few of those equal to it."""
     positions, last = _position_keys(keys, bracket.low)
@@ -343,7 +361,7 @@ def _keep_first_ties(
         high=jnp.int32(jnp.iinfo(jnp.int32).max),
         below_high=size,
     )
-    chosen = search(_number(positions), num_removed + num_above, start)
+    chosen = search(_number(backend, positions), num_removed + num_above, start)
     lowest = jnp.iinfo(bracket.low.dtype).min
     return [
         (key > bracket.low) | (position >= chosen.low) & (key > lowest)

@@ -9,16 +9,20 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, Integer
 
-from synflow_jax.xla.reductions import count_where, one_device
+from synflow_jax.xla.backends import Backend
+from synflow_jax.xla.reductions import count_where
 
 # Entries of a leaf among which an eligible score that is not zero is looked for first.
 _FIRST = 8192
 
 
-def unreached(keys: list[Array], sizes: list[list[int]]) -> Bool[Array, " leaves"]:
+def unreached(
+    backend: Backend, keys: list[Array], sizes: list[list[int]]
+) -> Bool[Array, " leaves"]:
     """For each leaf, whether it has eligible scores, all of them zero.
 
     Args:
+      backend: where the keys lie.
       keys: the arrays of joined leaves.
       sizes: the sizes of the leaves of each array.
     """
@@ -28,24 +32,26 @@ def unreached(keys: list[Array], sizes: list[list[int]]) -> Bool[Array, " leaves
         return (key != lowest) & (key != 0)
 
     def look(keys):
-        some = [_count_in_leaves(nonzero, *pair) for pair in zip(keys, sizes)]
-        zero = [_count_in_leaves(lambda key: key == 0, *pair) for pair in zip(keys, sizes)]
+        some, zero = (
+            [_count_in_leaves(backend, test, *pair) for pair in zip(keys, sizes)]
+            for test in (nonzero, lambda key: key == 0)
+        )
         return (jnp.concatenate(some) == 0) & (jnp.concatenate(zero) > 0)
 
     # Nearly always the first entries of every leaf show that it is reached.
-    seen = [_seen(nonzero, *pair) for pair in zip(keys, sizes)]
+    seen = [_seen(backend, nonzero, *pair) for pair in zip(keys, sizes)]
     seen = jnp.concatenate(seen)
     return lax.cond(jnp.all(seen), lambda _: jnp.zeros_like(seen), look, keys)
 
 
 def _seen(
-    holds: Callable[[Array], Array], key: Array, sizes: list[int]
+    backend: Backend, holds: Callable[[Array], Array], key: Array, sizes: list[int]
 ) -> Bool[Array, " leaves"]:
     """Whether a predicate holds for one of the first entries of each leaf."""
     if len(sizes) > 1:
         return jnp.any(holds(_first_entries(key, sizes)), axis=1)
-    # With several devices the first entries lie on one of them.
-    first = key.reshape(-1)[:_FIRST] if one_device() else key
+    # On several devices the first entries lie on one of them.
+    first = key.reshape(-1)[:_FIRST] if backend.one_device else key
     return jnp.any(holds(first))[None]
 
 
@@ -59,11 +65,11 @@ def _first_entries(key: Array, sizes: list[int]) -> Int[Array, "leaves entries"]
 
 
 def _count_in_leaves(
-    holds: Callable[[Array], Array], key: Array, sizes: list[int]
+    backend: Backend, holds: Callable[[Array], Array], key: Array, sizes: list[int]
 ) -> Integer[Array, " leaves"]:
     """The number of entries of each leaf for which a predicate holds."""
     if len(sizes) == 1:
-        return count_where(holds, key).astype(jnp.int32)[None]
+        return count_where(backend, holds, key).astype(jnp.int32)[None]
     # One scatter of the sums of blocks, none of which lies in two leaves.
     block = math.gcd(*sizes)
     sums = jnp.sum(holds(key.reshape(-1, block)), axis=1, dtype=jnp.int32)

@@ -1,5 +1,6 @@
 """Dynamic sparsity: an optax transformation that moves the kept weights about."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,9 +11,10 @@ import optax
 from jaxtyping import Array, Float, Integer, Key, PyTree, UInt
 
 from synflow_jax.criteria.baselines import magnitude, random
-from synflow_jax.masks import all_kept, count
+from synflow_jax.masks import all_kept, count_on
 from synflow_jax.precision import no_score, widened
-from synflow_jax.selection.top_k import keep_top
+from synflow_jax.pruning.criterion import score_on
+from synflow_jax.selection.top_k import select
 from synflow_jax.training.copies import masked_copies, masked_updates_of, trained
 from synflow_jax.training.optim import as_transformation, start_under, step_under
 from synflow_jax.training.timetable import as_update, check_static
@@ -28,7 +30,8 @@ from synflow_jax.trees import (
     is_kernel,
     prunable_leaves,
 )
-from synflow_jax.xla.batching import one_by_one, when
+from synflow_jax.xla.backends import ANYWHERE, Backend
+from synflow_jax.xla.batching import each_on_backend, when
 
 # (params, masks, grads, key) -> scores; the pruned weights of highest score are grown.
 Grow = Callable[[Params, Masks, PyTree, Any], Scores]
@@ -156,22 +159,26 @@ def dynamic_sparsity(
     steps = np.arange(every, until, every, dtype=np.int32)
     portions = _portions(fraction / 2 * (1 + np.cos(np.pi * steps / until)))
 
-    def moved(masks: Masks, portion: Array, step: Array, params, gradients, key) -> Masks:
+    def moved(
+        backend: Backend, masks: Masks, portion: Array, step: Array, params, gradients, key
+    ) -> Masks:
         own = None if key is None else jax.random.fold_in(key, step)
-        dropped, grown = drop(params, masks), grow(params, masks, gradients, own)
+        dropped = score_on(drop, backend)(params, masks)
+        grown = grow(params, masks, gradients, own)
         check_like(dropped, params, name="drop(...)")
         check_like(grown, params, name="grow(...)")
         is_prunable = prunable_leaves(params, prunable)
         leaves, treedef = jax.tree.flatten(masks)
         rows = zip(leaves, jax.tree.leaves(dropped), jax.tree.leaves(grown), is_prunable)
-        new = [_moved_leaf(portion, *row) if yes else row[0] for *row, yes in rows]
+        new = [_moved_leaf(backend, portion, *row) if yes else row[0] for *row, yes in rows]
         return jax.tree.unflatten(treedef, new)
 
     def init(params: PyTree) -> Any:
         copies, state = start_under(inner, masks, params)
         now = trained(params)
         # Raises now, and not in the first update, if a criterion does not fit.
-        jax.eval_shape(moved, copies, portions[0], np.int32(1), now, now, key)
+        check = functools.partial(moved, ANYWHERE)
+        jax.eval_shape(check, copies, portions[0], np.int32(1), now, now, key)
         return DynamicSparsityState(
             masks=copies,
             step=jnp.zeros((), jnp.int32),
@@ -193,7 +200,7 @@ def dynamic_sparsity(
         is_due = jnp.any(at)
         masks = when(
             is_due,
-            one_by_one(moved),
+            each_on_backend(moved),
             old,
             state.portions[jnp.argmax(at)],
             step,
@@ -264,12 +271,14 @@ def _random_numbers(params: Params, masks: Masks, grads: PyTree, key: Any) -> Sc
     return random(key)(params, all_kept(params))
 
 
-def _moved_leaf(portion: Array, mask: Array, dropped: Array, grown: Array) -> Array:
+def _moved_leaf(
+    backend: Backend, portion: Array, mask: Array, dropped: Array, grown: Array
+) -> Array:
     """The mask of a leaf after its lowest weights were dropped and as many were grown."""
-    kept = count(mask).astype(jnp.uint32)
+    kept = count_on(backend, [mask]).astype(jnp.uint32)
     number = _part_of(kept, portion)
-    stay = keep_top([dropped], kept - number, [mask])[0]
-    return stay | keep_top([grown], number, [~stay])[0]
+    stay = select([dropped], kept - number, [mask], backend).masks[0]
+    return jnp.logical_or(stay, select([grown], number, [~stay], backend).masks[0])
 
 
 def _portions(fractions: Float[np.ndarray, " n"]) -> UInt[np.ndarray, "n 2"]:

@@ -1,5 +1,6 @@
 """Gradual pruning: an optax transformation that prunes a network while it trains."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jaxtyping import Array, Integer, Key, PyTree
 
 from synflow_jax.masks import all_kept
 from synflow_jax.pruning.counts import Allocations, groups_of, leaves_of
-from synflow_jax.pruning.criterion import DataCriterion
+from synflow_jax.pruning.criterion import DataCriterion, score_on
 from synflow_jax.pruning.rounds import Choice, Method, Scope, one_round
 from synflow_jax.pruning.schedules import Schedule, cubic
 from synflow_jax.training.copies import masked_copies, masked_updates_of, trained
@@ -31,7 +32,8 @@ from synflow_jax.trees import (
     is_kernel,
     prunable_leaves,
 )
-from synflow_jax.xla.batching import one_by_one, when
+from synflow_jax.xla.backends import ANYWHERE, Backend
+from synflow_jax.xla.batching import each_on_backend, when
 
 
 class GradualPruningState(NamedTuple):
@@ -149,25 +151,25 @@ def gradual_pruning(
     inner = as_transformation(optimizer)
     decay = score_fn.decay if isinstance(score_fn, GradientCriterion) else 0.0
 
-    def scores_of(masks: Masks, operands: "_Operands") -> Scores:
+    def scores_of(backend: Backend, masks: Masks, operands: "_Operands") -> Scores:
         if isinstance(score_fn, GradientCriterion) and score_fn.decay:
             return operands.averages
         if isinstance(score_fn, GradientCriterion):
             return score_fn.fn(operands.params, masks, operands.gradients)
         after = _updated(operands.params, operands.updates)
         if isinstance(score_fn, DataCriterion) and operands.key is not None:
-            return score_fn.formula(operands.key, after, masks)
-        return score_fn(after, masks)
+            return score_fn.formula(backend, operands.key, after, masks)
+        return score_on(score_fn, backend)(after, masks)
 
-    def pruned(masks: Masks, k: Array, operands: "_Operands") -> Masks:
+    def pruned(backend: Backend, masks: Masks, k: Array, operands: "_Operands") -> Masks:
         params = operands.params
         is_prunable = tuple(prunable_leaves(params, prunable))
         groups = groups_of(params, is_prunable, scope, allocation)
 
         def score(_, masks):
-            return scores_of(masks, operands)
+            return scores_of(backend, masks, operands)
 
-        method = Method(score, groups, is_prunable, False, score)
+        method = Method(score, groups, is_prunable, False, score, backend)
         return one_round(method, lambda _: Choice(k), (), params, masks).masks
 
     def init(params: PyTree) -> Any:  # optax's type has no static nodes
@@ -185,7 +187,8 @@ def gradual_pruning(
             averages = jax.tree.map(lambda s, p: _zeros_like(s, p), scores, now)
             operands = operands._replace(averages=averages)
         # Raises now, and not in the first update, if the criterion does not fit.
-        jax.eval_shape(pruned, start, table.counts[0], operands)
+        check = functools.partial(pruned, ANYWHERE)
+        jax.eval_shape(check, start, table.counts[0], operands)
         return GradualPruningState(
             masks=start,
             step=jnp.zeros((), jnp.int32),
@@ -219,7 +222,7 @@ def gradual_pruning(
         is_due = state.steps == step
         masks = when(
             jnp.any(is_due),
-            one_by_one(pruned),
+            each_on_backend(pruned),
             masks,
             state.counts[jnp.argmax(is_due)],
             _Operands(now, trained(updates), gradients, averages, state.key),

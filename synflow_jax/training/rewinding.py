@@ -1,5 +1,6 @@
 """Lottery tickets: rounds of training, pruning and rewinding."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -33,6 +34,7 @@ from synflow_jax.trees import (
     leaf_names,
     prunable_leaves,
 )
+from synflow_jax.xla.backends import ANYWHERE, backend_of
 
 # (params, masks, number of rounds done before) -> trained params; pruned weights stay zero.
 Train = Callable[[Params, Masks, int], Params]
@@ -177,16 +179,19 @@ def train_and_prune(
         state = RewindState(params, all_kept(params), 0)
     state = _checked(state, params, counts, is_prunable, groups)
 
-    def step(params: Params, masks: Masks, k) -> tuple[Masks, PruneInfo]:
+    def step(backend, params: Params, masks: Masks, k) -> tuple[Masks, PruneInfo]:
+        backend = backend or ANYWHERE
         method, constants = method_of(
-            score_fn, params, masks, is_prunable=is_prunable, groups=groups
+            score_fn, backend, params, masks, is_prunable=is_prunable, groups=groups
         )
         # Compiled once for all rounds and calls, like `prune`.
         targets, first = jax.device_put((k[None], np.int32(0)))
         return single_round(method, COUNTS, constants, params, masks, targets, first)
 
     # Raises before the first training, and not after it, if the criterion does not fit.
-    _, shapes = jax.eval_shape(step, params, state.masks, counts[0])
+    backend = backend_of(params, state.masks)
+    first_step = functools.partial(step, backend)
+    _, shapes = jax.eval_shape(first_step, params, state.masks, counts[0])
     infos = jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), shapes)
 
     def one_round(state: RewindState, k) -> tuple[RewindState, PruneInfo]:
@@ -197,7 +202,7 @@ def train_and_prune(
         check_like(trained, params, name="train(...)")
         trained = jax.tree.map(jnp.asarray, trained)
         _check_trained(state, trained, when)
-        masks, info = step(trained, state.masks, k)
+        masks, info = step(backend_of(trained, state.masks), trained, state.masks, k)
         if info.nonfinite:
             raise FloatingPointError(
                 f"{when}, `score_fn` gives {info.nonfinite} of the trained weights scores "

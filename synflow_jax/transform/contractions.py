@@ -87,4 +87,4 @@ def conv_general_dilated(equation: Equation, image: Value, kernel: Value):
         precision=lax.Precision.HIGHEST, preferred_element_type=None
     )
     settings.pop("out_sharding", None)
-    return [normalised(conv(image, kernel, settings), exponent)]
+    return [normalised(conv(equation.backend, image, kernel, settings), exponent)]

@@ -1,7 +1,7 @@
 """Rules of calls, branches and loops: the flow goes inside."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,6 @@ from synflow_jax.transform.scaled import Scaled, normalised, nothing, power_of_t
 from synflow_jax.transform.values import (
     Derived,
     Equation,
-    Plain,
     Stopped,
     Tokens,
     Value,
@@ -22,7 +21,7 @@ from synflow_jax.transform.values import (
     must_be_plain,
     plain_or_flow,
 )
-from synflow_jax.xla.jaxprs import JITTED, called, evaluate, opened, parameters
+from synflow_jax.xla.jaxprs import JITTED, called, evaluate, opened, parameters, switch
 
 
 def call(equation: Equation, *operands: Value):
@@ -117,18 +116,8 @@ def cond(equation: Equation, index: Value, *operands: Value):
     def taken(branch):
         return lambda: of_kinds(kinds, inside(equation, branch, operands), equation.dtype)
 
-    return _switch(equation, plain_or_flow(index), [taken(branch) for branch in branches])
-
-
-def _switch(equation: Equation, index: Plain, branches: Sequence[Callable]) -> list[Value]:
-    """One branch, by its number or by the platform that the program is compiled for. Of the
-    latter the others must not be compiled: they may be written for other platforms."""
-    platforms = equation.params.get("branches_platforms")
-    if platforms is None:
-        return lax.switch(index, branches)
-    cases = {n: run for names, run in zip(platforms, branches) for n in names or ()}
-    others = [run for names, run in zip(platforms, branches) if names is None]
-    return lax.platform_dependent(default=others[0] if others else None, **cases)
+    runs = [taken(branch) for branch in branches]
+    return switch(equation.params, plain_or_flow(index), runs)
 
 
 def checked(equation: Equation, *operands: Value):

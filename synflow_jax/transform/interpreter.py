@@ -33,6 +33,7 @@ from synflow_jax.transform.values import (
     split_fixed,
 )
 from synflow_jax.trees import is_floating
+from synflow_jax.xla.backends import ANYWHERE, Backend
 from synflow_jax.xla.jaxprs import (
     JITTED,
     FlowError,
@@ -58,6 +59,7 @@ class Settings(NamedTuple):
         refuse it. None for nothing.
       before_rule: ``before_rule(rule, equation, *operands)``, called before each rule; it
         raises ValueError to refuse the equation. None for nothing.
+      backend: the devices that the flow is traced for.
     """
 
     dtype: np.dtype
@@ -66,6 +68,7 @@ class Settings(NamedTuple):
     absolute: Callable[[Plain], Array] | None = None
     after_rule: Callable[[Flowing], Flowing] | None = None
     before_rule: Callable[..., None] | None = None
+    backend: Backend = ANYWHERE
 
 
 def interpret(
@@ -178,6 +181,7 @@ class _Interpreter(NamedTuple):
             inside=lambda inner, *operands: self.run(*opened(inner), operands, line),
             bind=lambda *arrays: bind(eqn, arrays),
             line=line,
+            backend=settings.backend,
         )
         if rule is None:
             raise FlowError(unknown(name, line, equation, operands, settings.rules))

@@ -7,6 +7,7 @@ paper's R: the sum, over all paths from input to output, of the product of |w| a
 path.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -19,8 +20,9 @@ from synflow_jax.transform import scaled
 from synflow_jax.transform.interpreter import Settings, interpret
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.scaled import Scaled
-from synflow_jax.transform.values import Fixed, Rules, as_flows, checked_rules
+from synflow_jax.transform.values import Fixed, Rule, Rules, as_flows, checked_rules
 from synflow_jax.trees import Params
+from synflow_jax.xla.backends import ANYWHERE, Backend, has_convolutions, on_backend
 from synflow_jax.xla.programs import program
 
 
@@ -72,22 +74,34 @@ def flow(
       networks, by overwriting the weights.
     """
 
-    table = checked_rules(rules)
+    body = functools.partial(_flow, apply_fn, biases, checked_rules(rules))
 
     def transformed(params: Params, *args: PyTree) -> tuple[PyTree, PyTree]:
-        params, args = jax.tree.map(jnp.asarray, (widened(params), args))
-        dtype = scoring_dtype(*jax.tree.leaves(params))
-        args = cast_floating(args, dtype)
-        outs = interpret(apply_fn, params, args, Settings(jnp.dtype(dtype), biases, table))
-        leaves, tree = jax.tree.flatten(outs, is_leaf=lambda x: isinstance(x, Scaled))
-        # An output that does not depend on the input carries none of its flow.
-        flows = as_flows(leaves, dtype)
-        return (
-            jax.tree.unflatten(tree, [out.mantissa for out in flows]),
-            jax.tree.unflatten(tree, [out.exponent for out in flows]),
-        )
+        return on_backend(body, params, *args, differs=has_convolutions)
 
     return transformed
+
+
+def _flow(
+    apply_fn: Callable[..., PyTree],
+    biases: bool,
+    rules: Mapping[str, Rule],
+    backend: Backend,
+    params: Params,
+    *args: PyTree,
+) -> tuple[PyTree, PyTree]:
+    params, args = jax.tree.map(jnp.asarray, (widened(params), args))
+    dtype = scoring_dtype(*jax.tree.leaves(params))
+    args = cast_floating(args, dtype)
+    settings = Settings(jnp.dtype(dtype), biases, rules, backend=backend)
+    outs = interpret(apply_fn, params, args, settings)
+    leaves, tree = jax.tree.flatten(outs, is_leaf=lambda x: isinstance(x, Scaled))
+    # An output that does not depend on the input carries none of its flow.
+    flows = as_flows(leaves, dtype)
+    return (
+        jax.tree.unflatten(tree, [out.mantissa for out in flows]),
+        jax.tree.unflatten(tree, [out.exponent for out in flows]),
+    )
 
 
 def total_flow(
@@ -97,6 +111,7 @@ def total_flow(
     *,
     biases: bool = False,
     rules: Rules = flow_rules,
+    backend: Backend = ANYWHERE,
 ) -> Scaled:
     """R, the sum of the flow over all outputs.
 
@@ -105,11 +120,13 @@ def total_flow(
       params: the parameters.
       inputs: what ``apply_fn`` takes as ``x``; `ones` makes the paper's input.
       biases, rules: as in `flow`.
+      backend: where it runs.
 
     Returns:
       A scalar `Scaled`. Differentiable.
     """
-    mantissas, exponents = flow(apply_fn, biases=biases, rules=rules)(params, inputs)
+    rules = checked_rules(rules)
+    mantissas, exponents = _flow(apply_fn, biases, rules, backend, params, inputs)
     check_outputs(mantissas)
     outputs = [
         Scaled(jnp.sum(m), e)
@@ -176,9 +193,14 @@ def log_flow(
 
 
 def _log_flow(
-    apply_fn: Callable[..., PyTree], rules: Rules, params: Params, inputs: PyTree
+    apply_fn: Callable[..., PyTree],
+    rules: Rules,
+    backend: Backend,
+    params: Params,
+    inputs: PyTree,
 ) -> Float[Array, ""]:
-    return scaled.log(total_flow(apply_fn, params, inputs, rules=rules))
+    total = total_flow(apply_fn, params, inputs, rules=rules, backend=backend)
+    return scaled.log(total)
 
 
 def ones(input_shape: PyTree) -> PyTree:

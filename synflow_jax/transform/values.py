@@ -22,6 +22,7 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from synflow_jax.transform.scaled import Scaled, nothing
+from synflow_jax.xla.backends import ANYWHERE, Backend
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,6 +128,7 @@ class Equation(NamedTuple):
         call another jaxpr.
       bind: ``bind(*arrays) -> results`` evaluates the primitive itself.
       line: the line of the model that calls it.
+      backend: the devices that the flow is traced for.
     """
 
     name: str
@@ -138,6 +140,7 @@ class Equation(NamedTuple):
     inside: Callable[..., list[Value]]
     bind: Callable[..., list[Array]]
     line: str = ""
+    backend: Backend = ANYWHERE
 
 
 @dataclasses.dataclass(frozen=True)

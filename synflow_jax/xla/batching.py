@@ -1,5 +1,6 @@
 """Batches: one element after the other on a CPU, and branches that stay branches."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -8,10 +9,11 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, PyTree
 
+from synflow_jax.xla.backends import Backend, on_backend
 from synflow_jax.xla.constants import hoisted
 
 
-def one_by_one(function: Callable) -> Callable:
+def one_by_one(backend: Backend, function: Callable) -> Callable:
     """Makes `jax.vmap` of a function run one element at a time on a CPU.
 
     A CPU has no idle cores for a batch, and XLA's convolutions with a different kernel for
@@ -20,7 +22,7 @@ def one_by_one(function: Callable) -> Callable:
 
     def call(*args):
         traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(args))
-        if jax.default_backend() != "cpu" or not traced:
+        if not backend.cpu or not traced:
             return function(*args)
         # The function may close over arrays that are part of the batch, such as the data of
         # a criterion. `sequential_vmap` batches only arguments, so they become arguments.
@@ -30,6 +32,15 @@ def one_by_one(function: Callable) -> Callable:
         return jax.custom_batching.sequential_vmap(pure)(*operands)
 
     return call
+
+
+def each_on_backend(function: Callable) -> Callable:
+    """`one_by_one` of ``function(backend, *args)``, as a function of ``args``."""
+
+    def each(backend, *args):
+        return one_by_one(backend, functools.partial(function, backend))(*args)
+
+    return functools.partial(on_backend, each)
 
 
 def when(predicate: Bool[Array, ""], function: Callable, first: PyTree, *rest) -> PyTree:

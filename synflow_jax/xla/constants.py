@@ -21,6 +21,7 @@ from synflow_jax.xla.jaxprs import (
     evaluate,
     opened,
     parameters,
+    switch,
     typed,
 )
 
@@ -125,7 +126,7 @@ def _inline(equation: core.JaxprEqn, operands: list[Any]) -> list[Any]:
         return jax.checkpoint(body, **keep)(*operands)
     if name == "cond":
         index, *operands = operands
-        return lax.switch(index, [_inlined(b) for b in params["branches"]], *operands)
+        return switch(params, index, [*map(_inlined, params["branches"])], operands)
     if name == "while":
         of_cond, of_body = params["cond_nconsts"], params["body_nconsts"]
         consts, init = operands[: of_cond + of_body], operands[of_cond + of_body :]

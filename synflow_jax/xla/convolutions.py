@@ -12,23 +12,27 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
+from synflow_jax.xla.backends import Backend
 
-def conv(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
+
+def conv(backend: Backend, image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
     """Convolves with the fastest implementation.
 
     On a CPU the shapes decide; elsewhere it is XLA's own.
 
     Args:
+      backend: where it runs.
       image, kernel: in the layout that ``settings["dimension_numbers"]`` describes.
       settings: keyword arguments of `lax.conv_general_dilated`.
     """
-    return _way(image.shape, kernel.shape, settings)(image, kernel, settings)
+    way = _way(image.shape, kernel.shape, settings) if backend.cpu else native_conv
+    return way(image, kernel, settings)
 
 
 def _way(image: tuple[int, ...], kernel: tuple[int, ...], settings: dict[str, Any]):
     numbers = settings["dimension_numbers"]
     grouped = settings["feature_group_count"] * settings["batch_group_count"] > 1
-    if jax.default_backend() != "cpu" or grouped:
+    if grouped:
         return native_conv
     batch, _, *space = (image[i] for i in numbers.lhs_spec)
     channels, _, *window = (kernel[i] for i in numbers.rhs_spec)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.extend import core
 from jaxtyping import Array
 
@@ -97,9 +98,35 @@ def bind(equation: core.JaxprEqn, operands: Sequence[Any]) -> list[Array]:
     return outs if equation.primitive.multiple_results else [outs]
 
 
+def holds(jaxpr: Any, name: str) -> bool:
+    """Whether a jaxpr, or one inside of it, has an equation with the primitive ``name``."""
+    for equation in opened(jaxpr)[0].eqns:
+        if equation.primitive.name == name:
+            return True
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(inner, core.Jaxpr | core.ClosedJaxpr) and holds(inner, name):
+                    return True
+    return False
+
+
 def typed(atom: Any) -> Any:
     """The shape and dtype of an equation's operand or result: ``typed(atom).shape``."""
     return atom.aval  # which JAX annotates with a class that has neither
+
+
+def beneath(x: Any) -> Any:
+    """The array that a tracer of `jax.vmap` or of a derivative stands for, or a batch of.
+
+    Where there is none, since a compiled function is traced, the tracer beneath them; and
+    anything else as it is.
+    """
+    while isinstance(x, Tracer):
+        inner = getattr(x, "val", getattr(x, "primal", None))
+        if not isinstance(inner, jax.Array):
+            break
+        x = inner
+    return x
 
 
 # --- the parameters of a primitive --------------------------------------------------------
@@ -135,6 +162,30 @@ def parameters(equation: core.JaxprEqn) -> Parameters:
         except (KeyError, AttributeError, TypeError, ValueError):
             pass  # a form of a later version: reading the numbers raises `FlowError`
     return Parameters(equation, params)
+
+
+def switch(
+    params: dict[str, Any],
+    index: Any,
+    branches: Sequence[Callable[..., Any]],
+    operands: Sequence[Any] = (),
+) -> Any:
+    """One branch, by its number or by the platform that the program is compiled for. Of the
+    latter the others must not be compiled: they may be written for other platforms.
+
+    Args:
+      params: of the primitive ``cond``.
+      index: the number.
+      branches: functions of the operands, in place of its jaxprs.
+      operands: their arguments.
+    """
+    platforms = params.get("branches_platforms")
+    if platforms is None:
+        return lax.switch(index, branches, *operands)
+    cases = {n: run for names, run in zip(platforms, branches) for n in names or ()}
+    others = [run for names, run in zip(platforms, branches) if names is None]
+    default = others[0] if others else None
+    return lax.platform_dependent(*operands, default=default, **cases)
 
 
 def called(params: dict[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """Rewrites functions so that their convolutions run fast in the body of a loop."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,11 +8,14 @@ import jax
 from jax.extend import core
 from jaxtyping import PyTree
 
+from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.convolutions import native_conv
 from synflow_jax.xla.jaxprs import JITTED, bind, called, evaluate, opened, parameters
 
 
-def fit_for_loops(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+def fit_for_loops(
+    backend: Backend, function: Callable[..., PyTree]
+) -> Callable[..., PyTree]:
     """On a CPU, replaces the convolutions of a function by `native_conv`.
 
     Jitted functions are inlined, so that arrays which they close over are found outside of
@@ -22,6 +26,7 @@ def fit_for_loops(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
     or rematerialised parts of the function are not replaced.
 
     Args:
+      backend: where it runs.
       function: takes pytrees of arrays; JAX must be able to trace it.
 
     Returns:
@@ -29,25 +34,26 @@ def fit_for_loops(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> fit_for_loops(lambda x: {"twice": 2 * x})(jnp.ones(2))
+      >>> fit_for_loops(Backend(True, True), lambda x: {"twice": 2 * x})(jnp.ones(2))
       {'twice': Array([2., 2.], dtype=float32)}
     """
 
     def fitted(*args: PyTree) -> PyTree:
         traced, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        outs = evaluate(traced.jaxpr, traced.consts, jax.tree.leaves(args), _step)
+        step = functools.partial(_step, backend)
+        outs = evaluate(traced.jaxpr, traced.consts, jax.tree.leaves(args), step)
         return jax.tree.unflatten(jax.tree.structure(shapes), outs)
 
     return fitted
 
 
-def _step(eqn: core.JaxprEqn, operands: list[Any]) -> list[Any]:
-    on_cpu = jax.default_backend() == "cpu"
-    if on_cpu and eqn.primitive.name == "conv_general_dilated":
+def _step(backend: Backend, eqn: core.JaxprEqn, operands: list[Any]) -> list[Any]:
+    if backend.cpu and eqn.primitive.name == "conv_general_dilated":
         settings = dict(eqn.params)
         settings.pop("out_sharding", None)
         image, kernel = operands
         return [native_conv(image, kernel, settings)]
     if eqn.primitive.name in JITTED:
-        return evaluate(*opened(called(parameters(eqn))), operands, _step)
+        step = functools.partial(_step, backend)
+        return evaluate(*opened(called(parameters(eqn))), operands, step)
     return bind(eqn, operands)

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from synflow_jax.xla.backends import has_convolutions, on_backend
+
 _PROGRAMS: weakref.WeakKeyDictionary[Any, dict[Hashable, Callable[..., Any]]]
 _PROGRAMS = weakref.WeakKeyDictionary()
 
@@ -19,10 +21,10 @@ _PROGRAMS = weakref.WeakKeyDictionary()
 def program(
     body: Callable[..., Any], function: Callable[..., Any], *options: Any
 ) -> Callable[..., Any]:
-    """``body(function, *options, *args)`` as a compiled function of ``args``.
+    """``body(function, *options, backend, *args)`` as a compiled function of ``args``.
 
     Args:
-      body: a function of the module, traceable by JAX.
+      body: a function of the module, traceable by JAX; ``backend`` is where it runs.
       function: the user's function or method. For one that cannot be hashed or referred to
         weakly, such as a module with arrays, each call makes a new program.
       options: static.
@@ -41,7 +43,7 @@ def program(
     try:
         programs = _PROGRAMS.setdefault(owner, {})
     except TypeError:
-        return jax.jit(functools.partial(body, function, *options))
+        return _on_backend(functools.partial(body, function, *options))
     if key not in programs:
         programs[key] = _compiled(body, weakref.ref(owner), key[1], options)
     return programs[key]
@@ -53,9 +55,14 @@ def _compiled(
     method: Callable[..., Any] | None,
     options: tuple[Any, ...],
 ) -> Callable[..., Any]:
-    def run(*args):
+    def run(backend, *args):
         alive = owner()  # while it is called
         function = alive if method is None else types.MethodType(method, alive)
-        return body(function, *options, *args)
+        return body(function, *options, backend, *args)
 
-    return jax.jit(run)
+    return _on_backend(run)
+
+
+def _on_backend(run: Callable[..., Any]) -> Callable[..., Any]:
+    compiled = jax.jit(run, static_argnums=0)
+    return functools.partial(on_backend, compiled, differs=has_convolutions)

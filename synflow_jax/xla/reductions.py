@@ -4,8 +4,8 @@ XLA on a CPU reduces an array to one number on a single core and without SIMD in
 It adds a few long rows to each other like elementwise code, 20 times faster for narrow
 integers and 5 times for floats. So on a CPU, arrays are reshaped to rows first.
 
-With several devices the results are plain reductions: only numbers are exchanged, no
-entries.
+For arrays that lie on several devices the results are plain reductions: only numbers are
+exchanged, no entries.
 """
 
 import functools
@@ -14,6 +14,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Integer, UInt
+
+from synflow_jax.xla.backends import Backend
 
 # Candidates of a pass. `count_reaching` packs their counts into the fields of one uint32.
 CANDIDATES = 4
@@ -28,28 +30,27 @@ _ROWS, _COLUMNS = 16, 512
 _FIELD_ROWS, _SUM_ROWS = 15, 16
 
 
-def one_device() -> bool:
-    """True if there is one device, so that reshaping moves nothing between devices."""
-    return jax.device_count() == 1
+def _in_rows(backend: Backend) -> bool:
+    return backend.cpu and backend.one_device
 
 
-def _in_rows() -> bool:
-    return jax.default_backend() == "cpu" and one_device()
-
-
-def count_where(holds: Callable[..., Array], *leaves: Array) -> Integer[Array, ""]:
+def count_where(
+    backend: Backend, holds: Callable[..., Array], *leaves: Array
+) -> Integer[Array, ""]:
     """Number of entries, as uint32, for which an elementwise predicate holds.
 
     Args:
+      backend: where it runs.
       holds: takes equally shaped slices of the leaves and returns booleans of that shape.
       leaves: arrays of one shape.
 
     Example:
-      >>> int(count_where(lambda x: x > 1, jnp.arange(4)))
+      >>> cpu = Backend(cpu=True, one_device=True)
+      >>> int(count_where(cpu, lambda x: x > 1, jnp.arange(4)))
       2
     """
     width = leaves[0].size // _ROWS
-    if not _in_rows() or width < _ROWS:
+    if not _in_rows(backend) or width < _ROWS:
         return jnp.sum(holds(*leaves), dtype=jnp.uint32)
     flat = [leaf.reshape(-1) for leaf in leaves]
     rows = holds(*(x[: width * _ROWS].reshape(_ROWS, width) for x in flat))
@@ -59,15 +60,16 @@ def count_where(holds: Callable[..., Array], *leaves: Array) -> Integer[Array, "
 
 
 def count_reaching(
-    keys: Int[Array, "..."], candidates: Int[Array, " candidates"]
+    backend: Backend, keys: Int[Array, "..."], candidates: Int[Array, " candidates"]
 ) -> UInt[Array, " candidates"]:
     """Numbers of keys that are at least each of `CANDIDATES` integers, in one pass.
 
     Example:
-      >>> count_reaching(jnp.arange(10), jnp.array([2, 3, 8, 20])).tolist()
+      >>> cpu = Backend(cpu=True, one_device=True)
+      >>> count_reaching(cpu, jnp.arange(10), jnp.array([2, 3, 8, 20])).tolist()
       [8, 7, 2, 0]
     """
-    if not _in_rows():
+    if not _in_rows(backend):
         counts = [jnp.sum(keys >= c, dtype=jnp.uint32) for c in candidates]
         return jnp.stack(counts)
     flat = keys.reshape(-1)
@@ -92,19 +94,22 @@ def _sum_field(values: UInt[Array, "rows columns"]) -> Integer[Array, ""]:
     return jnp.sum(jnp.sum(values, axis=0, dtype=jnp.int16), dtype=jnp.uint32)
 
 
-def sum_of(value: Callable[..., Array], *leaves: Array) -> Array:
+def sum_of(backend: Backend, value: Callable[..., Array], *leaves: Array) -> Array:
     """The sum, over all entries, of an elementwise function.
 
     Args:
+      backend: where it runs.
       value: takes equally shaped slices of the leaves and returns floats of that shape.
       leaves: arrays of one shape.
 
     Example:
-      >>> float(sum_of(lambda x, y: jnp.where(x > 1, y, 0.0), jnp.arange(4), jnp.ones(4)))
+      >>> cpu = Backend(cpu=True, one_device=True)
+      >>> largest = lambda x, y: jnp.where(x > 1, y, 0.0)
+      >>> float(sum_of(cpu, largest, jnp.arange(4), jnp.ones(4)))
       2.0
     """
     width = leaves[0].size // (_ROWS * _COLUMNS) * _COLUMNS
-    if not _in_rows() or not width:
+    if not _in_rows(backend) or not width:
         return jnp.sum(value(*leaves))
     flat, size = [leaf.reshape(-1) for leaf in leaves], width * _ROWS
     sums = value(*(x[:size].reshape(_ROWS, width) for x in flat))
@@ -114,25 +119,29 @@ def sum_of(value: Callable[..., Array], *leaves: Array) -> Array:
     return jnp.sum(columns) + jnp.sum(value(*(x[size:] for x in flat)))
 
 
-def sums_of(value: Callable[..., Array], candidates: Array, *leaves: Array) -> Array:
+def sums_of(
+    backend: Backend, value: Callable[..., Array], candidates: Array, *leaves: Array
+) -> Array:
     """`sum_of` for each of several candidates, with the code of one.
 
     Args:
+      backend: where it runs.
       value: takes a candidate and equally shaped slices of the leaves, and returns floats
         of that shape.
       candidates: an array with one axis.
       leaves: arrays of one shape.
 
     Example:
+      >>> cpu = Backend(cpu=True, one_device=True)
       >>> at_least = lambda c, x: jnp.where(x >= c, x, 0.0)
-      >>> sums_of(at_least, jnp.array([2.0, 3.0]), jnp.arange(4.0)).tolist()
+      >>> sums_of(cpu, at_least, jnp.array([2.0, 3.0]), jnp.arange(4.0)).tolist()
       [5.0, 3.0]
     """
 
     def one(candidate):
-        return sum_of(functools.partial(value, candidate), *leaves)
+        return sum_of(backend, functools.partial(value, candidate), *leaves)
 
-    if _in_rows():
+    if _in_rows(backend):
         return jax.vmap(one)(candidates)
     # Separate reductions, which XLA on a GPU can fuse into one pass over the leaves.
     return jnp.stack([one(candidate) for candidate in candidates])

@@ -1,5 +1,7 @@
 """Rounds that cannot disconnect a network: the bound, what it allows, where they end."""
 
+import functools
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -11,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 import synflow_jax as sj
 from synflow_jax.pruning.certified_rounds import MAX_ROUNDS
 from synflow_jax.selection.budget import within
+from synflow_jax.xla.backends import Backend
 from tests import blocks, nets
 
 # Some networks do not read all of their parameters, or let no flow reach them.
@@ -41,7 +44,8 @@ def prune(params, density, ratio=0.5, score=SYNFLOW, **more):
 
 # --- what a budget pays for ---------------------------------------------------------------
 
-jitted_within = jax.jit(within)
+ONE = Backend(cpu=True, one_device=True)
+jitted_within = jax.jit(functools.partial(within, ONE))
 small_numbers = hnp.arrays(np.float32, 40, elements=st.integers(0, 5).map(float))
 
 
@@ -59,7 +63,7 @@ def test_a_budget_pays_for_as_many_of_the_lowest_as_cost_no_more(scores, eligibl
 
 def test_a_budget_for_everything_leaves_nothing():
     scores, eligible = [jnp.array([1.0, 2.0])], [jnp.array([True, True])]
-    kept, price = within(scores, eligible, jnp.float32(3.0))
+    kept, price = within(ONE, scores, eligible, jnp.float32(3.0))
     assert kept == 0 and price == jnp.inf
 
 

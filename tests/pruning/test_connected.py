@@ -203,9 +203,9 @@ def test_a_last_round_that_is_certified_needs_no_further_scoring():
     def scorings(keep_connected):
         seen = []
 
-        def spied(params, masks):
+        def spied(backend, params, masks):
             jax.debug.callback(lambda: seen.append(1))
-            return score.score(params, masks)
+            return score.score(backend, params, masks)
 
         record = type(score)(spied, score.why_not_certifiable, score.where_not_finite)
         _, info = sj.prune(record, params, 0.5, rounds=20, keep_connected=keep_connected)
@@ -220,10 +220,10 @@ def test_the_loop_is_compiled_once_for_all_densities():
     params = initialise(1)
     fresh = sj.synflow(chain, (WIDTHS[0],))
     sj.prune(fresh, params, 0.5, rounds=4)
-    before = progress._all_rounds._cache_size()
+    before = progress.all_rounds._cache_size()
     for density in (0.1, LAYERS / SIZE, 1.0):
         sj.prune(fresh, params, density, rounds=4)
-    assert progress._all_rounds._cache_size() == before
+    assert progress.all_rounds._cache_size() == before
 
 
 # --- flow that is lost before the first round ---------------------------------------------

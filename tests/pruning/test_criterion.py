@@ -15,6 +15,7 @@ from synflow_jax.pruning.criterion import FlowCriterion, without_constants
 from synflow_jax.pruning.loop import COUNTS
 from synflow_jax.pruning.rounds import method_of
 from synflow_jax.transform import Rule, Scaled
+from synflow_jax.xla.backends import Backend
 from tests import nets
 
 # Some networks do not read all of their parameters, or let no flow reach them.
@@ -28,6 +29,7 @@ def network(params, x):
     return jax.nn.relu(x @ params["a"]["kernel"]) @ params["b"]["kernel"]
 
 
+CPU = Backend(cpu=True, one_device=True)
 SYNFLOW = sj.synflow(network, (4,))
 
 
@@ -195,9 +197,9 @@ def test_other_data_of_equal_shapes_compiles_nothing(name):
     make = WITH_DATA[name]
     first, _ = sj.prune(make(0), PARAMS, 0.3, rounds=3)
     TRACES.clear()
-    programs = progress._all_rounds._cache_size()
+    programs = progress.all_rounds._cache_size()
     second, _ = sj.prune(make(1), PARAMS, 0.3, rounds=3)
-    assert progress._all_rounds._cache_size() == programs
+    assert progress.all_rounds._cache_size() == programs
     assert len(TRACES) <= 2  # of the new criterion by itself, and not in the loop
     # It is the other data that counts: as with a criterion that is compiled by itself.
     criterion = make(1)
@@ -259,10 +261,10 @@ def test_the_compiled_loop_holds_no_large_constant(name, jit):
     statistics = jax.random.uniform(jax.random.key(0), (64, 64))
     score_fn = CLOSURES[name](statistics, jit)
     method, constants = method_of(
-        score_fn, PARAMS, sj.all_kept(PARAMS), is_prunable=(True, True)
+        score_fn, CPU, PARAMS, sj.all_kept(PARAMS), is_prunable=(True, True)
     )
     counts = np.array([20, 10], np.uint32)
-    lowered = progress._all_rounds.lower(method, COUNTS, 2, True, constants, PARAMS, counts)
+    lowered = progress.all_rounds.lower(method, COUNTS, 2, True, constants, PARAMS, counts)
     assert max(constant_bytes(lowered.as_text()), default=0) <= 1024
     held = [x.nbytes for x in jax.tree.leaves(constants) if hasattr(x, "nbytes")]
     assert name == "random" or max(held) >= statistics.nbytes
@@ -276,10 +278,10 @@ def test_constants_are_seen_in_a_text():
 
 def test_a_criterion_is_split_once_and_found_again():
     masks = sj.all_kept(PARAMS)
-    one, _ = without_constants(SYNFLOW, PARAMS, masks)
-    other, _ = without_constants(SYNFLOW, PARAMS, masks)
+    one, _ = without_constants(SYNFLOW, CPU, PARAMS, masks)
+    other, _ = without_constants(SYNFLOW, CPU, PARAMS, masks)
     assert one == other and hash(one) == hash(other)
-    assert one != without_constants(sj.synflow(network, (4,)), PARAMS, masks)[0]
+    assert one != without_constants(sj.synflow(network, (4,)), CPU, PARAMS, masks)[0]
 
 
 # --- functions that read other values later, or that cannot be hashed ---------------------

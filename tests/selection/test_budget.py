@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 
 from synflow_jax.selection.budget import within
+from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.reductions import sum_of, sums_of
 
 SHAPES = [(4, 5), (), (0,), (13,)]
 SIZE = sum(int(np.prod(shape)) for shape in SHAPES)
-affordable = jax.jit(within)
+ONE = Backend(cpu=True, one_device=True)
+affordable = jax.jit(functools.partial(within, ONE))
 
 
 def split(flat):
@@ -86,7 +88,7 @@ def test_no_more_are_removed_than_there_are_where_rounding_raises_their_sum(monk
     """Of 8 million equal scores the float32 sum may be off by several of them."""
     raised = lambda *args: 1.5 * sums_of(*args)  # noqa: E731
     monkeypatch.setattr("synflow_jax.selection.budget.sums_of", raised)
-    got = within([jnp.ones(4)], [jnp.ones(4, bool)], jnp.float32(5.0))
+    got = within(ONE, [jnp.ones(4)], [jnp.ones(4, bool)], jnp.float32(5.0))
     assert int(got.kept) == 0
 
 
@@ -120,7 +122,7 @@ def test_vmap_has_a_budget_for_each_element():
     rng = np.random.default_rng(0)
     scores = jnp.asarray(rng.integers(0, 9, (3, SIZE)), jnp.float32)
     budgets = jnp.array([0.0, 20.0, 1000.0])
-    got = jax.jit(jax.vmap(lambda s, b: within([s], [s > 1], b)))(scores, budgets)
+    got = jax.jit(jax.vmap(lambda s, b: within(ONE, [s], [s > 1], b)))(scores, budgets)
     for i, budget in enumerate(budgets):
         one = np.asarray(scores[i])
         want = within_by_sorting(one, one > 1, float(budget))
@@ -135,16 +137,17 @@ def test_sums_of_candidates_are_the_sums_of_each(size):
     def below(candidate, x):
         return jnp.where(x < candidate, x, 0.0)
 
-    got = jax.jit(functools.partial(sums_of, below))(candidates, x)
-    one = jax.jit(lambda c: sum_of(functools.partial(below, c), x))
+    got = jax.jit(functools.partial(sums_of, ONE, below))(candidates, x)
+    one = jax.jit(lambda c: sum_of(ONE, functools.partial(below, c), x))
     np.testing.assert_allclose(got, [one(c) for c in candidates], rtol=1e-6)
 
 
 SHARDED = """
-import re
+import functools, re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from synflow_jax.selection.budget import within
+from synflow_jax.xla.backends import backend_of
 
 mesh = jax.make_mesh((8,), ("devices",))
 rng = np.random.default_rng(0)
@@ -157,7 +160,7 @@ spread = [
     for leaves in (scores, eligible)
 ]
 ascending = np.sort(np.concatenate([s[m] for s, m in zip(scores, eligible)]))
-affordable = jax.jit(within)
+affordable = jax.jit(functools.partial(within, backend_of(spread)))
 for budget in (0, 100, 2000, 10**6):
     removed = (np.cumsum(ascending) <= budget).sum()
     got = affordable(*spread, jnp.float32(budget))

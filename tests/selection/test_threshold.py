@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from synflow_jax.selection import threshold
 from synflow_jax.selection.threshold import (
     Bracket,
     Measure,
     sampled_candidates,
     search,
 )
+from synflow_jax.xla.backends import Backend
 
 SIZE = 30
 LIMITS = np.iinfo(np.int32)
@@ -142,7 +142,7 @@ def test_vmap_searches_for_each_limit():
 
 # --- candidates from a sample -------------------------------------------------------------
 
-one_device = pytest.mark.skipif(jax.device_count() > 1, reason="several take no sample")
+ONE = Backend(cpu=True, one_device=True)
 WEIGHTS = {
     "number": lambda key: jnp.ones(key.shape),
     "sum": lambda key: jax.lax.bitcast_convert_type(key, jnp.float32),
@@ -155,7 +155,6 @@ def normal_keys(size):
     return np.sort(scores.view(np.int32)), np.sort(scores)
 
 
-@one_device
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.97])
 @pytest.mark.parametrize("what", ["number", "sum"])
 def test_candidates_of_a_sample_enclose_the_threshold_closely(what, share):
@@ -167,7 +166,7 @@ def test_candidates_of_a_sample_enclose_the_threshold_closely(what, share):
     leaves = [jnp.asarray(part) for part in np.split(shuffled, [7, 20_000])]
     measure = Measure(None, WEIGHTS[what])
     limit = jnp.asarray(share * totals[-1], jnp.float32)
-    got = np.asarray(sampled_candidates(leaves, measure, limit))
+    got = np.asarray(sampled_candidates(ONE, leaves, measure, limit))
     assert (np.diff(got) >= 0).all() and np.isin(got, keys).all()
     shares = [below[key] / totals[-1] for key in got.tolist()]
     # The standard error of a share, from 1,001 sampled entries, is at most 0.02.
@@ -176,16 +175,15 @@ def test_candidates_of_a_sample_enclose_the_threshold_closely(what, share):
     assert max(abs(shares[1] - share), abs(shares[2] - share)) < 0.06
 
 
-def test_several_devices_take_no_sample(monkeypatch):
-    monkeypatch.setattr(threshold, "one_device", lambda: False)
+def test_several_devices_take_no_sample():
+    several = ONE._replace(one_device=False)
     measure = counted(jnp.arange(3, dtype=jnp.int32))
-    assert sampled_candidates([jnp.arange(3)], measure, jnp.uint32(1)) is None
+    assert sampled_candidates(several, [jnp.arange(3)], measure, jnp.uint32(1)) is None
 
 
 # --- how long it takes --------------------------------------------------------------------
 
 
-@one_device
 @pytest.mark.parametrize(("what", "most"), [("number", 16), ("sum", 25)])
 def test_few_passes_find_a_threshold_of_a_million_entries(what, most):
     """Three searches. Without interpolation they take 19 and 29 passes."""
@@ -208,7 +206,7 @@ def test_few_passes_find_a_threshold_of_a_million_entries(what, most):
 
     @jax.jit
     def find(limit):
-        first = sampled_candidates([keys], measure, limit)
+        first = sampled_candidates(ONE, [keys], measure, limit)
         return search(measure, limit, start, first)
 
     for share in (0.02, 0.5, 0.98):

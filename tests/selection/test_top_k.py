@@ -295,7 +295,6 @@ def test_large_leaves_among_small_ones_agree_with_a_stable_sort(eligible):
         np.testing.assert_array_equal(got, np.isin(np.arange(flat.size), order[:k]))
 
 
-@pytest.mark.skipif(jax.device_count() > 1, reason="leaves are joined on one device")
 def test_a_small_leaf_more_makes_no_program_of_its_own():
     def lowered(leaves):
         return keep.lower([jnp.zeros((3, 3, 16, 16))] * leaves, jnp.int32(1))

@@ -12,6 +12,8 @@ from jax import lax
 import synflow_jax as sj
 from synflow_jax import models
 from synflow_jax.xla import convolutions as windows
+from synflow_jax.xla.backends import Backend
+from synflow_jax.xla.jaxprs import holds
 
 LAYOUTS = {
     1: [("NWC", "WIO", "NWC"), ("NCW", "OIW", "WNC")],
@@ -100,7 +102,6 @@ def _chosen(image, kernel, **settings):
     return windows._way(image, kernel, plain | settings)
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the choice on a CPU")
 def test_the_way_goes_by_the_shape():
     small, large = (1, 4, 4, 64), (1, 32, 32, 64)
     wide = (3, 3, 64, 64)
@@ -115,9 +116,11 @@ def test_the_way_goes_by_the_shape():
     assert _chosen(small, wide, batch_group_count=2) is windows.native_conv
 
 
-def test_other_devices_convolve_natively(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert _chosen((1, 4, 4, 64), (3, 3, 64, 64)) is windows.native_conv
+def test_other_devices_convolve_natively():
+    image, kernel, settings = _case("points", LAYOUTS[2][0])
+    for cpu, primitive in ((True, "dot_general"), (False, "conv_general_dilated")):
+        run = functools.partial(windows.conv, Backend(cpu, True), settings=settings)
+        assert holds(jax.make_jaxpr(run)(image, kernel), primitive)
 
 
 NETWORKS = {

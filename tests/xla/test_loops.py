@@ -3,9 +3,9 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import pytest
 from jax import lax
 
+from synflow_jax.xla.backends import ANYWHERE, Backend
 from synflow_jax.xla.loops import fit_for_loops
 from tests import nets
 
@@ -28,6 +28,7 @@ class Network(nn.Module):
         return nn.Dense(3)(x.mean((1, 2)))
 
 
+CPU = Backend(cpu=True, one_device=True)
 NETWORK = Network()
 X = jax.random.normal(jax.random.key(0), (4, 8, 8, 2))
 PARAMS = NETWORK.init(jax.random.key(1), X)
@@ -43,15 +44,20 @@ def products(function):
     return jax.jvp(gradient, (PARAMS,), (gradient(PARAMS),))[1]
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere nothing is done")
 def test_convolutions_are_replaced_and_those_in_loops_are_not():
-    jaxpr = str(jax.make_jaxpr(fit_for_loops(loss))(PARAMS, X))
+    jaxpr = str(jax.make_jaxpr(fit_for_loops(CPU, loss))(PARAMS, X))
     assert jaxpr.count("custom_jvp_call[") >= 3  # two convolutions and relu
     assert jaxpr.count("conv_general_dilated[") == 3
 
 
+def test_elsewhere_convolutions_stay_as_they_are():
+    jaxpr = str(jax.make_jaxpr(fit_for_loops(ANYWHERE, loss))(PARAMS, X))
+    assert jaxpr.count("custom_jvp_call[") == 1  # relu
+    assert jaxpr.count("conv_general_dilated[") == 3
+
+
 def test_values_gradients_and_products_with_the_hessian_are_the_same():
-    fitted = fit_for_loops(loss)
+    fitted = fit_for_loops(CPU, loss)
     nets.assert_close(fitted(PARAMS, X), loss(PARAMS, X))
     for of in (lambda f: jax.grad(f)(PARAMS, X), products):
         got, want = jax.jit(lambda of=of: (of(fitted), of(loss)))()
@@ -61,5 +67,5 @@ def test_values_gradients_and_products_with_the_hessian_are_the_same():
 
 def test_it_can_be_mapped_over_parameters():
     batch = jax.tree.map(lambda p: jnp.stack([p, -p]), PARAMS)
-    got = jax.vmap(fit_for_loops(loss), in_axes=(0, None))(batch, X)
+    got = jax.vmap(fit_for_loops(CPU, loss), in_axes=(0, None))(batch, X)
     nets.assert_close(got, jax.vmap(loss, in_axes=(0, None))(batch, X))
