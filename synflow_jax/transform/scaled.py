@@ -36,11 +36,11 @@ def normalised(mantissa: Array, exponent: Int[Array, ""] | int = 0) -> Scaled:
     gradient finite: by the conservation law an entry times its gradient is at most the
     total.
     """
-    biased, moved = _exponent_of_largest(mantissa)
+    biased, moved = _exponent_of_largest(mantissa, exponent)
     bias, digits, whole = _layout(mantissa.dtype)
     factor = lax.shift_left(whole.type(2 * bias) - biased, whole.type(digits))
     factor = lax.bitcast_convert_type(factor, mantissa.dtype)
-    return Scaled(_visible(lax.mul, mantissa, factor), moved + exponent)
+    return Scaled(_visible(lax.mul, mantissa, factor), moved)
 
 
 def normalised_once(mantissa: Array, exponent: Int[Array, ""] | int = 0) -> Scaled:
@@ -51,17 +51,24 @@ def normalised_once(mantissa: Array, exponent: Int[Array, ""] | int = 0) -> Scal
     hundreds of residual sums that would be most of the program, and take hours to compile.
     XLA computes a division only once.
     """
-    biased, moved = _exponent_of_largest(mantissa)
+    biased, moved = _exponent_of_largest(mantissa, exponent)
     _, digits, whole = _layout(mantissa.dtype)
     divisor = lax.bitcast_convert_type(
         lax.shift_left(biased, whole.type(digits)), mantissa.dtype
     )
-    return Scaled(_visible(lax.div, mantissa, divisor), moved + exponent)
+    return Scaled(_visible(lax.div, mantissa, divisor), moved)
 
 
-def _exponent_of_largest(x: Array) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """The exponent of the largest entry: biased, as in the bits of a float, and
-    unbiased."""
+def _exponent_of_largest(
+    x: Array, exponent: Int[Array, ""] | int
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """The exponent of the largest entry: biased, as in the bits of a float; and unbiased,
+    with another one added.
+
+    Zeros are multiplied by 1: by the largest power of two they would become NaN where XLA
+    multiplies it first with a constant of the network. However often they are multiplied,
+    their exponent does not leave its place.
+    """
     # In lax instead of jax.numpy, which takes longer to trace: every equation of a network
     # comes here.
     bias, digits, whole = _layout(x.dtype)
@@ -73,10 +80,12 @@ def _exponent_of_largest(x: Array) -> tuple[Int[Array, ""], Int[Array, ""]]:
         bits = lax.reduce_max(bits, range(x.ndim))
     else:
         bits = jnp.zeros((), whole)
+    zero = lax.eq(bits, integer(0))
     biased = lax.shift_right_logical(bits, integer(digits))
     biased = lax.clamp(integer(1), biased, integer(2 * bias - 1))
+    biased = lax.select(zero, integer(bias), biased)
     number = lax.convert_element_type(biased - integer(bias), jnp.int32)
-    return biased, lax.select(bits == 0, jnp.int32(_ZERO), number)
+    return biased, lax.select(zero, jnp.int32(_ZERO), number + exponent)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

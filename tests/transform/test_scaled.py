@@ -43,6 +43,23 @@ def test_zeros_are_smaller_than_any_other_flow(shape, normalised):
     assert exponent.dtype == jnp.int32 and int(exponent) < -(2**20)
 
 
+def test_zeros_stay_where_they_are_however_often_they_are_multiplied(normalised):
+    """2**24 below, 200 times, would leave an int32, on the side of the largest flows."""
+    _, exponent = jax.lax.fori_loop(
+        0, 200, lambda _, x: normalised(40.0 * x[0], x[1]), normalised(jnp.zeros(3))
+    )
+    assert int(exponent) == int(normalised(jnp.zeros(3)).exponent)
+
+
+def test_zeros_times_a_number_are_zeros_also_after_xla_reordered_the_products(normalised):
+    """XLA computes (x * 40) * f as x * (40 * f)."""
+
+    def network(x):
+        return normalised(normalised(x).mantissa * 40.0).mantissa
+
+    np.testing.assert_array_equal(jax.jit(network)(jnp.zeros((4, 4))), np.zeros((4, 4)))
+
+
 def test_exponents_add_up(normalised):
     mantissa, exponent = normalised(jnp.array([12.0]), jnp.int32(30))
     assert (float(mantissa[0]), int(exponent)) == (1.5, 33)
