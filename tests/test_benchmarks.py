@@ -10,7 +10,16 @@ import pytest
 
 import synflow_jax as sj
 from benchmarks import __main__ as everything
-from benchmarks import against, certified, figure, loop, measuring, selection, whole
+from benchmarks import (
+    against,
+    certified,
+    figure,
+    loop,
+    measuring,
+    selection,
+    sparse_training,
+    whole,
+)
 from benchmarks import flow as benchmark
 from synflow_jax import models
 from tests.experiments.small import narrow
@@ -181,3 +190,26 @@ def test_certified_rounds_are_set_beside_exponential_ones(tmp_path, capsys):
     (line,) = (x for x in capsys.readouterr().out.splitlines() if "mlp_cifar" in x)
     assert line.count(" s |") == len(rows)
     assert f"| {rows[1]['ln_flow']:.2f}, {rows[1]['rounds']}, " in line
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_the_cost_of_masks_that_change_is_measured_beside_static_ones():
+    def problem():
+        loss = lambda params, x: jnp.mean((x @ params["kernel"]) ** 2)  # noqa: E731
+        return loss, {"kernel": jnp.ones((20, 30))}, jnp.ones((4, 20))
+
+    row = sparse_training.measured("mlp", turns=1, problem=problem, seeds=2)
+    assert row["weights"] == 600 and row["seeds"] == 2 and row["static_ms"] > 0
+    for kind in ("gradual", "rigl"):
+        assert row[f"{kind}_more_bytes"] < 100  # steps and counts; the masks both have
+        cost = (row[f"{kind}_due_ms"] - row[f"{kind}_plain_ms"]) / row["static_ms"]
+        assert row[f"{kind}_per_cent"] == pytest.approx(cost, rel=0.3, abs=1)
+    assert sparse_training.table([row]).row_count == 1
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("name", ["mlp", "transformer-2"])
+def test_networks_of_its_list_are_measured(name):
+    row = sparse_training.measured(name, turns=1)
+    assert row["seeds"] == 8 and row["gradual_due_ms"] > 0
