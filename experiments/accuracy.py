@@ -33,7 +33,7 @@ from experiments.figures import accuracy as figures
 from experiments.harness import command
 from experiments.harness.sweeps import Context, Row
 from experiments.training import loop, networks, steps
-from experiments.training.settings import Settings, paper_settings
+from experiments.training.settings import SHORT, Settings, cpu_settings, paper_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +89,11 @@ def sweep(
 
 def runs(scale: command.Scale) -> list[Run]:
     """The sweep of a scale."""
-    short = Settings(
-        epochs=5, learning_rate=0.1, decay="cosine", weight_decay=5e-4, augment=False
-    )
     if scale == "smoke":
-        one = dataclasses.replace(short, epochs=1, batch=64)
+        one = dataclasses.replace(SHORT, epochs=1, batch=64)
         return sweep("mlp_bn", "digits", (1.0, 3.0), ((0, 1),), one, rounds=5, each=2)
     if scale == "cpu":
-        return [*_scale_matters(short), *_convolutional(short), *_dense_layers(short)]
+        return [*_scale_matters(), *_convolutional(), *_dense_layers()]
     pairs = itertools.product(("cifar10", "cifar100", "tiny_imagenet"), range(4))
     sweeps = []
     for dataset, i in pairs:
@@ -113,33 +110,32 @@ def runs(scale: command.Scale) -> list[Run]:
 _TOGETHER = ((0, 1, 2, 3, 4),)
 
 
-def _dense_layers(short: Settings) -> list[Run]:
+def _dense_layers() -> list[Run]:
     """Every method on the MLP with batch norm, until nothing is above chance; and what the
     data are worth."""
-    longer = dataclasses.replace(short, epochs=20, batch=256)
+    training = cpu_settings("mlp_bn")
     each = functools.partial(
-        sweep, "mlp_bn", "fashion_mnist", seeds=_TOGETHER, training=longer
+        sweep, "mlp_bn", "fashion_mnist", seeds=_TOGETHER, training=training
     )
     compared = each(methods.grid(0.5, 4, 0.5))
     data = each((1.0, 2.0), compared=methods.DATA)
     return compared + data[1:]  # dense is there once
 
 
-def _convolutional(short: Settings) -> list[Run]:
+def _convolutional() -> list[Run]:
     """The paper's methods and four controls on a convolutional network."""
-    longer = dataclasses.replace(short, epochs=20, augment=True)
     controls = ("erk", "synflow_densities", "shuffled_synflow", "iterative_snip")
     return sweep(
         "convnet_bn",
         "cifar10_20k",
         methods.grid(0.5, 2.5, 0.5),
         ((0,), (1,), (2,)),
-        longer,
+        cpu_settings("convnet_bn"),
         (*methods.PAPER, *controls),
     )
 
 
-def _scale_matters(short: Settings) -> list[Run]:
+def _scale_matters() -> list[Run]:
     """Some methods on the MLP without normalisation, trained as the paper trains, with kept
     weights rescaled, and by an optimiser that does not mind the scale of gradients."""
     some = (
@@ -151,9 +147,9 @@ def _scale_matters(short: Settings) -> list[Run]:
         "shuffled_synflow",
     )
     by_adam = dataclasses.replace(
-        short, optimizer="adam", learning_rate=1e-3, weight_decay=0.0
+        SHORT, optimizer="adam", learning_rate=1e-3, weight_decay=0.0
     )
-    trainings = ((short, False), (short, True), (by_adam, False))
+    trainings = ((SHORT, False), (SHORT, True), (by_adam, False))
     found = []
     for training, rescaled in trainings:
         options = {"training": training, "rescaled": rescaled, "compared": some}

@@ -33,6 +33,7 @@ NAMES = (
     "layer_collapse",
     "conservation",
     "magnitude_training",
+    "sparse_training",
     "accuracy",
     "data_ablation",
     "rounds",

@@ -70,6 +70,25 @@ def paper_settings(network: str, dataset: str) -> Settings:
     return settings[family, kind]
 
 
+# Of what two processor cores train in minutes.
+SHORT = Settings(
+    epochs=5, learning_rate=0.1, decay="cosine", weight_decay=5e-4, augment=False
+)
+
+
+def cpu_settings(network: str) -> Settings:
+    """The settings under which the experiments compare methods at scale cpu.
+
+    Args:
+      network: mlp_bn or convnet_bn.
+    """
+    if network == "mlp_bn":
+        return dataclasses.replace(SHORT, epochs=20, batch=256)
+    if network == "convnet_bn":
+        return dataclasses.replace(SHORT, epochs=20, augment=True)
+    raise ValueError(f"there are no settings at scale cpu for {network!r}.")
+
+
 def learning_rates(settings: Settings, steps: int) -> optax.Schedule:
     """The learning rate at every step; ``steps`` is the number of steps in an epoch."""
     if settings.decay == "drops":

@@ -48,6 +48,8 @@ class Plan:
       recipe: how the images are moved and scaled.
       steps: in an epoch.
       devices: those over which a batch is divided; none for the default device.
+      optimizer: ``optimizer(settings, steps, masks)``, of which a step calls only
+        ``update`` and `start` only ``init``.
     """
 
     module: nn.Module
@@ -55,6 +57,7 @@ class Plan:
     recipe: images.Recipe
     steps: int
     devices: NamedSharding | None = None
+    optimizer: Callable[..., optax.GradientTransformation] = optimizer
 
 
 class State(NamedTuple):
@@ -127,7 +130,7 @@ def start(plan: Plan, variables: PyTree, masks: PyTree) -> State:
       masks: boolean leaves shaped like the parameters; True = kept.
     """
     params = sj.apply_masks(variables["params"], masks)
-    opt_state = optimizer(plan.settings, plan.steps, masks).init(params)
+    opt_state = plan.optimizer(plan.settings, plan.steps, masks).init(params)
     # A copy, as steps use the memory of the state that they are given.
     stats = jax.tree.map(jnp.copy, variables.get("batch_stats", {}))
     return everywhere(plan, State(params, stats, opt_state))
@@ -169,7 +172,7 @@ def step(
         return losses.mean(), updated.get("batch_stats", {})
 
     (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    updates, opt_state = optimizer(plan.settings, plan.steps).update(
+    updates, opt_state = plan.optimizer(plan.settings, plan.steps, None).update(
         gradients, state.opt_state, state.params
     )
     return State(optax.apply_updates(state.params, updates), stats, opt_state), loss
