@@ -11,7 +11,7 @@ from synflow_jax.paths.certifiable import why_not_certifiable
 from synflow_jax.precision import no_score, split_floating, widened
 from synflow_jax.pruning.criterion import FlowCriterion
 from synflow_jax.transform.finite import where_not_finite
-from synflow_jax.transform.network_flow import ones, total_flow
+from synflow_jax.transform.network_flow import ones, total_flow, uniform
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.values import Rules, checked_rules
 from synflow_jax.trees import Masks, Params, ScoreFn, Scores
@@ -69,7 +69,8 @@ def synflow(
     inputs, rules = ones(input_shape), checked_rules(rules)
 
     def score(backend: Backend, params: Params, masks: Masks) -> Scores:
-        return _shares(apply_fn, rules, biases, backend, params, masks, inputs)
+        marked = uniform(inputs)
+        return _shares(apply_fn, rules, biases, backend, params, masks, marked)
 
     def why_not(params: Params, is_prunable: Sequence[bool]) -> str | None:
         if biases:
@@ -95,7 +96,7 @@ def flow_scores(
 ) -> Scores:
     """The scores of `synflow`, computed by a program that later calls find again."""
     run = program(_shares, apply_fn, checked_rules(rules), False)
-    return run(params, masks, ones(input_shape))
+    return run(params, masks, uniform(ones(input_shape)))
 
 
 def _shares(

@@ -1,5 +1,6 @@
 """Reads a traced network equation by equation and applies the rules."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,17 +8,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend import core
 from jaxtyping import Array, PyTree
 
 from synflow_jax.transform import parameters as plain
 from synflow_jax.transform.advice import unknown
+from synflow_jax.transform.class_windows import are_worthwhile
+from synflow_jax.transform.classes import one_class, useful
 from synflow_jax.transform.integers import Starts, of_tokens
+from synflow_jax.transform.origins import Origins
+from synflow_jax.transform.refinement import Refinement
 from synflow_jax.transform.results import check_results, named, of_the_package
-from synflow_jax.transform.rules import CALL, flow_rules
+from synflow_jax.transform.rules import CALL, ENTRYWISE, flow_rules
 from synflow_jax.transform.scaled import normalised
 from synflow_jax.transform.undecided import of_undecided
 from synflow_jax.transform.values import (
+    Classed,
     Equation,
     Fixed,
     Flowing,
@@ -25,6 +32,7 @@ from synflow_jax.transform.values import (
     Rule,
     Tokens,
     Undecided,
+    Uniform,
     Value,
     as_array,
     carries_flow,
@@ -60,6 +68,8 @@ class Settings(NamedTuple):
       before_rule: ``before_rule(rule, equation, *operands)``, called before each rule; it
         raises ValueError to refuse the equation. None for nothing.
       backend: the devices that the flow is traced for.
+      once: whether equal positions of `Uniform` inputs are computed once; None if that is
+        faster. Never with ``after_rule`` or ``before_rule``.
     """
 
     dtype: np.dtype
@@ -69,22 +79,32 @@ class Settings(NamedTuple):
     after_rule: Callable[[Flowing], Flowing] | None = None
     before_rule: Callable[..., None] | None = None
     backend: Backend = ANYWHERE
+    once: bool | None = None
 
 
 def interpret(
     apply_fn: Callable[..., PyTree], params: PyTree, args: PyTree, settings: Settings
 ) -> PyTree:
-    """The results of ``apply_fn(params, *args)``, each plain or a `Scaled` flow.
+    """The results of ``apply_fn(params, *args)``, each plain, a `Scaled` flow, or a
+    `Classed` one if an input is `Uniform`.
 
     Arguments that are `Fixed` are constants of the network.
     """
     inputs, args = split_fixed(args)
     traced, shape = jax.make_jaxpr(apply_fn, return_shape=True)(params, *args)
-    sources = [_source(x, settings.dtype) for x in inputs]
+    once, marked = settings.once, any(isinstance(x, Uniform) for x in inputs)
+    if settings.before_rule or settings.after_rule or not marked:
+        once = False
+    elif once is None:
+        once = are_worthwhile(traced.jaxpr)
+    sources = [_source(x, settings.dtype, once) for x in inputs]
     leaves = [*map(_as_array, jax.tree.leaves(params))]
 
     def run(numbers_flow):
-        interpreter = _Interpreter(settings, plain.Sums(leaves), Starts(numbers_flow))
+        sums, origins = plain.Sums(leaves), Origins(ENTRYWISE.__contains__)
+        interpreter = _Interpreter(
+            settings, sums, Starts(numbers_flow), origins, Refinement(origins, sums)
+        )
         outs = interpreter.run(traced.jaxpr, traced.consts, [*leaves, *sources])
         return outs, interpreter.starts
 
@@ -92,15 +112,29 @@ def interpret(
     if starts.ignored and not starts.found and not any(map(carries_flow, sources)):
         outs, _ = run(numbers_flow=True)
     # An output that the flow decides, such as a label, carries none.
-    outs = [jnp.zeros(*x) if isinstance(x, Undecided) else plain_or_flow(x) for x in outs]
+    outs = [jnp.zeros(*x) if isinstance(x, Undecided) else _without(x) for x in outs]
     return jax.tree.unflatten(jax.tree.structure(shape), outs)
 
 
-def _source(x: Any, dtype: np.dtype) -> Value:
+def _without(out: Value) -> Any:
+    """A result without its history."""
+    if isinstance(out, Classed):
+        return dataclasses.replace(out, value=plain_or_flow(out.value))
+    return plain_or_flow(out)
+
+
+def _source(x: Any, dtype: np.dtype, once: bool) -> Value:
     """An input of the network: floats are flow, and so are complex numbers with their
     modulus; integers are tokens, booleans are plain."""
     if isinstance(x, Fixed):
         return _as_array(x.value)
+    if isinstance(x, Uniform):
+        shape = x.value.shape
+        maps = tuple(useful(one_class(n)) for n in shape)
+        if not once or 0 in shape or all(m is None for m in maps):
+            return _source(x.value, dtype, once)
+        first = lax.slice(x.value, (0,) * len(shape), (1,) * len(shape))
+        return Classed(_source(first, dtype, once), shape, maps)
     if is_floating(x):
         return normalised(x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
@@ -114,6 +148,8 @@ class _Interpreter(NamedTuple):
     settings: Settings
     sums: plain.Sums
     starts: Starts
+    origins: Origins
+    refinement: Refinement
 
     def run(
         self,
@@ -128,7 +164,8 @@ class _Interpreter(NamedTuple):
         functions that it has traced before.
         """
         step = functools.partial(self.step, line=line)
-        return evaluate(jaxpr, [*map(_as_array, consts)], args, step)
+        consts = [self.origins.constant(_as_array(x)) for x in consts]
+        return evaluate(jaxpr, consts, args, step)
 
     def step(self, eqn: core.JaxprEqn, operands: list[Value], line: str) -> Sequence[Value]:
         name, rules = eqn.primitive.name, self.settings.rules
@@ -150,6 +187,7 @@ class _Interpreter(NamedTuple):
             return self.apply(CALL, eqn, operands, line)
         outs = plain.as_written(eqn, operands)
         self.sums.follow(eqn, operands, outs)
+        self.origins.follow(eqn, operands, outs)
         return outs
 
     def apply(
@@ -184,13 +222,14 @@ class _Interpreter(NamedTuple):
             backend=settings.backend,
         )
         if rule is None:
+            operands = [self.refinement.expanded(x) for x in operands]
             raise FlowError(unknown(name, line, equation, operands, settings.rules))
         if not rule.sees_kinds:
-            operands = [as_array(plain_or_flow(operand)) for operand in operands]
+            operands = [as_array(_without(operand)) for operand in operands]
         try:
             if settings.before_rule is not None:
                 settings.before_rule(rule, equation, *operands)
-            outs = _applied(rule, equation, operands)
+            outs = _applied(rule, equation, operands, self.refinement)
             check_results(rule, equation, outs)
             return self._treated(outs, operands)
         except FlowError:  # from a jaxpr inside this one: it names a line already
@@ -215,9 +254,18 @@ class _Interpreter(NamedTuple):
         ]
 
 
-def _applied(rule: Rule, equation: Equation, operands: Sequence[Value]) -> Any:
+def _applied(
+    rule: Rule, equation: Equation, operands: Sequence[Value], refinement: Refinement
+) -> Any:
     """What a rule returns; whatever a rule of the user's raises, its name is said."""
     try:
+        if any(isinstance(x, Classed) for x in operands):
+            empty = any(0 in shape for shape in equation.out_shapes)
+            if rule.at_classes is not None and not empty:
+                outs = rule.at_classes(refinement, rule.apply, equation, *operands)
+                if outs is not NotImplemented:
+                    return outs
+            operands = [refinement.expanded(x) for x in operands]
         return rule.apply(equation, *operands)
     except FlowError:
         raise

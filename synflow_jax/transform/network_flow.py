@@ -17,10 +17,19 @@ from jaxtyping import Array, Float, PyTree
 
 from synflow_jax.precision import cast_floating, scoring_dtype, widened
 from synflow_jax.transform import scaled
+from synflow_jax.transform.class_rules import total_of
 from synflow_jax.transform.interpreter import Settings, interpret
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.scaled import Scaled
-from synflow_jax.transform.values import Fixed, Rule, Rules, as_flows, checked_rules
+from synflow_jax.transform.values import (
+    Classed,
+    Fixed,
+    Rule,
+    Rules,
+    Uniform,
+    as_flows,
+    checked_rules,
+)
 from synflow_jax.trees import Params
 from synflow_jax.xla.backends import ANYWHERE, Backend, has_convolutions, on_backend
 from synflow_jax.xla.programs import program
@@ -90,18 +99,32 @@ def _flow(
     params: Params,
     *args: PyTree,
 ) -> tuple[PyTree, PyTree]:
+    outs = _flows(apply_fn, biases, rules, backend, params, *args)
+    leaves, tree = jax.tree.flatten(outs, is_leaf=lambda x: isinstance(x, Scaled))
+    return (
+        jax.tree.unflatten(tree, [out.mantissa for out in leaves]),
+        jax.tree.unflatten(tree, [out.exponent for out in leaves]),
+    )
+
+
+def _flows(
+    apply_fn: Callable[..., PyTree],
+    biases: bool,
+    rules: Mapping[str, Rule],
+    backend: Backend,
+    params: Params,
+    *args: PyTree,
+    once: bool | None = None,
+) -> PyTree:
+    """The flow of each output, a `Scaled`, or a `Classed` one if an input is `Uniform`."""
     params, args = jax.tree.map(jnp.asarray, (widened(params), args))
     dtype = scoring_dtype(*jax.tree.leaves(params))
-    args = cast_floating(args, dtype)
-    settings = Settings(jnp.dtype(dtype), biases, rules, backend=backend)
-    outs = interpret(apply_fn, params, args, settings)
-    leaves, tree = jax.tree.flatten(outs, is_leaf=lambda x: isinstance(x, Scaled))
+    settings = Settings(jnp.dtype(dtype), biases, rules, backend=backend, once=once)
+    outs = interpret(apply_fn, params, cast_floating(args, dtype), settings)
+    leaves, tree = jax.tree.flatten(outs, is_leaf=lambda x: isinstance(x, Scaled | Classed))
     # An output that does not depend on the input carries none of its flow.
-    flows = as_flows(leaves, dtype)
-    return (
-        jax.tree.unflatten(tree, [out.mantissa for out in flows]),
-        jax.tree.unflatten(tree, [out.exponent for out in flows]),
-    )
+    flows = [x if isinstance(x, Classed) else as_flows([x], dtype)[0] for x in leaves]
+    return jax.tree.unflatten(tree, flows)
 
 
 def total_flow(
@@ -112,26 +135,29 @@ def total_flow(
     biases: bool = False,
     rules: Rules = flow_rules,
     backend: Backend = ANYWHERE,
+    once: bool | None = None,
 ) -> Scaled:
     """R, the sum of the flow over all outputs.
 
     Args:
       apply_fn: ``apply_fn(params, x) -> y``.
       params: the parameters.
-      inputs: what ``apply_fn`` takes as ``x``; `ones` makes the paper's input.
+      inputs: what ``apply_fn`` takes as ``x``; ``uniform(ones(input_shape))`` is the
+        paper's input. (Of an input that is not marked as `uniform` all positions are
+        computed, with the same result.)
       biases, rules: as in `flow`.
       backend: where it runs.
+      once: whether equal positions of `uniform` inputs are computed once; None if that is
+        faster.
 
     Returns:
       A scalar `Scaled`. Differentiable.
     """
     rules = checked_rules(rules)
-    mantissas, exponents = _flow(apply_fn, biases, rules, backend, params, inputs)
-    check_outputs(mantissas)
-    outputs = [
-        Scaled(jnp.sum(m), e)
-        for m, e in zip(jax.tree.leaves(mantissas), jax.tree.leaves(exponents))
-    ]
+    flows = _flows(apply_fn, biases, rules, backend, params, inputs, once=once)
+    flows = jax.tree.map(total_of, flows, is_leaf=lambda x: isinstance(x, Scaled | Classed))
+    check_outputs(flows)
+    outputs = jax.tree.leaves(flows, is_leaf=lambda x: isinstance(x, Scaled))
     if not outputs:
         raise ValueError("`apply_fn` returned no arrays, so nothing carries the flow.")
     terms, exponent = scaled.aligned(outputs)
@@ -189,7 +215,7 @@ def log_flow(
       for Lightweight NAS", ICLR 2021, for its use in ranking.
     """
     run = program(_log_flow, apply_fn, checked_rules(rules))
-    return run(params, ones(input_shape))
+    return run(params, uniform(ones(input_shape)))
 
 
 def _log_flow(
@@ -248,6 +274,17 @@ def ones(input_shape: PyTree) -> PyTree:
         return Fixed(jnp.asarray(x)) if is_array(x) else _ones(x.shape, x.dtype)
 
     return jax.tree.map(value, input_shape)
+
+
+def uniform(inputs: PyTree) -> PyTree:
+    """Marks each input whose entries are all equal, as those of `ones` are, so that equal
+    positions are computed once."""
+
+    def marked(x):
+        is_input = not isinstance(x, Fixed) and jnp.issubdtype(x.dtype, jnp.inexact)
+        return Uniform(x) if is_input else x
+
+    return jax.tree.map(marked, inputs, is_leaf=lambda x: isinstance(x, Fixed))
 
 
 _ones = jax.jit(jnp.ones, static_argnums=(0, 1))

@@ -70,6 +70,13 @@ class Sums:
             is_sum = is_sum or eqn.primitive.name == "reduce_sum"
             self._terms[id(outs[0])] = outs[0], new, is_sum
 
+    def read(self, plain: Plain, result: Plain, function: Callable[[Array], Array]) -> None:
+        """Notes that ``result`` is ``function(plain)``, some of its entries."""
+        if id(plain) in self._terms and result is not plain:
+            _, term, is_sum = self._terms[id(plain)]
+            new = lambda absolute: function(term(absolute))  # noqa: E731
+            self._terms[id(result)] = result, new, is_sum
+
     def absolute(self, plain: Plain, absolute: Callable[[Plain], Array]) -> Array:
         """The absolute value of a plain value, or the sum of those that it is made of."""
         _, term, is_sum = self._terms.get(id(plain), (None, None, False))

@@ -9,6 +9,7 @@ import numpy as np
 
 from synflow_jax.transform.scaled import Scaled
 from synflow_jax.transform.values import (
+    Classed,
     Derived,
     Equation,
     Inverse,
@@ -61,6 +62,7 @@ def of_the_package(rule: Rule) -> bool:
 
 
 def _flow(out: Any) -> Scaled | None:
+    out = out.value if isinstance(out, Classed) else out
     return plain_or_flow(out) if isinstance(out, _FLOWS) else None
 
 
@@ -86,6 +88,9 @@ def _shape(out: Any):
     """The shape of a result, or the name of its type, which the message then shows."""
     if isinstance(out, Undecided):
         return out.shape
+    if isinstance(out, Classed):
+        inside = _shape(out.value)
+        return out.shape if inside == out.stored else f"classes stored as {inside}"
     if isinstance(out, (*_FLOWS, Tokens)):
         out = plain_or_flow(out)
         return jnp.shape(out.mantissa if isinstance(out, Scaled) else out)

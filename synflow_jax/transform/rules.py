@@ -1,6 +1,10 @@
 """The default table: the rule of each primitive. docs/flow.md has a line for each."""
 
+import dataclasses
+
 from synflow_jax.transform import (
+    class_rules,
+    class_windows,
     contractions,
     control_flow,
     elementwise,
@@ -134,6 +138,51 @@ _SINGLE = {
     ),
 }
 
+_RULES = _SINGLE | {n: rule for rule, names in _SHARED.items() for n in names.split()}
+
+# How a rule is applied to flows of which equal positions are stored once; the others are
+# shown whole flows. An activation by name (jit:silu) is entrywise too, unless it is a call.
+ENTRYWISE = frozenset(
+    "convert_element_type copy copy_p name reduce_precision real imag conj abs sign floor "
+    "ceil round clamp is_finite not tanh logistic erf erfc erf_inv expm1 log log1p sqrt "
+    "cbrt square sin cos tan asin acos atan sinh cosh asinh acosh atanh lgamma digamma "
+    "bessel_i0e bessel_i1e log2 exp exp2 integer_pow pow rsqrt add add_any gt ge lt le eq "
+    "ne and or xor rem atan2 nextafter sub neg mul div max min select_n stop_gradient "
+    "complex".split()
+)
+_AT_CLASSES = {
+    **dict.fromkeys(ENTRYWISE, class_rules.entrywise),
+    **dict.fromkeys(
+        "transpose squeeze broadcast_in_dim reshape rev slice split pad".split(),
+        class_rules.moving,
+    ),
+    **dict.fromkeys(
+        "jit pjit closed_call core_call composite custom_jvp_call custom_vjp_call "
+        "call_hi_primitive optimization_barrier device_put".split(),
+        class_rules.through,
+    ),
+    **{
+        n: class_rules.activation
+        for n in _RULES
+        if _RULES[n].apply is control_flow.activation
+    },
+    **dict.fromkeys(
+        "cumsum cummax cummin cumlogsumexp cumprod".split(), class_rules.along_axis
+    ),
+    **dict.fromkeys(
+        "reduce_max reduce_min reduce_or reduce_and".split(), class_rules.largest
+    ),
+    **dict.fromkeys(["reduce_window_max", "reduce_window_min"], class_windows.largest),
+    "reduce_sum": class_rules.summing,
+    "reduce_window_sum": class_windows.summing,
+    "concatenate": class_rules.joining,
+    "dot_general": class_rules.dot_general,
+    "conv_general_dilated": class_windows.conv_general_dilated,
+}
+
 flow_rules = RuleTable(
-    _SINGLE | {name: rule for rule, names in _SHARED.items() for name in names.split()}
+    {
+        name: dataclasses.replace(rule, at_classes=_AT_CLASSES.get(name))
+        for name, rule in _RULES.items()
+    }
 )

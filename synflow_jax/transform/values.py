@@ -5,7 +5,8 @@ everything computed from them alone), or it carries flow. A rule is called for e
 with at least one operand that carries flow. It sees flow as a `Scaled` array.
 
 Three more types remember where a flow comes from. Only rules with `Rule.sees_kinds` are
-shown them; every other rule sees the `Scaled` flow inside. A plain value is a `jax.Array`,
+shown them; every other rule sees the `Scaled` flow inside. `Classed` flows store equal
+positions once, for rules with `Rule.at_classes`. A plain value is a `jax.Array`,
 or a numpy array if it is a number of the model's code, computed from nothing but such
 numbers, or an array full of one. `Tokens` are integers of the input, before the flow
 starts. `Undecided` integers are known only by their shape.
@@ -21,6 +22,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from synflow_jax.transform.classes import Maps, compressed
 from synflow_jax.transform.scaled import Scaled, nothing
 from synflow_jax.xla.backends import ANYWHERE, Backend
 
@@ -74,6 +76,26 @@ class Stopped(NamedTuple):
     of: "Scaled | Derived"
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Classed:
+    """A flow of which equal positions are stored once (`transform.classes`).
+
+    Attributes:
+      value: the flow, with an entry for each class along the axes that have classes.
+      shape: the shape of the whole flow.
+      maps: for each axis the classes of its positions; None where there are none.
+    """
+
+    value: "Flowing"
+    shape: tuple[int, ...]
+    maps: Maps
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """The shape of the arrays of ``value``."""
+        return compressed(self.shape, self.maps)
+
+
 class Tokens(NamedTuple):
     """Integers that depend on the input: the flow starts where they are looked up."""
 
@@ -104,13 +126,21 @@ class Fixed:
     value: Any
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """An input of the network whose entries are all equal."""
+
+    value: Any
+
+
 Plain = Array | np.ndarray
 Flowing = Scaled | Derived | Inverse | Stopped
 # Rules tell values apart at run time, which a type checker cannot follow.
 if TYPE_CHECKING:
     Value: TypeAlias = Any
 else:
-    Value = Plain | Flowing | Tokens | Undecided
+    Value = Plain | Flowing | Classed | Tokens | Undecided
 
 
 class Equation(NamedTuple):
@@ -161,6 +191,9 @@ class Rule:
         package, which are not in the table.
       goes_inside: whether it is a call: it evaluates a jaxpr of the primitive with
         ``equation.inside``, also where only tokens enter it.
+      at_classes: for the package's own rules: applies the rule to flows of which equal
+        positions are stored once (`transform.classes`). None if the rule must see whole
+        flows, as every rule of a user does.
 
     Example:
       >>> import jax, synflow_jax as sj
@@ -177,6 +210,7 @@ class Rule:
     keeps_paths: bool | Callable[..., bool] = False
     sees_kinds: bool = False
     goes_inside: bool = False
+    at_classes: Callable[..., Any] | None = None
 
 
 # What a user may give for a primitive: a record, or a function alone, which keeps no paths.
@@ -268,9 +302,10 @@ def as_array(value: Value) -> Any:
 
 
 def split_fixed(args: PyTree) -> tuple[list[Any], PyTree]:
-    """The leaves, of which constants are still `Fixed`, and the tree without that mark."""
-    leaves, tree = jax.tree.flatten(args, is_leaf=lambda x: isinstance(x, Fixed))
-    values = [x.value if isinstance(x, Fixed) else x for x in leaves]
+    """The leaves, marked as `Fixed` or `Uniform` still, and the tree without marks."""
+    marks = Fixed | Uniform
+    leaves, tree = jax.tree.flatten(args, is_leaf=lambda x: isinstance(x, marks))
+    values = [x.value if isinstance(x, marks) else x for x in leaves]
     return leaves, jax.tree.unflatten(tree, values)
 
 
@@ -297,7 +332,7 @@ def with_flow(value: Flowing, flow: Scaled) -> Any:
 
 
 def carries_flow(value: Value) -> bool:
-    return isinstance(value, Scaled | Derived | Inverse | Stopped)
+    return isinstance(value, Scaled | Derived | Inverse | Stopped | Classed)
 
 
 def as_flows(operands: Sequence[Plain | Scaled], dtype) -> list[Scaled]:

@@ -6,7 +6,7 @@ All names that differ between versions of JAX are read in this file and nowhere 
 import importlib.util
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -100,14 +100,19 @@ def bind(equation: core.JaxprEqn, operands: Sequence[Any]) -> list[Array]:
 
 def holds(jaxpr: Any, name: str) -> bool:
     """Whether a jaxpr, or one inside of it, has an equation with the primitive ``name``."""
-    for equation in opened(jaxpr)[0].eqns:
-        if equation.primitive.name == name:
-            return True
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(inner, core.Jaxpr | core.ClosedJaxpr) and holds(inner, name):
-                    return True
-    return False
+    return any(
+        equation.primitive.name == name
+        or any(holds(inner, name) for inner in jaxprs_in(equation.params))
+        for equation in opened(jaxpr)[0].eqns
+    )
+
+
+def jaxprs_in(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+    """The jaxprs among the parameters of a primitive: of calls, branches and loops."""
+    for value in params.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, core.Jaxpr | core.ClosedJaxpr):
+                yield opened(one)[0]
 
 
 def typed(atom: Any) -> Any:

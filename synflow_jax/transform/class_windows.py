@@ -1,0 +1,193 @@
+"""Convolutions and pooling of flows of which equal positions are stored once.
+
+A class of positions of the result is what its window reads, class by class: two positions
+whose windows read the same classes, in the same order, are the same function of the
+weights. The functions are called as those of `transform.class_rules`.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jaxtyping import Array
+
+from synflow_jax.transform.classes import (
+    Classes,
+    Window,
+    every_position,
+    read_by,
+    segments,
+    useful,
+    window,
+)
+from synflow_jax.transform.contractions import factors
+from synflow_jax.transform.refinement import Refinement, classed
+from synflow_jax.transform.scaled import normalised
+from synflow_jax.transform.structural import first_largest
+from synflow_jax.transform.values import (
+    Classed,
+    Equation,
+    Value,
+    carries_flow,
+    plain_or_flow,
+)
+from synflow_jax.xla.class_convolutions import Line, conv_of_lines
+from synflow_jax.xla.jaxprs import jaxprs_in, typed
+from synflow_jax.xla.reading import combined, read
+
+# Multiply-adds of a convolution, on average over those of a network, from which equal
+# positions are computed once. ResNet-50 has 77 million at 224 pixels and 25 million at 32,
+# where a score would be a quarter faster, and XLA would compile half as long again.
+_LEAST = 2**25
+
+# A convolution that has to be computed at more than this share of the positions is computed
+# at all of them.
+_MOST = 0.5
+
+
+def conv_general_dilated(
+    refinement: Refinement,
+    apply: Callable,
+    equation: Equation,
+    image: Value,
+    kernel: Value,
+):
+    """Convolves at one position of each class."""
+    params = equation.params
+    if equation.name != "conv_general_dilated" or params["batch_group_count"] > 1:
+        return NotImplemented
+    if carries_flow(kernel) or not isinstance(image, Classed):
+        return NotImplemented
+    numbers = params["dimension_numbers"]
+    (_, channels, *space), (_, _, *spots) = numbers.lhs_spec, numbers.rhs_spec
+    windows = [
+        window(np.shape(kernel)[spot], *each)
+        for spot, *each in zip(
+            spots,
+            params["window_strides"],
+            params["padding"],
+            params["lhs_dilation"],
+            params["rhs_dilation"],
+        )
+    ]
+    lines, along = [], []
+    for axis, slides in zip(space, windows):
+        classes = image.maps[axis] or every_position(image.shape[axis])
+        found, reads = read_by(classes, slides)
+        entries, at = segments(classes, slides, found)
+        along.append(found)
+        lines.append(Line(reads, entries, at))
+    points = all(each.is_trivial for each in windows)
+    computed = math.prod(found.number for found in along)
+    if not points and computed > _MOST * math.prod(found.size for found in along):
+        return NotImplemented
+    image = refinement.expanded(image, [channels])
+    if not isinstance(image, Classed):
+        return NotImplemented
+    mantissa, weights, exponent = factors(equation, image.value, kernel)
+    out = conv_of_lines(equation.backend, mantissa, weights, params, lines)
+    (shape,) = equation.out_shapes
+    batch, _, *places = numbers.out_spec
+    maps: list[Classes | None] = [None] * len(shape)
+    maps[batch] = image.maps[numbers.lhs_spec[0]]
+    for place, found in zip(places, along):
+        maps[place] = useful(found)
+    return [classed(normalised(out, exponent), shape, tuple(maps))]
+
+
+def are_worthwhile(jaxpr: core.Jaxpr) -> bool:
+    """Whether the convolutions of a network are large enough for classes."""
+    work = [*_work(jaxpr)]
+    return bool(work) and sum(work) >= _LEAST * len(work)
+
+
+def _work(jaxpr: core.Jaxpr) -> Iterator[int]:
+    """The multiply-adds of each convolution, also of those inside of calls."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "conv_general_dilated":
+            out, kernel = eqn.outvars[0], typed(eqn.invars[1]).shape
+            outputs = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+            yield math.prod(typed(out).shape) * (math.prod(kernel) // max(1, outputs))
+        for inner in jaxprs_in(eqn.params):
+            yield from _work(inner)
+
+
+# --- pooling ------------------------------------------------------------------------------
+
+
+def _windows(equation: Equation) -> list[Window]:
+    """The window along each axis of a pooling."""
+    params = equation.params
+    return [
+        window(*each)
+        for each in zip(
+            params["window_dimensions"],
+            params["window_strides"],
+            params["padding"],
+            params["base_dilation"],
+            params["window_dilation"],
+        )
+    ]
+
+
+def _found(flow: Classed, windows: Sequence[Window]) -> list[tuple[Classes, np.ndarray]]:
+    return [
+        read_by(m or every_position(n), each)
+        for m, n, each in zip(flow.maps, flow.shape, windows)
+    ]
+
+
+def largest(refinement: Refinement, apply: Callable, equation: Equation, flow: Classed):
+    """Max pooling: of what the window of each class reads, the first of the largest."""
+    if equation.name not in ("reduce_window_max", "reduce_window_min"):
+        return NotImplemented
+    windows = _windows(equation)
+    if any(each.base_dilation > 1 for each in windows):
+        return NotImplemented
+    found = _found(flow, windows)
+    # For each offset in the window the entries there, and where there are none.
+    mantissa, exponent = plain_or_flow(flow.value)
+    entries = [(mantissa, np.zeros((1,) * len(found), bool))]
+    for axis, (_, reads) in enumerate(found):
+        along = [-1 if k == axis else 1 for k in range(len(found))]
+        entries = [
+            (read(x, axis, column), outside | (column < 0).reshape(along))
+            for x, outside in entries
+            for column in reads.T
+        ]
+    entries = [
+        jnp.where(jnp.asarray(outside), -jnp.inf, x) if outside.any() else x
+        for x, outside in entries
+    ]
+    (shape,) = equation.out_shapes
+    out = normalised(first_largest(entries), exponent)
+    return [classed(out, shape, tuple(useful(m) for m, _ in found))]
+
+
+def summing(refinement: Refinement, apply: Callable, equation: Equation, flow: Classed):
+    """Average pooling: each class counts as often as the window reads it."""
+    if equation.name != "reduce_window_sum":
+        return NotImplemented
+    windows = _windows(equation)
+    found = _found(flow, windows)
+    mantissa, exponent = plain_or_flow(flow.value)
+    for axis, (slides, (m, reads)) in enumerate(zip(windows, found)):
+        if not slides.is_trivial:
+            mantissa = _summed(mantissa, axis, m, reads)
+    (shape,) = equation.out_shapes
+    out = normalised(mantissa, exponent)
+    return [classed(out, shape, tuple(useful(m) for m, _ in found))]
+
+
+def _summed(x: Array, axis: int, found: Classes, reads: np.ndarray) -> Array:
+    counts = (reads[..., None] == np.arange(x.shape[axis])).sum(1)
+    if counts.size <= _DENSE:
+        return combined(x, axis, counts)
+    columns = [read(x, axis, column) for column in reads.T]
+    return sum(columns[1:], columns[0])
+
+
+# Entries of a matrix up to which a sum over windows is a product with it.
+_DENSE = 2**12

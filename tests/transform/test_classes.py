@@ -1,0 +1,584 @@
+"""Equal positions are computed once: the same flow and the same scores as whole."""
+
+import math
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import synflow_jax as sj
+from synflow_jax import models
+from synflow_jax.transform import scaled
+from synflow_jax.transform.classes import (
+    NOTHING,
+    Classes,
+    Window,
+    entries_at,
+    read_by,
+    refined,
+    segments,
+)
+from synflow_jax.transform.network_flow import ones, total_flow, uniform
+from synflow_jax.transform.origins import reshaped_groups
+from synflow_jax.xla.jaxprs import jaxprs_in
+from synflow_jax.xla.reading import read
+from tests.transform import test_fuzz as fuzz
+
+# --- classes of an axis -------------------------------------------------------------------
+
+labels = st.lists(st.integers(0, 3), min_size=1, max_size=14).map(np.array)
+windows = st.builds(
+    Window,
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(-1, 3),
+    st.integers(-1, 3),
+    st.integers(1, 3),
+    st.integers(1, 2),
+)
+
+
+@hypothesis.given(labels)
+def test_classes_are_numbered_by_their_first_position(labels):
+    classes = Classes(labels)
+    assert [*dict.fromkeys(classes.of)] == [*range(classes.number)]
+    assert (classes.of[classes.first] == np.arange(classes.number)).all()
+    assert (np.diff(classes.first) > 0).all()
+    assert (
+        classes.counts == [(classes.of == k).sum() for k in range(classes.number)]
+    ).all()
+    for one, other in np.ndindex(len(labels), len(labels)):
+        same = classes.of[one] == classes.of[other]
+        assert same == (labels[one] == labels[other])
+
+
+@hypothesis.given(labels, st.data())
+def test_a_refinement_is_what_both_tell_apart(labels, data):
+    others = data.draw(
+        st.lists(st.integers(0, 2), min_size=len(labels), max_size=len(labels))
+    )
+    both = refined([Classes(labels), Classes(np.array(others))])
+    pairs = [*zip(labels, others)]
+    assert both == Classes(np.array([pairs.index(pair) for pair in pairs]))
+
+
+@hypothesis.given(labels, windows)
+def test_a_window_reads_what_it_lies_on(labels, window):
+    classes = Classes(labels)
+    # The axis written out: padded, with holes, -1 where nothing is.
+    axis = np.full(max(0, (len(labels) - 1) * window.base_dilation + 1), NOTHING)
+    axis[:: window.base_dilation] = classes.of
+    for padding, at in ((window.low, 0), (window.high, len(axis))):
+        if padding < 0:
+            axis = axis[-padding:] if at == 0 else axis[:padding]
+    padding = max(0, window.low), max(0, window.high)
+    axis = np.pad(axis, padding, constant_values=NOTHING)
+    rows = [
+        axis[start : start + window.reach : window.dilation]
+        for start in range(0, len(axis) - window.reach + 1, window.stride)
+    ]
+    found, reads = read_by(classes, window)
+    assert found.size == window.positions(len(labels)) == len(rows)
+    if not rows:
+        return
+    assert (reads[found.of] == rows).all()
+    assert len({tuple(row) for row in rows}) == found.number
+    # The short axis holds the same windows.
+    entries, at = segments(classes, window, found)
+    starts = at[:, None] * window.stride + np.arange(window.size) * window.dilation
+    assert (entries[starts] == reads).all()
+
+
+def test_the_short_axis_is_short():
+    """Of 1,000 positions under eight 3x3 convolutions: two edges, one position inside."""
+    classes, window = Classes(np.zeros(1000, int)), Window(3, 1, 1, 1, 1, 1)
+    for _ in range(8):
+        before = classes
+        classes, _ = read_by(classes, window)
+    assert classes.number == 17
+    entries, _ = segments(before, window, classes)
+    assert len(entries) == 17 + 2 * 2
+    assert entries_at(before, window, np.array([0]))[0] == NOTHING
+
+
+SIZES = st.integers(1, 5)
+
+
+@hypothesis.given(
+    st.integers(0, 2),
+    st.lists(st.integers(-1, 4), min_size=1, max_size=30).map(np.array),
+    st.booleans(),
+)
+def test_reading_is_taking_and_its_transpose_adds(axis, entries, by_slices):
+    shape = [2, 3, 2]
+    shape[axis] = 5
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    padded = np.concatenate([x, np.zeros_like(np.take(x, [0], axis))], axis)
+    with pytest.MonkeyPatch.context() as patch:
+        if by_slices:
+            patch.setattr("synflow_jax.xla.reading._SMALL", 0)
+            patch.setattr("synflow_jax.xla.reading._PIECES", 99)
+        got, transpose = jax.vjp(lambda x: read(x, axis, entries), jnp.asarray(x))
+        np.testing.assert_array_equal(got, np.take(padded, entries, axis))
+        (back,) = transpose(jnp.ones_like(got))
+    counts = (entries[:, None] == np.arange(5)).sum(0).astype(np.float32)
+    want = np.moveaxis(np.broadcast_to(counts, (*np.delete(shape, axis), 5)), -1, axis)
+    np.testing.assert_array_equal(back, want)
+
+
+def test_no_gather_and_no_scatter():
+    entries = np.random.default_rng(0).integers(-1, 5, 100)
+    for fixed in (entries, np.sort(entries)):
+        total = jax.grad(lambda x, at=fixed: jnp.sum(jnp.sin(read(x, 1, at))))
+        text = str(jax.make_jaxpr(total)(jnp.ones((2, 5, 3))))
+        assert "gather" not in text and "scatter" not in text
+
+
+def test_reshapes_split_into_groups():
+    assert reshaped_groups((2, 3, 4), (6, 4)) == [([0, 1], [0]), ([2], [1])]
+    assert reshaped_groups((1, 6), (6, 1, 1)) == [([1], [0])]
+    assert reshaped_groups((4, 6), (3, 8)) == [([0, 1], [0, 1])]
+
+
+# --- the same flow and the same scores ----------------------------------------------------
+
+
+def scored(apply_fn, params, shape, once):
+    """Log of R and the scores."""
+
+    inputs = uniform(ones(shape))
+
+    def log_total(params):
+        return scaled.log(total_flow(apply_fn, params, inputs, once=once))
+
+    flow, gradients = jax.value_and_grad(log_total)(params)
+    return flow, jax.tree.map(lambda w, g: jnp.abs(w * g), params, gradients)
+
+
+def agree(apply_fn, params, shape, rtol=1e-5):
+    """Compares the flow with equal positions stored once to the whole flow."""
+
+    @jax.jit
+    def both(params):
+        return [scored(apply_fn, params, shape, once) for once in (True, False)]
+
+    once, whole = both(params)
+    np.testing.assert_allclose(once[0], whole[0], rtol=min(rtol, 1e-6))
+    for one, other in zip(jax.tree.leaves(once[1]), jax.tree.leaves(whole[1]), strict=True):
+        # Relative to the largest score of the leaf too: far smaller ones are differences.
+        np.testing.assert_allclose(one, other, rtol, rtol / 100 * float(np.max(other)))
+
+
+def drawn(shapes, seed=0):
+    rng = np.random.default_rng(seed)
+    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+    return jax.tree.map(
+        lambda s: jnp.asarray(rng.standard_normal(s) + 0.1, jnp.float32),
+        shapes,
+        is_leaf=is_shape,
+    )
+
+
+SPACES = {1: "W", 2: "HW", 3: "DHW"}
+
+
+def conv(x, w, strides=1, padding="SAME", dilation=1, base=1, groups=1):
+    n = x.ndim - 2
+    layout = f"N{SPACES[n]}C", f"{SPACES[n]}IO", f"N{SPACES[n]}C"
+    return lax.conv_general_dilated(
+        x,
+        w,
+        (strides,) * n,
+        padding if isinstance(padding, str) else [padding] * n,
+        lhs_dilation=(base,) * n,
+        rhs_dilation=(dilation,) * n,
+        dimension_numbers=layout,
+        feature_group_count=groups,
+    )
+
+
+def max_pool(x, size, stride, padding="VALID"):
+    ones = (1,) * (x.ndim - 2)
+    window, steps = (1, *size * np.array([*ones]), 1), (1, *stride * np.array([*ones]), 1)
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, steps, padding)
+
+
+def mean_pool(x, size, stride, padding="SAME"):
+    """Without the padding, as Flax's average pooling can."""
+    spots = (1,) * (x.ndim - 2)
+    window, steps = (1, *size * np.array([*spots]), 1), (1, *stride * np.array([*spots]), 1)
+    total = lax.reduce_window(x, 0.0, lax.add, window, steps, padding)
+    counts = jnp.ones((1, *x.shape[1:-1], 1))
+    return total / lax.reduce_window(counts, 0.0, lax.add, window, steps, padding)
+
+
+def unet(p, x, levels, up):
+    skips = []
+    for i in range(levels):
+        x = jax.nn.relu(conv(x, p[f"down{i}"]))
+        skips.append(x)
+        x = max_pool(x, 2, 2)
+    x = jax.nn.silu(conv(x, p["middle"]))
+    for i in reversed(range(levels)):
+        x = jnp.concatenate([up(x, p[f"up{i}"]), skips[i]], -1)
+        x = jax.nn.relu(conv(x, p[f"join{i}"]))
+    return conv(x, p["last"])
+
+
+def unet_shapes(levels, space, widths=(3, 4, 5, 6)):
+    window, half, one = (3,) * space, (2,) * space, (1,) * space
+    shapes, into = {}, 2
+    for i in range(levels):
+        shapes[f"down{i}"], into = (*window, into, widths[i]), widths[i]
+    shapes["middle"], into = (*window, into, widths[levels]), widths[levels]
+    for i in reversed(range(levels)):
+        shapes[f"up{i}"] = (*half, into, widths[i])
+        shapes[f"join{i}"], into = (*window, 2 * widths[i], widths[i]), widths[i]
+    return shapes | {"last": (*one, into, 2)}
+
+
+def transposed(x, w, strides=2, padding="SAME"):
+    n = x.ndim - 2
+    layout = f"N{SPACES[n]}C", f"{SPACES[n]}IO", f"N{SPACES[n]}C"
+    return lax.conv_transpose(x, w, (strides,) * n, padding, dimension_numbers=layout)
+
+
+def resized(method):
+    def up(x, w):
+        shape = (x.shape[0], *(2 * n for n in x.shape[1:-1]), x.shape[-1])
+        return conv(jax.image.resize(x, shape, method), w)
+
+    return up
+
+
+def repeated(x, w):
+    for axis in range(1, x.ndim - 1):
+        x = jnp.repeat(x, 2, axis)
+    return conv(x, w)
+
+
+def batch_norm(p, x):
+    return (x - p["mean"]) * (lax.rsqrt(p["var"] ** 2 + 1e-5) * p["scale"]) + p["bias"]
+
+
+def trained_norm(p, x):
+    """Batch norm by the statistics of the image."""
+    axes = tuple(range(x.ndim - 1))
+    mean = x.mean(axes, keepdims=True)
+    var = ((x - mean) ** 2).mean(axes, keepdims=True)
+    return (x - mean) * lax.rsqrt(var + 1e-5) * p["scale"] + p["bias"]
+
+
+def squeezed(p, x):
+    gate = x.mean((1, 2), keepdims=True)
+    gate = jax.nn.relu(jnp.einsum("nhwi,io->nhwo", gate, p["in"]))
+    return x * jax.nn.sigmoid(jnp.einsum("nhwi,io->nhwo", gate, p["out"]))
+
+
+def rows_and_columns(x):
+    y, z = x[:, ::2, 1:-1], x[:, ::-1]
+    return jnp.concatenate([y.transpose(0, 2, 1, 3), z[:, :, :11]], axis=2)
+
+
+def broadcast_history(p, x):
+    """Two functions of one mean, each broadcast: two histories, so their product is a gate;
+    stored once, all three have one entry along each axis."""
+    mean = x.mean((1, 2), keepdims=True)
+    one, other = (jnp.broadcast_to(p[k], (1, 5, 1, 1)) for k in ("one", "other"))
+    return (mean + one) * (mean * other)
+
+
+NORM = dict.fromkeys(("mean", "var", "scale", "bias"), (1, 1, 1, 4))
+STEM = {"stem": (3, 3, 3, 4)}
+
+
+def stem(p, x):
+    return jax.nn.relu(conv(x, p["stem"]))
+
+
+# Of each network: parameters, the shape of an input, the network.
+NETWORKS = {
+    "a chain": (
+        {"a": (3, 3, 3, 4), "b": (3, 3, 4, 4), "c": (3, 3, 4, 4), "d": (64, 2)},
+        (16, 16, 3),
+        lambda p, x: (
+            max_pool(
+                jax.nn.relu(conv(max_pool(conv(conv(x, p["a"]), p["b"]), 2, 2), p["c"])),
+                2,
+                2,
+            ).reshape(1, -1)
+            @ p["d"]
+        ),
+    ),
+    "strides": (
+        {"a": (7, 7, 3, 4), "b": (3, 3, 4, 4), "c": (1, 1, 4, 4)},
+        (33, 26, 3),
+        lambda p, x: (
+            conv(max_pool(conv(x, p["a"], 2), 3, 2, "SAME"), p["b"], 3)
+            + conv(max_pool(conv(x, p["a"], 2), 3, 2, "SAME"), p["c"], 3)
+        ),
+    ),
+    "dilations": (
+        {"a": (3, 3, 3, 4), "b": (3, 3, 4, 4), "c": (2, 2, 4, 4)},
+        (24, 24, 3),
+        lambda p, x: conv(
+            conv(conv(x, p["a"], dilation=2), p["b"], dilation=3),
+            p["c"],
+            base=2,
+            padding=(-1, 3),
+        ),
+    ),
+    "transposed convolutions": (
+        {"a": (3, 3, 3, 4), "b": (4, 4, 4, 4), "c": (3, 3, 4, 4), "d": (3, 3, 4, 4)},
+        (12, 15, 3),
+        lambda p, x: conv(
+            transposed(transposed(conv(x, p["a"]), p["b"], 3), p["c"], 2, "VALID"), p["d"]
+        ),
+    ),
+    "groups": (
+        {"a": (3, 3, 3, 4), "b": (3, 3, 1, 4), "c": (1, 1, 4, 6), "d": (3, 3, 3, 6)},
+        (16, 16, 3),
+        lambda p, x: conv(
+            jax.nn.relu(conv(conv(conv(x, p["a"]), p["b"], 2, groups=4), p["c"])),
+            p["d"],
+            groups=2,
+        ),
+    ),
+    "sound": (
+        {"a": (9, 1, 4), "b": (5, 4, 4), "c": (4, 2)},
+        (120, 1),
+        lambda p, x: mean_pool(conv(conv(x, p["a"], 4), p["b"]), 3, 2).max(1) @ p["c"],
+    ),
+    "volumes": (
+        unet_shapes(1, 3),
+        (8, 8, 12, 2),
+        lambda p, x: unet(p, x, 1, transposed),
+    ),
+    "U-Net": (unet_shapes(2, 2), (32, 40, 2), lambda p, x: unet(p, x, 2, transposed)),
+    "deep U-Net": (unet_shapes(3, 2), (64, 64, 2), lambda p, x: unet(p, x, 3, transposed)),
+    "U-Net, bilinear": (
+        {k: (3, 3, *s[2:]) if k[:2] == "up" else s for k, s in unet_shapes(2, 2).items()},
+        (32, 32, 2),
+        lambda p, x: unet(p, x, 2, resized("bilinear")),
+    ),
+    "U-Net, nearest": (
+        {k: (3, 3, *s[2:]) if k[:2] == "up" else s for k, s in unet_shapes(2, 2).items()},
+        (32, 32, 2),
+        lambda p, x: unet(p, x, 2, resized("nearest")),
+    ),
+    "U-Net, repeated": (
+        {k: (3, 3, *s[2:]) if k[:2] == "up" else s for k, s in unet_shapes(2, 2).items()},
+        (32, 32, 2),
+        lambda p, x: unet(p, x, 2, repeated),
+    ),
+    "batch norms": (
+        STEM | {"one": NORM, "other": NORM, "next": (3, 3, 4, 4)},
+        (16, 16, 3),
+        lambda p, x: trained_norm(
+            p["other"], conv(batch_norm(p["one"], stem(p, x)), p["next"])
+        ),
+    ),
+    "squeeze and excitation": (
+        STEM | {"in": (4, 2), "out": (2, 4), "next": (3, 3, 4, 4)},
+        (16, 16, 3),
+        lambda p, x: conv(squeezed(p, stem(p, x)), p["next"]),
+    ),
+    "average pooling": (
+        STEM | {"next": (3, 3, 4, 4)},
+        (17, 16, 3),
+        lambda p, x: conv(mean_pool(stem(p, x), 3, 2), p["next"]),
+    ),
+    "moves": (
+        STEM | {"next": (3, 3, 4, 4)},
+        (22, 24, 3),
+        lambda p, x: conv(
+            jnp.pad(rows_and_columns(stem(p, x)), ((0, 0), (3, 1), (0, 9), (0, 0))),
+            p["next"],
+        ),
+    ),
+    "positions": (
+        STEM | {"rows": (1, 16, 1, 4), "columns": (1, 1, 16, 1), "next": (3, 3, 4, 4)},
+        (16, 16, 3),
+        lambda p, x: conv(stem(p, x) * p["rows"] * p["columns"], p["next"]),
+    ),
+    "coordinates": (
+        STEM | {"next": (3, 3, 5, 4)},
+        (16, 16, 3),
+        lambda p, x: conv(
+            jnp.concatenate(
+                [
+                    stem(p, x) * (jnp.arange(16.0) // 6)[None, :, None, None],
+                    jnp.ones((1, 16, 16, 1)),
+                ],
+                -1,
+            ),
+            p["next"],
+        ),
+    ),
+    "masks": (
+        STEM | {"next": (3, 3, 4, 4)},
+        (16, 16, 3),
+        lambda p, x: conv(
+            jnp.where((jnp.arange(16) > 5)[None, None, :, None], stem(p, x), 0), p["next"]
+        ),
+    ),
+    "softmax over positions": (
+        STEM | {"key": (4, 4)},
+        (12, 12, 3),
+        lambda p, x: jax.nn.softmax(
+            (stem(p, x) @ p["key"]).reshape(1, -1, 4)
+            + jnp.where(jnp.arange(144) % 12 > 6, 0.0, -1e9)[None, :, None],
+            axis=1,
+        ),
+    ),
+    "broadcast histories": (
+        {"one": (1, 1, 1, 1), "other": (1, 1, 1, 1)},
+        (5, 6, 3),
+        broadcast_history,
+    ),
+    "a scale that is broadcast": (
+        {"scale": ()},
+        (6, 3),
+        lambda p, x: (lambda y, s: (s * y) * jax.nn.sigmoid(y))(
+            x, jnp.broadcast_to(p["scale"], x.shape)
+        ),
+    ),
+    "a sum of weights": (
+        {"a": (3, 3, 3, 4), "w": (5, 4)},
+        (8, 8, 3),
+        lambda p, x: conv(x, p["a"]) * jnp.broadcast_to(p["w"].sum(0), (8, 8, 4))[None],
+    ),
+    "a loop": (
+        STEM | {"next": (3, 3, 4, 4)},
+        (12, 12, 3),
+        lambda p, x: lax.scan(
+            lambda y, _: (jax.nn.relu(conv(y, p["next"])), ()), stem(p, x), length=2
+        )[0],
+    ),
+    "rematerialised": (
+        STEM | {"next": (3, 3, 4, 4)},
+        (12, 12, 3),
+        lambda p, x: jax.checkpoint(lambda y: jax.nn.silu(conv(y, p["next"])))(stem(p, x)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_scores_are_those_of_the_whole_flow(name):
+    shapes, shape, network = NETWORKS[name]
+    agree(network, drawn(shapes), shape)
+
+
+@hypothesis.given(fuzz.networks(fuzz.BLOCKS), fuzz.seeds)
+@fuzz.few(4)
+def test_scores_of_random_networks_are_those_of_the_whole_flow(case, seed):
+    pairs, _ = case
+    params = fuzz.initialised(pairs, False, seed)
+    agree(fuzz.network(pairs, False, 0), params, fuzz.inputs(False), 1e-4)
+
+
+@pytest.mark.long
+@hypothesis.given(fuzz.networks(fuzz.BLOCKS), fuzz.seeds)
+@fuzz.few(150)
+def test_scores_of_many_random_networks_are_those_of_the_whole_flow(case, seed):
+    pairs, _ = case
+    params = fuzz.initialised(pairs, False, seed)
+    agree(fuzz.network(pairs, False, 0), params, fuzz.inputs(False), 1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["conv", "resnet20", "vgg11_cifar"])
+@pytest.mark.usefixtures("standard_promotion")
+def test_scores_of_the_papers_networks_are_those_of_the_whole_flow(name):
+    apply_fn, params, shape = models.build(name, jax.random.key(0))
+    agree(apply_fn, params, shape, 2e-5)
+
+
+# --- what is stored -----------------------------------------------------------------------
+
+
+def largest_array(network, params, shape):
+    """Entries of the largest array that one score makes."""
+    inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+
+    def score(params, x):
+        return jax.grad(lambda p: total_flow(network, p, uniform(x), once=True).mantissa)(
+            params
+        )
+
+    traced = jax.make_jaxpr(score)(params, inputs)
+    return max(math.prod(v.aval.shape) for v in all_results(traced.jaxpr))
+
+
+def all_results(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield from eqn.outvars
+        for inner in jaxprs_in(eqn.params):
+            yield from all_results(inner)
+
+
+def test_what_is_stored_does_not_grow_with_the_image():
+    shapes, _, network = NETWORKS["U-Net"]
+    params = jax.eval_shape(lambda: drawn(shapes))
+    small, large = (largest_array(network, params, (n, n, 2)) for n in (128, 512))
+    assert large == small < 60 * 60 * 10
+
+
+def test_small_convolutions_are_computed_at_every_position():
+    """Reading classes would take longer."""
+
+    def network(p, x):
+        return conv(x, p)
+
+    def program(size, **options):
+        inputs = uniform(ones((size, size, 8)))
+        score = lambda p: total_flow(network, p, inputs, **options).mantissa  # noqa: E731
+        return str(jax.make_jaxpr(score)(jnp.ones((3, 3, 8, 8))))
+
+    assert program(32) == program(32, once=False) != program(32, once=True)
+    assert program(512) == program(512, once=True)
+
+
+def test_a_users_rule_sees_whole_flows():
+    seen = []
+
+    def doubled(equation, flow):
+        seen.append(flow.mantissa.shape)
+        assert equation.out_shapes == [flow.mantissa.shape]
+        return [sj.transform.Scaled(flow.mantissa, flow.exponent + 1)]
+
+    def network(p, x):
+        return lax.tan(conv(x, p))
+
+    kernel = jnp.ones((3, 3, 1, 2))
+    rules = {**sj.flow_rules, "tan": doubled}
+    found = [
+        scaled.log(
+            total_flow(network, kernel, uniform(ones((9, 9, 1))), rules=r, once=True)
+        )
+        for r in (sj.flow_rules, rules)
+    ]
+    assert seen == [(1, 9, 9, 2)]
+    np.testing.assert_allclose(found[1] - found[0], np.log(2), rtol=1e-5)
+
+
+def test_a_rule_given_to_another_primitive_sees_whole_flows():
+    """The rule of `rev` moves whatever the primitive moves."""
+
+    def network(p, x):
+        return lax.sort(conv(x, p), dimension=1)
+
+    kernel, rules = jnp.ones((3, 3, 1, 2)), {**sj.flow_rules, "sort": sj.flow_rules["rev"]}
+    found = [
+        scaled.log(total_flow(f, kernel, uniform(ones((9, 9, 1))), rules=rules, once=True))
+        for f in (network, conv_alone)
+    ]
+    np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+def conv_alone(p, x):
+    return conv(x, p)
