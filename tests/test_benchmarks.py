@@ -16,6 +16,7 @@ from benchmarks import (
     figure,
     loop,
     measuring,
+    resolution,
     selection,
     sparse_training,
     whole,
@@ -213,3 +214,14 @@ def test_the_cost_of_masks_that_change_is_measured_beside_static_ones():
 def test_networks_of_its_list_are_measured(name):
     row = sparse_training.measured(name, turns=1)
     assert row["seeds"] == 8 and row["gradual_due_ms"] > 0
+
+
+def test_scores_at_several_resolutions_are_measured_and_drawn(tmp_path, monkeypatch):
+    small = (lambda: resolution.unet(1, 2, width=2), 2, (8, 16), 8)
+    monkeypatch.setattr(resolution, "NETWORKS", {"small": small})
+    rows, picture = tmp_path / "rows.jsonl", tmp_path / "rows.png"
+    resolution.main(["--seconds", "0", "--out", str(rows), "--figure", str(picture)])
+    first, second = map(json.loads, rows.read_text().splitlines())
+    assert first["pixels"] == 8 and first["once_ms"] > 0 and first["whole_ms"] > 0
+    assert "once_temp_bytes" in second and "whole_ms" not in second
+    assert picture.stat().st_size > 1000

@@ -1,0 +1,191 @@
+"""One score against the pixels of the image, equal positions computed once and all of them.
+
+    python -m benchmarks.resolution                        # all networks and sizes: minutes
+    python -m benchmarks.resolution "unet of 2 levels" --most 256
+    python -m benchmarks.resolution --out ROWS.jsonl --figure resolution.png
+
+Both scores run in turns. Of large images only the first is computed: all positions take
+minutes, or do not fit.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from benchmarks import measuring
+from benchmarks.flow import compiled
+from synflow_jax import models
+from synflow_jax.transform.network_flow import ones, total_flow, uniform
+from synflow_jax.xla.backends import on_backend
+
+SPACES = {2: "HW", 3: "DHW"}
+
+
+def conv(x, kernel):
+    space = SPACES[x.ndim - 2]
+    layout = f"N{space}C", f"{space}IO", f"N{space}C"
+    return lax.conv_general_dilated(
+        x, kernel, (1,) * len(space), "SAME", dimension_numbers=layout
+    )
+
+
+def upsampled(x, kernel):
+    space = SPACES[x.ndim - 2]
+    layout = f"N{space}C", f"{space}IO", f"N{space}C"
+    return lax.conv_transpose(
+        x, kernel, (2,) * len(space), "SAME", dimension_numbers=layout
+    )
+
+
+def unet(levels, space, width=16):
+    """``(apply_fn, params)`` of a U-Net: two 3x3 convolutions a level, max pooling,
+    transposed 2x2 convolutions, ``width`` channels in the first level."""
+    keys = iter(jax.random.split(jax.random.key(0), 99))
+
+    def kernel(size, into, out):
+        shape = (*(size,) * space, into, out)
+        return jax.random.normal(next(keys), shape) * (2 / np.prod(shape[:-1])) ** 0.5
+
+    def pair(into, out):
+        return [kernel(3, into, out), kernel(3, out, out)]
+
+    widths = [width * 2**i for i in range(levels + 1)]
+    params = {
+        "down": [pair(into, out) for into, out in zip([3, *widths], widths)],
+        "up": [kernel(2, 2 * w, w) for w in widths[:-1]],
+        "join": [pair(2 * w, w) for w in widths[:-1]],
+        "head": kernel(1, width, 2),
+    }
+
+    def both(x, kernels):
+        for each in kernels:
+            x = jax.nn.relu(conv(x, each))
+        return x
+
+    def apply_fn(params, x):
+        skips = []
+        window = (1, *(2,) * space, 1)
+        for kernels in params["down"][:-1]:
+            skips.append(both(x, kernels))
+            x = lax.reduce_window(skips[-1], -jnp.inf, lax.max, window, window, "VALID")
+        x = both(x, params["down"][-1])
+        for up, kernels, skip in [*zip(params["up"], params["join"], skips)][::-1]:
+            x = both(jnp.concatenate([upsampled(x, up), skip], -1), kernels)
+        return conv(x, params["head"])
+
+    return apply_fn, params
+
+
+def paper(name):
+    apply_fn, params, _ = models.build(name, jax.random.key(0))
+    return apply_fn, params
+
+
+# Of each network: how it is made, the axes of an image, the pixels along each, and up to
+# how many pixels all positions are computed too.
+NETWORKS = {
+    "vgg19_imagenet": (functools.partial(paper, "vgg19_imagenet"), 2, (224,), 224),
+    "resnet50_imagenet": (
+        functools.partial(paper, "resnet50_imagenet"),
+        2,
+        (64, 128, 224, 448),
+        224,
+    ),
+    "unet of 2 levels": (lambda: unet(2, 2), 2, (128, 256, 512, 1024), 512),
+    "unet of 4 levels": (lambda: unet(4, 2), 2, (128, 256, 512, 1024), 512),
+    "3d unet of 2 levels": (lambda: unet(2, 3), 3, (32, 64, 128), 64),
+}
+
+
+def score(apply_fn, shape, once):
+    """``score(params)``: each weight's share of the flow."""
+    inputs = uniform(ones(shape))
+
+    def shares(backend, params):
+        def mantissa(params):
+            return total_flow(apply_fn, params, inputs, once=once, backend=backend).mantissa
+
+        total, gradients = jax.value_and_grad(mantissa)(params)
+        return jax.tree.map(lambda w, g: jnp.abs(w * g) / total, params, gradients)
+
+    return lambda params: on_backend(shares, params)
+
+
+def measured(name, pixels, seconds=2.0, least=3):
+    """The row of one network at one size."""
+    make, space, _, whole = NETWORKS[name]
+    apply_fn, params = make()
+    shape = (*(pixels,) * space, 3)
+    kinds = {"once": None, "whole": False} if pixels <= whole else {"once": None}
+    functions = [score(apply_fn, shape, once) for once in kinds.values()]
+    programs, spent = compiled(functions, (params,), 1)
+    runs = [functools.partial(program, params) for program in programs]
+    milliseconds, turns = measuring.interleaved(runs, seconds=seconds, least=least)
+    row = {"network": name, "pixels": pixels, "runs": turns}
+    for kind, program, ms, compile_s in zip(kinds, programs, milliseconds, spent):
+        row[f"{kind}_ms"] = round(ms, 3)
+        row[f"{kind}_temp_bytes"] = program.memory_analysis().temp_size_in_bytes
+        row[f"{kind}_compile_s"] = round(compile_s, 2)
+    return row
+
+
+def draw(rows, path):
+    """Time and temporary memory of one score against the pixels along an axis."""
+    import matplotlib.pyplot as plt  # an extra
+
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    names = [name for name in NETWORKS if any(row["network"] == name for row in rows)]
+    for panel, field, label, unit in zip(
+        panels, ("ms", "temp_bytes"), ("milliseconds a score", "temporary MB"), (1, 2**20)
+    ):
+        for number, name in enumerate(names):
+            for kind, style in (("once", "-o"), ("whole", "--x")):
+                points = [
+                    (row["pixels"], row[f"{kind}_{field}"] / unit)
+                    for row in rows
+                    if row["network"] == name and f"{kind}_{field}" in row
+                ]
+                panel.plot(
+                    *zip(*points),
+                    style,
+                    color=f"C{number}",
+                    label=name if kind == "once" else None,
+                )
+        panel.set(xscale="log", yscale="log", xlabel="pixels along an axis", ylabel=label)
+    panels[0].legend(fontsize=7, title="lines: once; dashed: all positions")
+    figure.savefig(path, dpi=150)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(NETWORKS)}")
+    parser.add_argument("--most", type=int, default=1024, help="pixels along an axis")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of runs, each row")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON lines, one a size")
+    parser.add_argument("--figure", type=pathlib.Path, help="draws what --out holds")
+    args = parser.parse_args(argv)
+    if unknown := [name for name in args.names if name not in NETWORKS]:
+        parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(NETWORKS)}.")
+    console, facts = measuring.console(), measuring.described()
+    rows = []
+    for name in args.names or NETWORKS:
+        for pixels in NETWORKS[name][2]:
+            if pixels <= args.most:
+                rows.append(measured(name, pixels, args.seconds))
+                measuring.report(console, args.out, rows[-1], facts)
+    if args.figure:
+        if args.out:
+            rows = [json.loads(line) for line in args.out.read_text().splitlines()]
+        draw(rows, args.figure)
+
+
+if __name__ == "__main__":
+    main()
