@@ -18,7 +18,7 @@ FAST = $$(.ci/fast_flags $(1)/bin/python)
 # A PYTHON that was given, or else the newest one found between two versions.
 find_python = $(if $(filter file,$(origin PYTHON)),$$(.ci/find_python $(1)),$(PYTHON))
 
-.PHONY: demo test test-newest test-lowest check-long soak lint bench clean
+.PHONY: demo test test-newest test-lowest check-long soak lint bench tpu-check clean
 
 demo: .venv/installed
 	$(BIN)/python -m experiments demo
@@ -46,6 +46,11 @@ bench: .venv/installed
 	$(BIN)/python $(PIP) -e '.[bench,plots]'
 	$(BIN)/python -m benchmarks
 
+# Compiles pruning for TPUs that are not there, on any x86-64 Linux machine, and lowers it for
+# CUDA. libtpu serves one process at a time.
+tpu-check: .venv-tpu/installed
+	.venv-tpu/bin/python -m experiments.tpu.compiled
+
 lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -58,6 +63,11 @@ lint: .venv/installed
 	$(BIN)/python $(PIP) -r requirements.txt -e '.[plots,test,lint]'
 	touch $@
 
+.venv-tpu/installed: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-tpu
+	.venv-tpu/bin/python $(PIP) -e '.[tpu]'
+	touch $@
+
 .venv-newest/installed: python = $(call find_python,3.12 3.14)
 .venv-lowest/installed: python = $(call find_python,3.11 3.11)
 .venv-%/installed: constraints/%.txt requirements.txt pyproject.toml
@@ -66,4 +76,4 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-newest .venv-lowest
+	rm -rf .venv .venv-newest .venv-lowest .venv-tpu

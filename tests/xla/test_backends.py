@@ -1,8 +1,11 @@
 """Programs are those of the devices that they run on, and not of the host that traces."""
 
 import functools
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +78,38 @@ def test_a_mesh_is_seen_in_a_compiled_function_too():
     assert backend_of(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)) == HERE
     described = jax.ShapeDtypeStruct(x.shape, x.dtype)
     assert backend_of(described) == HERE
+
+
+EIGHT = """
+import jax, jax.numpy as jnp
+import synflow_jax as sj
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from synflow_jax.xla.backends import Backend, _on_one_device, backend_of
+
+leaves = [jnp.zeros((3, 3, 16, 16))] * 20
+assert len(jax.devices()) == 8 and backend_of(leaves) == Backend(True, True)
+for kind in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((8,), ("devices",), axis_types=(kind,))
+    spread = jax.device_put(jnp.zeros(16), NamedSharding(mesh, P("devices")))
+    assert backend_of(spread) == backend_of(leaves, spread) == Backend(True, False)
+    seen = []
+    look = lambda x: (seen.append((backend_of(x), _on_one_device(x))), x)[1]
+    jax.jit(look)(spread)
+    each = {"in_specs": P("devices"), "out_specs": P("devices")}
+    jax.jit(jax.shard_map(look, mesh=mesh, **each))(spread)
+    assert seen[0] == (None, False) and seen[-1] == (None, True), seen
+print(jax.jit(sj.keep_top).lower(leaves, jnp.int32(1)).as_text())
+"""
+
+
+def test_leaves_on_one_of_eight_devices_have_the_program_of_one_device():
+    flags = "--xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    run = [sys.executable, "-c", EIGHT]
+    got = subprocess.run(run, env=environment, check=True, capture_output=True, text=True)
+    leaves = [jnp.zeros((3, 3, 16, 16))] * 20
+    want = jax.jit(sj.keep_top).lower(leaves, jnp.int32(1)).as_text()
+    assert got.stdout.strip() == want.strip()
 
 
 # --- the programs -------------------------------------------------------------------------
