@@ -186,6 +186,17 @@ def test_the_gradient_step_is_left_out_and_new_weights_and_moments_are_zero():
         np.testing.assert_array_equal(leaf != 0, mask)
 
 
+def test_grown_weights_start_at_zero_even_where_the_parameters_were_not_masked():
+    optimizer = made(every=1)
+    updates, state = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
+    after = optax.apply_updates(PARAMS, updates)
+    for name in SHAPES:
+        stay = MASKS[name]["kernel"] & state.masks[name]["kernel"]
+        assert bool((state.masks[name]["kernel"] & ~stay).any())
+        want = jnp.where(stay, PARAMS[name]["kernel"], 0)
+        np.testing.assert_array_equal(after[name]["kernel"], want)
+
+
 def test_statistics_of_rows_stay_and_accumulated_gradients_of_what_left_go():
     inner = optax.adafactor(0.1, min_dim_size_to_factor=2)
     (_, before), (_, after) = moved(made(optimizer=inner), 2)[1:]

@@ -278,6 +278,9 @@ def test_masks_are_found_and_replaced_and_hold_in_every_wrapper(name, make):
     params, state = trained_in(name, make)
     masks = sj.masks_of(state)
     assert_zero_exactly_where_pruned(params, masks)
+    if name == "schedule_free inside":
+        shown = optax.contrib.schedule_free_eval_params(state.inner, params)
+        assert_zero_exactly_where_pruned(shown, masks)
     others = masks_from(5)
     state = sj.replace_masks(state, others)
     nets.assert_equal(sj.masks_of(state), others)
