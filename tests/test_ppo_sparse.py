@@ -37,7 +37,7 @@ def test_a_pole_falls_the_way_it_leans_and_a_new_episode_starts():
 @pytest.mark.parametrize(
     "methods",
     [
-        ("dense", "static, SynFlow"),
+        ("static, ERK",),
         pytest.param(ppo_sparse.METHODS, marks=pytest.mark.long),
     ],
 )
