@@ -92,6 +92,8 @@ def public():
         "keep_top_per_layer": lambda: sj.keep_top_per_layer(
             SCORES, {"a": {"kernel": 20, "bias": 1}, "b": {"kernel": 3}}
         ),
+        "n_of_m": lambda: sj.n_of_m(PARAMS["b"], 1, 2, 0),
+        "blocks": lambda: sj.blocks(PARAMS["b"], (2, 3), 2),
         "unreached": lambda: sj.unreached(network, PARAMS, SHAPE),
         "effective_masks": lambda: sj.effective_masks(network, PARAMS, MASKS, SHAPE),
         "connectivity": lambda: sj.connectivity(network, PARAMS, MASKS, SHAPE),

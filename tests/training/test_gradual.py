@@ -182,6 +182,21 @@ def test_pruned_weights_are_exactly_zero_in_every_precision(param, update):
     assert kept(state.masks) == sj.num_kept(SIZE, 0.3)
 
 
+def test_masks_in_one_step_are_those_of_jaxpruner_where_its_counts_are_integers():
+    """Its definition: of each leaf the round(size * (1 - sparsity)) largest by a stable
+    argsort, so that of equal weights the first stay. docs/from_jaxpruner.md."""
+    params = jax.tree.map(jnp.round, PARAMS)  # many are equal
+    optimizer = made(density=0.4, scope="layer", end=1)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    _, state = optimizer.update(zeros, optimizer.init(params), params)
+    for name in SHAPES:
+        w = np.asarray(params[name]["kernel"])
+        order = np.argsort(-np.abs(w).ravel(), kind="stable")
+        want = np.zeros(w.size, bool)
+        want[order[: round(w.size * 0.4)]] = True
+        np.testing.assert_array_equal(state.masks[name]["kernel"], want.reshape(w.shape))
+
+
 def test_infinite_and_nan_weights_become_nan_when_they_go():
     """Adding cannot make them zero. An infinite weight is the last to go, NaN the first."""
     params = {"kernel": jnp.array([[jnp.inf, jnp.nan, 2.0, 1.0]])}
