@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ import safetensors.numpy
 from jaxtyping import Array, PyTree
 
 from synflow_jax.trees import Masks, check_like, leaf_names
+from synflow_jax.xla.placement import placement_of
+from synflow_jax.xla.processes import by_first_process, on_host, spans_processes
 
 _FORMAT = "synflow_jax.masks.1"
 
@@ -27,6 +30,9 @@ def save_masks(path: str | os.PathLike, masks: Masks) -> None:
     the machine stops. Every leaf has a checksum. Other programs can read the file too: it
     holds one uint8 array for each leaf, packed by `numpy.packbits` and named like the leaf.
 
+    Masks of which other processes hold a part are saved by all processes together: each
+    calls this, one bit for each entry is exchanged leaf by leaf, and process 0 writes.
+
     Args:
       path: the file. A regular file that exists is replaced and keeps its mode; of a link
         the file that it leads to is.
@@ -36,24 +42,28 @@ def save_masks(path: str | os.PathLike, masks: Masks) -> None:
     Raises:
       ValueError: if a leaf is not boolean, or ``path`` is something else than a file.
       FileNotFoundError: if the folder of ``path`` does not exist.
+      RuntimeError: in the other processes, if process 0 could not write.
     """
-    names = _tensor_names(masks)
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(masks)]
+    names, leaves = _tensor_names(masks), jax.tree.leaves(masks)
     for name, leaf in zip(names, leaves):
-        if leaf.dtype != np.bool_:
+        if (dtype := jnp.result_type(leaf)) != np.bool_:
             raise ValueError(
-                f"the leaf `{name}` has dtype {leaf.dtype}; `masks` must be boolean."
+                f"the leaf `{name}` has dtype {dtype}; `masks` must be boolean."
             )
     numbered = jax.tree.unflatten(jax.tree.structure(masks), range(len(leaves)))
     metadata = {
         "format": _FORMAT,
         "names": json.dumps(names),
-        "shapes": json.dumps([leaf.shape for leaf in leaves]),
+        "shapes": json.dumps([jnp.shape(leaf) for leaf in leaves]),
         "structure": json.dumps(_described(numbered)),
     }
-    packed = {name: np.packbits(leaf) for name, leaf in zip(names, leaves)}
+    packed = {name: np.packbits(on_host(leaf)) for name, leaf in zip(names, leaves)}
     metadata |= _checksums(metadata, packed.values())
-    _replace(path, safetensors.numpy.save(packed, metadata))
+
+    def write():
+        _replace(path, safetensors.numpy.save(packed, metadata))
+
+    by_first_process(write) if any(map(spans_processes, leaves)) else write()
 
 
 def _replace(given: str | os.PathLike, content: bytes) -> None:
@@ -109,9 +119,10 @@ def load_masks(path: str | os.PathLike, like: PyTree | None = None) -> Masks:
     Args:
       path: the file.
       like: parameters (or masks) with the same leaf names; the result has their structure.
-        Needed only for containers other than lists, tuples and dicts with string or integer
+        Needed for containers other than lists, tuples and dicts with string or integer
         keys: without it, masks in other containers are returned as one flat dict from leaf
-        names to leaves.
+        names to leaves. And needed for leaves that are divided over devices: each mask is
+        divided as the leaf is, also over several processes, each of which reads the file.
 
     Returns:
       Boolean leaves, in the structure of ``like`` or else in the stored one.
@@ -151,7 +162,7 @@ def load_masks(path: str | os.PathLike, like: PyTree | None = None) -> Masks:
             f"damaged: {error}"
         ) from error
     if like is None:
-        return jax.tree.map(lambda number: leaves[number], numbered)
+        return jax.tree.map(lambda number: jnp.asarray(leaves[number]), numbered)
     treedef = jax.tree.structure(like)
     if treedef.num_leaves != len(leaves):
         raise ValueError(
@@ -163,9 +174,16 @@ def load_masks(path: str | os.PathLike, like: PyTree | None = None) -> Masks:
             f"`like` has the leaves {', '.join(_tensor_names(like))}, but "
             f"{os.fspath(path)!r} holds {', '.join(names)}."
         )
-    masks = jax.tree.unflatten(treedef, leaves)
-    check_like(masks, like, name="masks")
-    return masks
+    check_like(treedef.unflatten(leaves), like, name="masks")
+    return treedef.unflatten(map(_lying_like, leaves, jax.tree.leaves(like)))
+
+
+def _lying_like(mask: np.ndarray, like: Any) -> Array:
+    """A mask on the devices on which a leaf lies, each with its part."""
+    placement = placement_of(like)
+    if placement is None:
+        return jnp.asarray(mask)
+    return jax.make_array_from_callback(mask.shape, placement, lambda index: mask[index])
 
 
 def _tensor_names(tree: PyTree) -> list[str]:
@@ -176,7 +194,7 @@ def _tensor_names(tree: PyTree) -> list[str]:
     return names
 
 
-def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> Array:
+def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The inverse of `numpy.packbits`, for a boolean array of a given shape."""
     if any(type(n) is not int or n < 0 for n in shape):
         raise ValueError(f"a leaf has the impossible shape {shape}")
@@ -187,7 +205,7 @@ def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> Array:
             f"a leaf of shape {shape} needs {num_bytes} bytes, but is stored as "
             f"{bits.dtype} of shape {bits.shape}"
         )
-    return jnp.asarray(np.unpackbits(bits, count=size).astype(bool).reshape(shape))
+    return np.unpackbits(bits, count=size).view(bool).reshape(shape)
 
 
 def _described(tree: PyTree) -> list | int | None:

@@ -52,4 +52,4 @@ def split_floating(tree: PyTree) -> tuple[list[Array], Callable[..., PyTree]]:
 
 def no_score(leaf: Leaf) -> Array:
     """The scores of a leaf that holds no floating numbers: zeros."""
-    return jnp.zeros(jnp.shape(leaf), jnp.float32)
+    return jnp.zeros_like(leaf, jnp.float32)

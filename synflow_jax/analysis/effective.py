@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
 
 from synflow_jax.criteria.synaptic_flow import flow_scores
@@ -50,7 +49,8 @@ def unreached(
       ValueError: if no leaf is prunable, or the network has no flow (`flow`).
 
     Example:
-      >>> params = {"used": {"kernel": np.ones((2, 3))}, "not": {"kernel": np.ones((2, 3))}}
+      >>> kernel = jnp.ones((2, 3))
+      >>> params = {"used": {"kernel": kernel}, "not": {"kernel": kernel}}
       >>> unreached(lambda params, x: x @ params["used"]["kernel"], params, (2,))
       ['not/kernel']
     """
@@ -62,7 +62,7 @@ def unreached(
         for name, score, yes in zip(
             leaf_names(params), jax.tree.leaves(scores), is_prunable
         )
-        if yes and score.size and not np.any(score)
+        if yes and score.size and not bool(jnp.any(score))
     ]
 
 
@@ -101,7 +101,7 @@ def effective_masks(
         network has no flow (`flow`).
 
     Example:
-      >>> params = {"a": {"kernel": np.ones((1, 2))}, "b": {"kernel": np.ones((2, 1))}}
+      >>> params = {"a": {"kernel": jnp.ones((1, 2))}, "b": {"kernel": jnp.ones((2, 1))}}
       >>> def apply_fn(params, x):
       ...     return x @ params["a"]["kernel"] @ params["b"]["kernel"]
       >>> masks = all_kept(params) | {"a": {"kernel": jnp.array([[True, False]])}}

@@ -1,10 +1,12 @@
 """Tables of masks: how many weights each leaf keeps."""
 
+import math
 from typing import NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
+from synflow_jax.masks import kept_in_leaves
 from synflow_jax.trees import (
     Masks,
     Params,
@@ -40,17 +42,17 @@ def summarize(params: Params, masks: Masks) -> list[Row]:
       ValueError: if ``masks`` does not mirror ``params``.
 
     Example:
-      >>> masks = {"kernel": np.array([[True, False, False, False]])}
-      >>> summarize({"kernel": np.ones((1, 4))}, masks)
+      >>> masks = {"kernel": jnp.array([[True, False, False, False]])}
+      >>> summarize({"kernel": jnp.ones((1, 4))}, masks)
       [Row(name='kernel', shape=(1, 4), size=4, kept=1, density=0.25)]
     """
     check_masks(masks, params)
     rows = []
-    for name, mask in zip(leaf_names(params), jax.tree.leaves(masks)):
-        mask = np.asarray(mask)
-        kept = int(np.count_nonzero(mask))
-        density = kept / mask.size if mask.size else 1.0
-        rows.append(Row(name, mask.shape, mask.size, kept, density))
+    leaves = jax.tree.leaves(masks)
+    for name, mask, kept in zip(leaf_names(params), leaves, kept_in_leaves(masks)):
+        shape = jnp.shape(mask)
+        size = math.prod(shape)
+        rows.append(Row(name, shape, size, kept, kept / size if size else 1.0))
     return rows
 
 
@@ -72,7 +74,7 @@ def collapsed(params: Params, masks: Masks, *, prunable: Prunable = is_kernel) -
       ValueError: if ``masks`` does not mirror ``params`` or no leaf is prunable.
 
     Example:
-      >>> collapsed({"kernel": np.ones((1, 2))}, {"kernel": np.zeros((1, 2), bool)})
+      >>> collapsed({"kernel": jnp.ones((1, 2))}, {"kernel": jnp.zeros((1, 2), bool)})
       ['kernel']
     """
     rows = summarize(params, masks)

@@ -1,5 +1,8 @@
 """The baselines that need neither data nor flow: magnitude and random."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +21,7 @@ from synflow_jax.trees import (
     is_floating,
 )
 from synflow_jax.xla.backends import Backend
+from synflow_jax.xla.placement import is_divided, made_like
 
 
 def magnitude() -> ScoreFn:
@@ -78,10 +82,14 @@ def _uniform(
     leaves, treedef = jax.tree.flatten(params)
     # A generator for each shape: one for each leaf would take long to compile, and numbers
     # of the whole tree in one array could not be sharded as the leaves are.
-    places = {jnp.shape(leaf): [] for leaf in leaves}
+    places = {}
+    scores: list[Any] = [None] * len(leaves)
     for i, leaf in enumerate(leaves):
-        places[jnp.shape(leaf)].append(i)
-    scores = [None] * len(leaves)
+        if is_divided(leaf):
+            draw = functools.partial(jax.random.uniform, shape=jnp.shape(leaf))
+            scores[i] = made_like(leaf, draw, jax.random.fold_in(key, np.uint32(i)))
+        else:
+            places.setdefault(jnp.shape(leaf), []).append(i)
     for shape, at in places.items():
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.asarray(at, np.uint32))
         drawn = jax.vmap(lambda key, shape=shape: jax.random.uniform(key, shape))(keys)

@@ -23,6 +23,8 @@ from synflow_jax.trees import (
     is_floating,
 )
 from synflow_jax.xla.backends import Backend, on_backend
+from synflow_jax.xla.counts import as_float
+from synflow_jax.xla.placement import lying_like, made_like
 
 
 def shuffled(key: Key[Array, ""], masks: Masks) -> Masks:
@@ -37,7 +39,7 @@ def shuffled(key: Key[Array, ""], masks: Masks) -> Masks:
       masks: boolean leaves.
 
     Returns:
-      Boolean leaves shaped like ``masks``.
+      Boolean leaves shaped like ``masks``, divided over devices as they are.
 
     Raises:
       ValueError: if ``key`` is not a single typed key, or a leaf is not boolean.
@@ -55,11 +57,12 @@ def shuffled(key: Key[Array, ""], masks: Masks) -> Masks:
     check_masks(masks, masks)
     leaves, treedef = jax.tree.flatten(masks)
     keys = jax.random.split(key, max(len(leaves), 1))
-    mixed = [
-        jax.random.permutation(k, jnp.reshape(leaf, -1)).reshape(leaf.shape)
-        for k, leaf in zip(keys, leaves)
-    ]
+    mixed = [made_like(leaf, _mixed, k, leaf) for k, leaf in zip(keys, leaves)]
     return jax.tree.unflatten(treedef, mixed)
+
+
+def _mixed(key: Key[Array, ""], mask: Array) -> Array:
+    return jax.random.permutation(key, jnp.reshape(mask, -1)).reshape(mask.shape)
 
 
 def reinitialised(
@@ -76,7 +79,7 @@ def reinitialised(
       masks: boolean leaves shaped like the parameters.
 
     Returns:
-      The new parameters, 0 where pruned.
+      The new parameters, 0 where pruned, divided over devices as the masks are.
 
     Raises:
       ValueError: if ``masks`` does not mirror the parameters that ``init_fn`` returns.
@@ -90,7 +93,9 @@ def reinitialised(
     References:
       Frankle et al. 2021, as above.
     """
-    return apply_masks(init_fn(key), masks)
+    params = init_fn(key)
+    check_masks(masks, params)
+    return apply_masks(jax.tree.map(lying_like, params, masks), masks)
 
 
 def rescaled(params: Params, masks: Masks) -> Params:
@@ -131,7 +136,7 @@ def _rescaled(backend: Backend, params: Params, masks: Masks) -> Params:
     def scale(leaf: Array, mask: Array) -> Array:
         if not is_floating(leaf):
             return leaf
-        kept = count_on(backend, [mask]).astype(jnp.float32)
+        kept = as_float(count_on(backend, [mask]))
         factor = jnp.sqrt(leaf.size / jnp.maximum(kept, 1))  # nothing kept: all zero anyway
         wide = scoring_dtype(leaf)
         return (leaf.astype(wide) * factor.astype(wide)).astype(leaf.dtype)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from synflow_jax.masks import kept_in_leaves
 from synflow_jax.trees import Masks, check_masks, leaf_names
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -129,7 +130,7 @@ def densities_of(masks: Masks) -> Allocation:
     check_masks(masks, masks)
     named = dict(zip(leaf_names(masks), jax.tree.leaves(masks)))
     shape_of = {name: np.shape(mask) for name, mask in named.items()}
-    kept_of = {name: int(np.count_nonzero(mask)) for name, mask in named.items()}
+    kept_of = dict(zip(named, kept_in_leaves(masks)))
 
     def allocation(shapes: Shapes, k: int) -> np.ndarray:
         for name, shape in shapes.items():

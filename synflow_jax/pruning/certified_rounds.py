@@ -11,7 +11,7 @@ from synflow_jax.masks import count_on
 from synflow_jax.pruning.rounds import WHOLE, Choice, Plan, PruneInfo, Scored
 from synflow_jax.pruning.schedules import as_density, num_kept
 from synflow_jax.selection import budget
-from synflow_jax.xla.reductions import count_where
+from synflow_jax.xla import counts
 
 # The largest number of rounds. Each round removes at least one weight.
 MAX_ROUNDS = 10_000
@@ -67,7 +67,7 @@ def certified(max_ratio: float = 0.5) -> Certified:
 class Targets(NamedTuple):
     """Where certified rounds lead: a count to end at, and a share of the flow a round."""
 
-    k: ArrayLike
+    k: Any  # a count
     max_ratio: ArrayLike
 
 
@@ -77,7 +77,7 @@ def certified_targets(size: int, density: float, max_ratio: float) -> Targets:
     if not size:
         raise ValueError("the prunable leaves have no entries, so nothing can be pruned.")
     ratio = np.float32(min(max_ratio, WHOLE))
-    return Targets(np.uint32(num_kept(size, density)), ratio)
+    return Targets(counts.as_count(num_kept(size, density), size), ratio)
 
 
 def _choose(targets: Targets, number: ArrayLike, scored: Scored) -> Choice:
@@ -88,21 +88,26 @@ def _choose(targets: Targets, number: ArrayLike, scored: Scored) -> Choice:
             f"{scored.why_not_certified}"
         )
     scores, alive = scored.scores, scored.alive
-    backend = scored.backend
-    before = count_on(backend, alive).astype(jnp.uint32)
+    backend, size = scored.backend, sum(mask.size for mask in alive)
+    before = counts.as_count(count_on(backend, alive), size)
     ratio = jnp.asarray(targets.max_ratio).astype(scores[0].dtype)
     affordable = budget.within(backend, scores, alive, ratio)
-    one = (affordable.kept == before) & (affordable.next < WHOLE)
-    k = jnp.maximum(jnp.where(one, before - 1, affordable.kept), targets.k)
+    one = counts.equal(affordable.kept, before) & (affordable.next < WHOLE)
+    without_one = before - counts.as_count(1, size)
+    k = counts.where(one, without_one, affordable.kept)
+    k = counts.larger(k, targets.k)
     # If all scores are zero nothing flows, and no weight is the right one to remove.
     every = jax.tree.leaves(scored.every)
-    flows = sum(count_where(backend, lambda s: s > 0, s) for s in every) > 0
-    k = jnp.where(flows, k, before)
-    return Choice(k, stopped=(k == before) & (before > targets.k))
+    whole = sum(score.size for score in every)
+    number = counts.number_where(backend, lambda s: s > 0, every, whole)
+    k = counts.where(~counts.is_zero(number), k, before)
+    return Choice(k, stopped=counts.equal(k, before) & (before > targets.k))
 
 
 def _goes_on(targets: Targets, number: Any, info: PruneInfo) -> Array:
-    going = (info.kept.astype(jnp.uint32) > targets.k) & ~info.stopped
+    kept: Any = info.kept
+    kept = kept if isinstance(kept, counts.Wide) else kept.astype(jnp.uint32)
+    going = (kept > targets.k) & ~info.stopped
     return going & (info.nonfinite == 0) & (number < MAX_ROUNDS)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Integer
 
+from synflow_jax.masks import kept_in_leaves
 from synflow_jax.pruning.allocations import Allocation, integer_counts
 from synflow_jax.pruning.certified_rounds import Certified
 from synflow_jax.pruning.rounds import Groups, Scope
@@ -58,6 +59,7 @@ def counts_per_round(
       ``[rounds]`` for scope "global"; ``[rounds, prunable leaves]`` for scope "layer" and
       with an allocation that is a function. With ``{pattern: density}``, a column for each
       leaf that is matched and one for all others together, in the order of the leaves.
+      uint32; uint64 if a count needs it.
 
     Raises:
       ValueError: if an argument is out of range or no leaf is prunable.
@@ -126,7 +128,7 @@ def counts_of(
     if allocation is None and scope == "layer":
         rows = zip(names, sizes, kept)
         columns = [scheduled(s, k, density, "density", f" of `{n}`") for n, s, k in rows]
-        return np.asarray(columns, np.uint32).T.reshape(rounds, len(names))
+        return _integers(columns).T.reshape(rounds, len(names))
     totals = scheduled(sum(sizes), sum(kept), density, "density", "")
     if allocation is None:
         counts = totals
@@ -153,7 +155,13 @@ def counts_of(
             "`allocation` is a function, such as synflow_jax.erk, or {pattern: density}; "
             f"got {allocation!r}."
         )
-    return np.asarray(counts, np.uint32)
+    return _integers(counts)
+
+
+def _integers(counts: Any) -> np.ndarray:
+    """uint32; uint64 if one of the counts needs it."""
+    wide = np.asarray(counts, np.uint64)
+    return wide.astype(np.uint32) if wide.max(initial=0) < 2**32 else wide
 
 
 def groups_of(
@@ -171,6 +179,12 @@ def groups_of(
         order = {key: number for number, key in enumerate(dict.fromkeys(own))}
         return tuple(order[key] for key in own)
     return None if scope == "global" and allocation is None else tuple(range(len(names)))
+
+
+def size_of_prunable(params: Params, is_prunable: Sequence[bool]) -> int:
+    """The number of entries of all prunable leaves."""
+    pairs = zip(jax.tree.leaves(params), is_prunable)
+    return sum(leaf.size for leaf, yes in pairs if yes)
 
 
 def in_groups(numbers: Sequence[int], groups: Groups | None) -> list[int] | int:
@@ -197,8 +211,7 @@ def kept_of(masks: Masks, params: Params, is_prunable: Sequence[bool]) -> list[i
             "call it outside jit and vmap, or take rounds by `iterative`, whose state is "
             "masks."
         )
-    pairs = zip(leaves, is_prunable)
-    return [int(np.count_nonzero(np.asarray(leaf))) for leaf, yes in pairs if yes]
+    return kept_in_leaves([leaf for leaf, yes in zip(leaves, is_prunable) if yes])
 
 
 def check_above(k: int, density: float, kept: int, size: int, name: str, of: str) -> None:

@@ -23,6 +23,7 @@ from synflow_jax.pruning.counts import (
     counts_per_round,
     groups_of,
     kept_of,
+    size_of_prunable,
 )
 from synflow_jax.pruning.criterion import data_of, flow_criterion, score_on
 from synflow_jax.pruning.progress import run_rounds
@@ -34,6 +35,7 @@ from synflow_jax.pruning.rounds import (
     Scope,
     method_of,
     one_round,
+    placements_of,
 )
 from synflow_jax.pruning.schedules import Schedule, exponential, num_kept
 from synflow_jax.selection.arguments import as_counts
@@ -46,6 +48,7 @@ from synflow_jax.trees import (
     not_floating,
     prunable_leaves,
 )
+from synflow_jax.xla import counts
 from synflow_jax.xla.backends import backend_of, on_backend
 from synflow_jax.xla.batching import each_on_backend
 
@@ -115,15 +118,18 @@ def iterative(
     def step(state: PruneState, params: Params, k: PyTree):
         is_prunable = tuple(prunable_leaves(params, prunable))
         groups = groups_of(params, is_prunable, scope, allocation)
+        placements = placements_of(params)
 
         def leave(backend, k, params, masks):
             # Not traced before: a loop of one's own may change what the criterion reads.
             score = score_on(score_fn, backend)
-            method = Method(score, groups, is_prunable, regrow, score_fn, backend)
+            static = is_prunable, regrow, score_fn, backend, placements
+            method = Method(score, groups, *static)
             masks, info, *_ = one_round(method, lambda _: Choice(k), (), params, masks)
             return masks, info
 
-        k = as_counts(k)
+        k, size = as_counts(k), size_of_prunable(params, is_prunable)
+        k = counts.as_count(k, size) if counts.is_wide(size) else k
         k = k if isinstance(k, jax.Array) else jax.device_put(k)
         masks, info = each_on_backend(leave)(k, params, state.masks)
         return PruneState(masks), info
@@ -316,17 +322,17 @@ def prepared(
             "the two."
         )
     kept = None if masks is None else kept_of(masks, params, is_prunable)
+    size = size_of_prunable(params, is_prunable)
     if isinstance(schedule, Certified):
         if scope != "global" or allocation is not None or regrow:
             raise ValueError(
                 "a `certified` schedule ranks all weights together and lets none return: "
                 '`scope` is "global", `allocation` None and `regrow` False.'
             )
-        sizes = [x.size for x, yes in zip(jax.tree.leaves(params), is_prunable) if yes]
-        targets = certified_targets(sum(sizes), density, schedule.max_ratio)
+        targets = certified_targets(size, density, schedule.max_ratio)
         if kept is not None:
-            k = num_kept(sum(sizes), density)
-            check_above(k, density, sum(kept), sum(sizes), "density", "")
+            k = num_kept(size, density)
+            check_above(k, density, sum(kept), size, "density", "")
         plan, limit, groups = CERTIFIED, MAX_ROUNDS, None
     else:
         targets = counts_per_round(
@@ -340,6 +346,7 @@ def prepared(
             masks=masks,
         )
         plan, limit = COUNTS, len(targets)
+        targets = counts.as_count(targets, size)
         groups = groups_of(params, is_prunable, scope, allocation)
 
     def method_on(backend, params):
@@ -365,6 +372,6 @@ def _has_flow(score_fn: ScoreFn, regrow: bool) -> bool:
 
 # Rounds that leave given counts: ``targets`` are the counts.
 COUNTS = Plan(
-    choose=lambda counts, number, scored: Choice(jnp.asarray(counts)[number]),
-    goes_on=lambda counts, number, info: number < len(counts),
+    choose=lambda targets, number, scored: Choice(counts.at(targets, number)),
+    goes_on=lambda targets, number, info: number < len(jax.tree.leaves(targets)[0]),
 )

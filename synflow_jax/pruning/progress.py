@@ -12,7 +12,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
-from synflow_jax.masks import all_kept, count_on
+from synflow_jax.masks import all_kept
 from synflow_jax.pruning.lost_flow import check_rounds
 from synflow_jax.pruning.rounds import (
     Choice,
@@ -20,10 +20,21 @@ from synflow_jax.pruning.rounds import (
     Plan,
     PruneInfo,
     empty_report,
+    in_their_places,
     one_round,
+    readable,
+)
+from synflow_jax.pruning.trials import (
+    Trial,
+    nothing_done,
+    number_at_start,
+    target_of,
+    together_with,
 )
 from synflow_jax.trees import Masks, Params
+from synflow_jax.xla import counts
 from synflow_jax.xla.batching import one_by_one
+from synflow_jax.xla.placement import placed, placement_of, varying_with
 
 # Seconds. Rounds that take less are run several at a time if each is to be reported.
 _SHORT_S = 0.25
@@ -48,34 +59,7 @@ class Progress(NamedTuple):
     infos: PruneInfo
     last: PruneInfo
     unreached: Array
-    trial: "Trial | None"
-
-
-class Trial(NamedTuple):
-    """How a round stands that may be undone.
-
-    Counts have one entry for each group of leaves that is ranked by itself.
-
-    Attributes:
-      slot: which of the pair of masks is scored next, 0 or 1.
-      kept: weights kept by the masks that are scored next.
-      removed: weights that the last step removed, or that the next one shall remove.
-      open: whether it is still to be seen if the network has flow.
-      halved: whether the next step removes ``removed`` weights, and not the rest of the
-        round.
-      cut: whether the network has no flow any more, so that nothing is undone.
-      info: the report of the round in progress.
-      confirmed: the same without the last step.
-    """
-
-    slot: Array
-    kept: Array
-    removed: Array
-    open: Array
-    halved: Array
-    cut: Array
-    info: PruneInfo
-    confirmed: PruneInfo
+    trial: Trial | None
 
 
 def run_rounds(
@@ -118,6 +102,9 @@ def run_rounds(
     static = (method, plan, limit, keep_connected)
     # Explicitly, as `jax.transfer_guard` may want it.
     constants, targets = jax.tree.map(_on_device, (constants, targets))
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves(params)):
+        # A constant of the program around forgets how it is divided over devices.
+        constants = jax.tree.map(lambda x: placed(x, placement_of(x)), constants)
     if on_round is None:
         left, infos, done, unreached = all_rounds(
             *static, constants, params, targets, masks
@@ -125,7 +112,7 @@ def run_rounds(
         if not isinstance(done, Tracer):
             rows = _rows(infos, 0, int(done))
             check_rounds(rows, 1, method, constants, params, unreached, masks)
-            infos = jax.device_put(rows)
+            infos = readable(rows)
         return left, infos
     # A copy, since each scoring overwrites the masks that it is given.
     given = None if masks is None else jax.tree.map(jnp.array, masks)
@@ -146,14 +133,14 @@ def run_rounds(
             info = jax.tree.map(lambda x, i=reported: x[i : i + 1], infos)
             unreached = progress.unreached if not reported else None
             check_rounds(info, reported + 1, method, constants, params, unreached, masks)
-            on_round(jax.device_put(jax.tree.map(lambda x: x[0], info)))
+            on_round(readable(jax.tree.map(lambda x: x[0], info)))
             reported += 1
         # A program that ends gives its memory back, and fetching it again takes a third of
         # the time of a short round.
         if time.perf_counter() - start < _SHORT_S:
             together = min(2 * together, limit)
     left, infos = _finished(method, progress)
-    return left, jax.device_put(_rows(infos, 0, reported))
+    return left, readable(_rows(infos, 0, reported))
 
 
 def _on_device(x: Any) -> Any:
@@ -172,10 +159,15 @@ def all_rounds(method, plan, limit, keep_connected, constants, params, targets, 
     static = (method, plan, limit, keep_connected)
 
     def run(constants, params, targets, masks):
+        def score(progress):
+            progress = _one_scoring(*static, constants, params, targets, progress)
+            return varying_with(progress, (constants, params, targets))
+
+        start = _start(method, limit, keep_connected, params, masks)
         progress = lax.while_loop(
             functools.partial(_goes_on, *static, targets),
-            functools.partial(_one_scoring, *static, constants, params, targets),
-            _start(method, limit, keep_connected, params, masks),
+            score,
+            varying_with(start, (constants, params, targets)),
         )
         # Rounds that did not take place report the last state, and that they removed
         # nothing.
@@ -196,35 +188,18 @@ def all_rounds(method, plan, limit, keep_connected, constants, params, targets, 
 def _start(method, limit, keep_connected, params, given) -> Progress:
     """The given masks, or everything kept, before the first scoring."""
     masks, info = all_kept(params) if given is None else given, empty_report(method)
+    masks = in_their_places(method, masks)
     infos = jax.tree.map(lambda x: jnp.zeros((limit, *x.shape), x.dtype), info)
     trial = None
     if keep_connected:
-        kept = _number(method, params, given)
+        kept = number_at_start(method, params, given)
         no = jnp.bool_(False)
-        none = _nothing_done(info)
-        slot, removed = jnp.int32(0), jnp.zeros_like(kept)
+        none = nothing_done(info)
+        slot, removed = jnp.int32(0), jax.tree.map(jnp.zeros_like, kept)
         trial = Trial(slot, kept, removed, no, no, no, none, none)
         masks = _of_prunable(method, lambda m: jnp.stack([m, m]), masks)
     unreached = jnp.zeros(sum(method.is_prunable), bool)
     return Progress(masks, jnp.int32(0), infos, info, unreached, trial)
-
-
-def _number(method: Method, params: Params, masks: Masks | None) -> Array:
-    """Prunable weights that are kept at the start, of all leaves or of each group."""
-    leaves = jax.tree.leaves(params if masks is None else masks)
-    leaves = [leaf for leaf, yes in zip(leaves, method.is_prunable) if yes]
-    groups = method.groups or [0] * len(leaves)
-    of_groups = [[] for _ in range(max(groups) + 1)]
-    for leaf, group in zip(leaves, groups):
-        of_groups[group].append(leaf)
-    if masks is None:
-        sizes = [sum(leaf.size for leaf in group) for group in of_groups]
-        number = jnp.asarray(np.asarray(sizes, np.uint32))
-    else:
-        number = jnp.stack(
-            [count_on(method.backend, group).astype(jnp.uint32) for group in of_groups]
-        )
-    return number[0] if method.groups is None else number
 
 
 def _goes_on(method, plan, limit, keep_connected, targets, progress: Progress) -> Array:
@@ -277,7 +252,7 @@ def _finished(method: Method, progress: Progress) -> tuple[Masks, PruneInfo]:
 
 def _written(infos: PruneInfo, number: Array, info: PruneInfo, where=True) -> PruneInfo:
     """The reports with that of one round, if ``where``."""
-    number = jnp.where(where, number, infos.kept.shape[0])  # no round: not written
+    number = jnp.where(where, number, infos.density.shape[0])  # no round: not written
     return jax.tree.map(lambda xs, x: xs.at[number].set(x, mode="drop"), infos, info)
 
 
@@ -312,10 +287,10 @@ def _one_step(method, limit, constants, params, targets, progress) -> Progress:
     """Scores the network, and takes the rest of the round, or undoes the last step."""
     trial = progress.trial
     # If this scoring finds flow, the last step holds, and with it perhaps its round.
-    ended = trial.open & jnp.all(trial.kept <= _target(targets, progress.number, limit))
+    ended = trial.open & jnp.all(trial.kept <= target_of(targets, progress.number, limit))
     number = jnp.where(ended, progress.number + 1, progress.number)
-    whole = jnp.minimum(trial.kept, _target(targets, number, limit))
-    k = jnp.where(trial.halved, trial.kept - trial.removed, whole)
+    whole = counts.smaller(trial.kept, target_of(targets, number, limit))
+    k = counts.where(trial.halved, trial.kept - trial.removed, whole)
     new, info, flows, unreached = one_round(
         method, lambda scored: Choice(k), constants, params, _present(method, progress)
     )
@@ -328,13 +303,13 @@ def _one_step(method, limit, constants, params, targets, progress) -> Progress:
 
     masks = _of_prunable(method, written, progress.masks, new)
 
-    nothing, confirmed = _nothing_done(info), trial.info
+    nothing, confirmed = nothing_done(info), trial.info
     begun = _where(ended, nothing, confirmed)
-    done = _together(begun, info)
+    done = together_with(begun, info)
     cut = trial.cut | (~flows & ~trial.open)
     # A certified step leaves flow, so no scoring need show it.
     settled = info.certified | cut
-    last = settled & jnp.all(k == whole) & (number < limit)
+    last = settled & jnp.all(counts.equal(k, whole)) & (number < limit)
     on = Trial(
         slot=1 - trial.slot,
         kept=k,
@@ -345,15 +320,16 @@ def _one_step(method, limit, constants, params, targets, progress) -> Progress:
         info=_where(last, nothing, done),
         confirmed=begun,
     )
-    less = trial.removed // 2
+    less = counts.halved(trial.removed)
+    some = jnp.any(~counts.is_zero(less))
     retried = trial.confirmed._replace(retries=trial.confirmed.retries + 1)
     back = Trial(
         slot=1 - trial.slot,
         kept=trial.kept + trial.removed,
         removed=less,
         open=jnp.bool_(False),
-        halved=jnp.any(less > 0),
-        cut=~jnp.any(less > 0),
+        halved=some,
+        cut=~some,
         info=retried,
         confirmed=retried,
     )
@@ -361,7 +337,7 @@ def _one_step(method, limit, constants, params, targets, progress) -> Progress:
     infos = _written(progress.infos, progress.number, confirmed, where=ended)
     infos = _written(infos, number, done, where=last)
     report = _where(last, done, _where(ended, confirmed, progress.last))
-    is_first = (progress.number == 0) & ~trial.open & (confirmed.kept == 0)
+    is_first = (progress.number == 0) & ~trial.open & counts.is_zero(confirmed.kept)
     first = jnp.where(is_first, unreached, progress.unreached)
     number = jnp.where(last, number + 1, jnp.where(undone, progress.number, number))
     return Progress(masks, number, infos, report, first, _where(undone, back, on))
@@ -370,27 +346,3 @@ def _one_step(method, limit, constants, params, targets, progress) -> Progress:
 def _where(condition: Array, yes: PyTree, no: PyTree) -> Any:
     """Of two trees of numbers the one that is chosen."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
-
-
-def _target(targets: Array, number: Array, limit: int) -> Array:
-    """The counts that a round leaves; after the last, those of the last."""
-    return jnp.asarray(targets)[jnp.minimum(number, limit - 1)]
-
-
-def _nothing_done(info: PruneInfo) -> PruneInfo:
-    """The report of a round before its first step."""
-    zeros = jax.tree.map(jnp.zeros_like, info)
-    return zeros._replace(certified=jnp.ones_like(info.certified))
-
-
-def _together(begun: PruneInfo, step: PruneInfo) -> PruneInfo:
-    """The report of the steps of a round so far, and of one more."""
-    first = begun.kept == 0
-    left = jnp.maximum(1 - begun.removed, 0) * jnp.maximum(1 - step.removed, 0)
-    return step._replace(
-        removed=jnp.where(first, step.removed, 1 - left),
-        certified=begun.certified & step.certified,
-        nonfinite=jnp.maximum(begun.nonfinite, step.nonfinite),
-        unreached=jnp.where(first, step.unreached, begun.unreached),
-        retries=begun.retries,
-    )

@@ -8,6 +8,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer, PyTree
 
 from synflow_jax.masks import count_on
@@ -16,8 +18,10 @@ from synflow_jax.pruning.criterion import why_not_certified, without_constants
 from synflow_jax.selection.groups import select_in_groups
 from synflow_jax.selection.top_k import Selection, select
 from synflow_jax.trees import Masks, Params, ScoreFn, check_like
+from synflow_jax.xla import counts
 from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.constants import Hoisted
+from synflow_jax.xla.placement import placed, placement_of
 
 Scope = Literal["global", "layer"]
 
@@ -32,7 +36,8 @@ class PruneInfo(NamedTuple):
     """What a round reports and the next round does not need.
 
     Attributes:
-      kept: prunable weights kept after the round.
+      kept: prunable weights kept after the round. Of networks with more than 2**32 - 2 of
+        them it is numpy's uint64, and while tracing a count in two words (`xla.counts`).
       density: the same as a fraction of all prunable weights.
       removed: sum of the scores of eligible weights that are not kept. With `synflow` it is
         the share of the flow that the round removed, the paper's prune-size ratio.
@@ -49,7 +54,7 @@ class PruneInfo(NamedTuple):
         smaller steps.
     """
 
-    kept: Integer[Array, "*rounds"]
+    kept: Integer[Array | np.ndarray, "*rounds"] | counts.Wide
     density: Float[Array, "*rounds"]
     removed: Float[Array, "*rounds"]
     certified: Bool[Array, "*rounds"]
@@ -81,6 +86,8 @@ class Method(NamedTuple):
       regrow: whether pruned weights may return.
       criterion: the criterion as it was given, or its formula: what certificates ask.
       backend: the devices that it prunes on.
+      placements: for each leaf, how it is divided over devices, and its mask with it; None
+        where it is not, and while tracing.
     """
 
     score_fn: Callable[..., PyTree]
@@ -89,6 +96,7 @@ class Method(NamedTuple):
     regrow: bool
     criterion: Any
     backend: Backend
+    placements: tuple[NamedSharding | None, ...]
 
 
 def method_of(
@@ -103,8 +111,12 @@ def method_of(
 ) -> tuple[Method, tuple[PyTree, ...]]:
     """The method that prunes by a criterion, and the arrays that the criterion needs."""
     score, constants = without_constants(score_fn, backend, params, masks)
-    method = Method(score, groups, tuple(is_prunable), regrow, score.key, backend)
-    return method, constants
+    static = tuple(is_prunable), regrow, score.key, backend, placements_of(params)
+    return Method(score, groups, *static), constants
+
+
+def placements_of(params: Params) -> tuple[NamedSharding | None, ...]:
+    return tuple(map(placement_of, jax.tree.leaves(params)))
 
 
 class Scored(NamedTuple):
@@ -195,21 +207,29 @@ def one_round(
         selection = select(scores, choice.k, eligible, method.backend)
     else:
         number = len(set(method.groups))
-        if jnp.shape(choice.k) != (number,):
+        shape = jnp.shape(jax.tree.leaves(choice.k)[0])
+        if shape != (number,):
             raise ValueError(
-                f"`k` has shape {jnp.shape(choice.k)}, but it needs one count for each of "
+                f"`k` has shape {shape}, but it needs one count for each of "
                 f"the {number} groups of prunable leaves that are ranked by themselves: "
                 'with scope "layer", each leaf.'
             )
-        ks, groups = list(choice.k), method.groups
+        ks = [counts.at(choice.k, group) for group in range(number)]
+        groups = method.groups
         selection = select_in_groups(scores, ks, groups, eligible, method.backend)
     certifies = why_not is None and not method.regrow
     info = _report(method.backend, selection, choice, certifies=certifies)
     remaining = iter(selection.masks)
     leaves, treedef = jax.tree.flatten(masks)
     leaves = [next(remaining) if yes else m for m, yes in zip(leaves, method.is_prunable)]
-    masks = jax.tree.unflatten(treedef, leaves)
+    masks = in_their_places(method, jax.tree.unflatten(treedef, leaves))
     return Round(masks, info, selection.positive, selection.unreached)
+
+
+def in_their_places(method: Method, masks: Masks) -> Masks:
+    """The masks, divided over devices as their parameters are."""
+    leaves, treedef = jax.tree.flatten(masks)
+    return treedef.unflatten(map(placed, leaves, method.placements))
 
 
 def _report(
@@ -219,7 +239,7 @@ def _report(
     kept, size = count_on(backend, masks), sum(mask.size for mask in masks)
     return PruneInfo(
         kept=kept,
-        density=kept.astype(jnp.float32) / float(size),
+        density=counts.as_float(kept) / float(size),
         removed=selection.removed,
         # If no score is positive, the network was disconnected before.
         certified=certifies & selection.positive & (selection.removed < WHOLE),
@@ -228,6 +248,16 @@ def _report(
         unreached=jnp.sum(selection.unreached, dtype=jnp.int32),
         retries=jnp.int32(0),
     )
+
+
+def readable(infos: PruneInfo) -> PruneInfo:
+    """Reports on the host as they are returned: arrays of JAX, and counts that need more
+    than 32 bits as numpy's."""
+    if isinstance(infos.kept, counts.Wide):
+        return jax.device_put(infos._replace(kept=None))._replace(
+            kept=counts.on_host(infos.kept)
+        )
+    return jax.device_put(infos)
 
 
 def empty_report(method: Method) -> PruneInfo:
@@ -239,9 +269,10 @@ def empty_report(method: Method) -> PruneInfo:
     every = zip(method.score_fn.shapes(), method.is_prunable)
     scores = [score for score, yes in every if yes]
     dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*scores))
-    large = sum(math.prod(score.shape) for score in scores) >= 2**31
+    size = sum(math.prod(score.shape) for score in scores)
+    none = jax.tree.map(jnp.asarray, counts.as_count(0, size))
     return PruneInfo(
-        kept=jnp.zeros((), jnp.uint32 if large else jnp.int32),
+        kept=none.astype(jnp.int32) if size < 2**31 and not counts.is_wide(size) else none,
         density=jnp.zeros((), jnp.float32),
         removed=jnp.zeros((), dtype),
         certified=jnp.zeros((), bool),

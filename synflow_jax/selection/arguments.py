@@ -6,17 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Integer, PyTree
+from jaxtyping import PyTree
 
 from synflow_jax.trees import is_floating
+from synflow_jax.xla import counts
 
 
-def as_count(k: Any, size: int) -> Integer[Array, ""]:
-    """A number of entries to keep, as uint32, clipped to the size if it is traced.
+def as_count(k: Any, size: int) -> Any:
+    """A number of entries to keep, as a count, clipped to the size if it is traced.
 
     Raises:
       ValueError: if it is not one integer, or not traced and out of range.
     """
+    if isinstance(k, counts.Wide):
+        return counts.as_count(k, size)
     k = as_counts(k)
     if jnp.shape(k):
         raise ValueError(
@@ -26,10 +29,10 @@ def as_count(k: Any, size: int) -> Integer[Array, ""]:
     if not isinstance(k, Tracer):
         if not 0 <= int(k) <= size:
             raise ValueError(f"`k` must lie between 0 and the {size} scores; got {k}.")
-        return jax.device_put(np.uint32(k))
+        return jax.device_put(counts.as_count(int(k), size))
     # Clipped before the conversion to uint32, which changes negative and large numbers.
     largest = jnp.asarray(min(size, jnp.iinfo(k.dtype).max), k.dtype)
-    return jnp.clip(k, 0, largest).astype(jnp.uint32)
+    return counts.as_count(jnp.clip(k, 0, largest), size)
 
 
 def as_counts(k: Any) -> Any:
@@ -55,7 +58,7 @@ def size_of_scores(scores: PyTree) -> int:
     """The number of entries of all scores.
 
     Raises:
-      ValueError: naming a leaf that is not floating; or if there are too many to count.
+      ValueError: naming a leaf that is not floating, or too large to be counted.
     """
     size = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(scores):
@@ -64,7 +67,6 @@ def size_of_scores(scores: PyTree) -> int:
                 f"`scores{jax.tree_util.keystr(path)}` has dtype {jnp.result_type(leaf)}; "
                 "scores must be floating."
             )
+        counts.check_countable(leaf.shape, f"scores{jax.tree_util.keystr(path)}")
         size += leaf.size
-    if size > 2**32 - 2:
-        raise ValueError(f"`scores` has {size} entries; at most 2**32 - 2 can be counted.")
     return size

@@ -2,24 +2,27 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer
 
 from synflow_jax.selection.threshold import Bracket, Measure, sampled_candidates, search
+from synflow_jax.xla import counts
 from synflow_jax.xla.backends import Backend
-from synflow_jax.xla.reductions import count_where, sums_of
+from synflow_jax.xla.placement import varying_with
+from synflow_jax.xla.reductions import sums_of
 
 
 class Affordable(NamedTuple):
     """How many scores remain once a budget is spent on the lowest ones.
 
     Attributes:
-      kept: number of eligible scores that remain.
+      kept: number of eligible scores that remain, as a count of them all.
       next: the lowest score that remains; infinite if none does.
     """
 
-    kept: Integer[Array, ""]
+    kept: Integer[Array, ""] | counts.Wide
     next: Float[Array, ""]
 
 
@@ -76,6 +79,7 @@ def within(
         high=to_key(infinity),
         below_high=totals_below(to_key(infinity)[None])[0],
     )
+    start = varying_with(start, (scores, eligible, budget))
     keys = [to_key(jnp.where(m, s, jnp.zeros_like(s))) for s, m in zip(scores, eligible)]
     first = sampled_candidates(backend, keys, measure, budget)
     bracket = search(measure, budget, start, first)
@@ -84,10 +88,12 @@ def within(
     def reaches(score, mask):
         return mask & (score >= threshold)
 
-    kept = sum(count_where(backend, reaches, *pair) for pair in zip(scores, eligible))
+    size = sum(score.size for score in scores)
+    kept = counts.number_where(backend, reaches, [*zip(scores, eligible)], size)
     left = budget - bracket.below_low
-    ties = jnp.where(threshold > 0, left / threshold, 0).astype(jnp.uint32)
-    kept = kept - jnp.minimum(ties, kept)
+    ties = counts.from_float(jnp.where(threshold > 0, left / threshold, 0), size)
+    kept = kept - counts.smaller(ties, kept)
     # An infinite threshold means that the budget suffices for all.
-    kept = jnp.where(threshold < infinity, kept, jnp.zeros_like(kept))
+    none = jax.tree.map(jnp.zeros_like, kept)
+    kept = counts.where(threshold < infinity, kept, none)
     return Affordable(kept, threshold)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from synflow_jax.xla.backends import Backend
 
 def select_in_groups(
     scores: Sequence[Array],
-    ks: Sequence[int | Array],
+    ks: Sequence[Any],
     groups: Sequence[int],
     masks: Sequence[Array] | None = None,
     backend: Backend | None = None,

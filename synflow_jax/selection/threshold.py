@@ -7,14 +7,19 @@ measure at a few candidates at a time and never sorts or gathers the entries.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Num, UInt
+from jaxtyping import Array, Float, Int, UInt
 
+from synflow_jax.xla import counts
 from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.reductions import CANDIDATES
+
+# Numbers of entries, perhaps of two words (`counts.Wide`), or the sums of their scores.
+Amount = Any
 
 # The sample has one entry in 128 within these limits: sorting a larger one would take as
 # long as a few passes over all entries.
@@ -31,7 +36,7 @@ class Measure(NamedTuple):
         serves only to choose candidates.
     """
 
-    below: Callable[[Int[Array, " candidates"]], Num[Array, " candidates"]]
+    below: Callable[[Int[Array, " candidates"]], Amount]
     weight: Callable[[Int[Array, "..."]], Float[Array, "..."]]
 
 
@@ -46,14 +51,14 @@ class Bracket(NamedTuple):
     """
 
     low: Int[Array, ""]
-    below_low: Num[Array, ""]
+    below_low: Amount
     high: Int[Array, ""]
-    below_high: Num[Array, ""]
+    below_high: Amount
 
 
 def search(
     measure: Measure,
-    limit: Num[Array, ""],
+    limit: Amount,
     bracket: Bracket,
     first: Int[Array, " candidates"] | None = None,
 ) -> Bracket:
@@ -89,12 +94,12 @@ def search(
       >>> 20 < search(measure, jnp.uint32(2), start).low <= 30
       Array(True, dtype=bool)
     """
-    is_count = jnp.issubdtype(limit.dtype, jnp.integer)
+    is_count = jnp.issubdtype(jax.tree.leaves(limit)[0].dtype, jnp.integer)
 
     def unfinished(state):
         bracket, _ = state
         several = bracket.high - 1 > bracket.low
-        return several & (bracket.below_low != limit) if is_count else several
+        return several & ~counts.equal(bracket.below_low, limit) if is_count else several
 
     def one_pass(state):
         bracket, candidates = state
@@ -107,7 +112,7 @@ def search(
     all_within = bracket.below_high <= limit
     bracket = bracket._replace(
         low=jnp.where(all_within, bracket.high, bracket.low),
-        below_low=jnp.where(all_within, bracket.below_high, bracket.below_low),
+        below_low=counts.where(all_within, bracket.below_high, bracket.below_low),
     )
     if first is None:
         first = _above_low(bracket, _evenly_spaced(bracket))
@@ -116,11 +121,22 @@ def search(
     return lax.while_loop(unfinished, one_pass, (bracket, first))[0]
 
 
+def counting(backend: Backend, keys: list[Array]) -> Measure:
+    """The measure that counts the keys below a threshold."""
+    size = sum(key.size for key in keys)
+
+    def below(candidates):
+        reaching = counts.numbers_reaching(backend, keys, candidates, size)
+        return counts.as_count(size, size) - reaching
+
+    return Measure(below, weight=lambda key: jnp.ones(key.shape, jnp.float32))
+
+
 def sampled_candidates(
     backend: Backend,
     keys: list[Int[Array, "..."]],
     measure: Measure,
-    limit: Num[Array, ""],
+    limit: Amount,
 ) -> Int[Array, " candidates"] | None:
     """Estimates the threshold from a sample, to begin a search with.
 
@@ -144,7 +160,7 @@ def sampled_candidates(
     variances = jnp.cumsum(weights * weights) - totals * totals / sample.size
     errors = jnp.sqrt(jnp.maximum(variances, 0))
     shifts = jnp.array([[4.0], [1.0], [-1.0], [-4.0]], totals.dtype)
-    too_low = totals[None] + shifts * errors[None] < limit.astype(totals.dtype) / stride
+    too_low = totals[None] + shifts * errors[None] < counts.as_float(limit) / stride
     places = jnp.sum(too_low, axis=1, dtype=jnp.int32) + jnp.array([-2, 0, 0, 2], jnp.int32)
     return sample[jnp.clip(places, 0, sample.size - 1)]
 
@@ -156,33 +172,33 @@ def _sample_stride(size: int) -> int:
 
 
 def _narrowed(
-    bracket: Bracket, candidates: Array, measures: Array, limit: Array
+    bracket: Bracket, candidates: Array, measures: Amount, limit: Amount
 ) -> Bracket:
     """The narrowest bracket whose ends are candidates or ends of the given one."""
     low, below_low, high, below_high = bracket
     within = measures <= limit
+    below = counts.largest(counts.where(within, measures, below_low))
+    above = counts.smallest(counts.where(within, below_high, measures))
     return Bracket(
         low=jnp.maximum(low, jnp.max(jnp.where(within, candidates, low))),
-        below_low=jnp.maximum(below_low, jnp.max(jnp.where(within, measures, below_low))),
+        below_low=counts.larger(below_low, below),
         high=jnp.minimum(high, jnp.min(jnp.where(within, high, candidates))),
-        below_high=jnp.minimum(
-            below_high, jnp.min(jnp.where(within, below_high, measures))
-        ),
+        below_high=counts.smaller(below_high, above),
     )
 
 
 def _measure_between(bracket: Bracket) -> Float[Array, ""]:
     """The measure of the entries between the ends of the bracket, in float32."""
-    return (bracket.below_high - bracket.below_low).astype(jnp.float32)
+    return counts.as_float(bracket.below_high - bracket.below_low)
 
 
-def _interpolated(bracket: Bracket, limit: Array, weight: Callable) -> Array:
+def _interpolated(bracket: Bracket, limit: Amount, weight: Callable) -> Array:
     """Interpolates the threshold and returns candidates at -3, -1, +1, +3 standard errors.
 
     Candidates are given by their distances from ``low``.
     """
     width, between = _num_thresholds(bracket), _measure_between(bracket)
-    share = (limit - bracket.below_low).astype(jnp.float32) / between
+    share = counts.as_float(limit - bracket.below_low) / between
     # The measure does not grow evenly with the threshold. First, entries lie at random.
     entries = jnp.maximum(between / weight(bracket.high), 1)
     by_chance = jnp.sqrt(share * (1 - share) / entries)

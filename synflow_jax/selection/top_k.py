@@ -8,12 +8,12 @@ Small leaves are concatenated first, since a program with separate code for each
 deep network would take minutes to compile.
 
 Ties are broken by a second search: among the entries equal to the threshold, for the
-first few.
+first few (`ties`).
 """
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,14 @@ from jaxtyping import Array, Bool, Float, Int, Integer, PyTree
 
 from synflow_jax.precision import scoring_dtype
 from synflow_jax.selection.arguments import as_count, size_of_scores
-from synflow_jax.selection.threshold import Bracket, Measure, sampled_candidates, search
+from synflow_jax.selection.threshold import Bracket, counting, sampled_candidates, search
+from synflow_jax.selection.ties import keep_first_ties
 from synflow_jax.selection.unreached import unreached
 from synflow_jax.trees import Masks, Scores, check_masks
+from synflow_jax.xla import counts
 from synflow_jax.xla.backends import Backend, on_backend
-from synflow_jax.xla.reductions import count_reaching, count_where, sum_of
+from synflow_jax.xla.placement import varying_with
+from synflow_jax.xla.reductions import sum_of
 
 # Leaves with at least this many entries are not concatenated: copying one would take longer
 # than a loop of its own. Smaller ones would take longer to compile than all their copies.
@@ -76,8 +79,8 @@ def keep_top(
 
     Raises:
       ValueError: while tracing, if a leaf is not floating, if ``masks`` does not mirror
-        ``scores``, if a concrete ``k`` is out of range, or if the tree has more than
-        2**32 - 2 entries.
+        ``scores``, if a concrete ``k`` is out of range, or if a leaf has more than 2**32
+        entries along one axis.
 
     Example:
       >>> keep_top({"a": jnp.array([0.1, 0.9]), "b": jnp.array([0.5])}, 2)
@@ -118,13 +121,10 @@ def keep_top_per_layer(
 
 
 def select(
-    scores: Scores,
-    k: int | np.integer | Integer[Array | np.ndarray, ""],
-    masks: Masks | None = None,
-    backend: Backend | None = None,
+    scores: Scores, k: Any, masks: Masks | None = None, backend: Backend | None = None
 ) -> Selection:
-    """Like `keep_top`, and returns statistics of the scores as well; ``backend`` is where
-    they lie, if the caller knows."""
+    """Like `keep_top`, and returns statistics of the scores as well. ``k`` may be a count
+    of two words; ``backend`` is where the scores lie, if the caller knows."""
     leaves, treedef = jax.tree.flatten(scores)
     size = size_of_scores(scores)
     eligible = None
@@ -138,10 +138,7 @@ def select(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _selected(
-    backend: Backend,
-    leaves: list[Array],
-    k: Integer[Array, ""],
-    masks: list[Array] | None,
+    backend: Backend, leaves: list[Array], k: Any, masks: list[Array] | None
 ) -> Selection:
     """The ``k`` best of all leaves, with their masks as a list."""
     size = sum(leaf.size for leaf in leaves)
@@ -150,7 +147,7 @@ def _selected(
         nothing = [jnp.zeros(leaf.shape, bool) for leaf in leaves]
         zero, no = jnp.zeros((), dtype), jnp.zeros(len(leaves), bool)
         return Selection(nothing, zero, jnp.bool_(False), jnp.uint32(0), no)
-    always = k <= jnp.uint32(size)
+    always = k <= counts.as_count(size, size)
     groups = _leaf_groups(backend, [leaf.size for leaf in leaves])
     ranked = [jnp.asarray(leaf, dtype) for leaf in leaves]
     ranked = _join(backend, ranked, groups, always)
@@ -159,29 +156,34 @@ def _selected(
         lowest = jnp.iinfo(_key_type(dtype)).min
         eligible = _join(backend, masks, groups, always)
         keys = [jnp.where(m, key, lowest) for m, key in zip(eligible, keys)]
-    limits, measure = jnp.iinfo(keys[0].dtype), _number(backend, keys)
+    limits, measure = jnp.iinfo(keys[0].dtype), counting(backend, keys)
     start = Bracket(
         low=jnp.asarray(limits.min, keys[0].dtype),
-        below_low=jnp.uint32(0),
+        below_low=counts.as_count(0, size),
         high=jnp.asarray(limits.max, keys[0].dtype),
-        below_high=jnp.uint32(size),
+        below_high=counts.as_count(size, size),
     )
-    num_removed = jnp.uint32(size) - k
+    start = varying_with(start, (keys, k))
+    num_removed = counts.as_count(size, size) - k
     first = sampled_candidates(backend, keys, measure, num_removed)
     bracket = search(measure, num_removed, start, first)
     # Where exactly k keys reach `low` there are no ties to break; one comparison suffices.
     ties = num_removed - bracket.below_low
-    first_ties = functools.partial(_keep_first_ties, backend)
-    kept = lax.cond(ties == 0, _keep_reaching, first_ties, keys, bracket, num_removed)
-    nonfinite = sum((_count_nonfinite(backend, key) for key in keys), jnp.uint32(0))
+    first_ties = functools.partial(keep_first_ties, backend)
+    kept = lax.cond(
+        counts.is_zero(ties), _keep_reaching, first_ties, keys, bracket, num_removed
+    )
     sizes = [[leaf.size for leaf in leaves[group]] for group in groups]
     return Selection(
         _split(kept, groups, [leaf.shape for leaf in leaves]),
         _total_removed(backend, keys, bracket.low, ties),
         lax.cond(
-            (bracket.low > 0) & (k > 0), lambda keys: jnp.bool_(True), _any_positive, keys
+            (bracket.low > 0) & ~counts.is_zero(k),
+            lambda keys: varying_with(jnp.bool_(True), keys),
+            _any_positive,
+            keys,
         ),
-        nonfinite,
+        _count_nonfinite(backend, keys),
         unreached(backend, keys, sizes),
     )
 
@@ -199,8 +201,8 @@ def select_per_layer(scores: Scores, ks: PyTree, masks: Masks | None = None) -> 
         check_masks(masks, scores)
         eligible = jax.tree.leaves(masks)
     pairs = zip(leaves, jax.tree.leaves(ks))
-    counts = [as_count(k, size_of_scores(leaf)) for leaf, k in pairs]
-    selection = on_backend(_selected_per_layer, leaves, counts, eligible)
+    ks = [as_count(k, size_of_scores(leaf)) for leaf, k in pairs]
+    selection = on_backend(_selected_per_layer, leaves, ks, eligible)
     return selection._replace(masks=jax.tree.unflatten(treedef, selection.masks))
 
 
@@ -224,9 +226,11 @@ def _selected_per_layer(
 def _leaf_groups(backend: Backend, sizes: list[int]) -> list[slice]:
     """Groups of leaves to concatenate: neighbours that are small, and others by themselves.
 
-    On several devices no leaves are concatenated, as that could move entries.
+    On several devices no leaves are concatenated, as that could move entries; nor where
+    there are more entries than a word counts, since one axis cannot have so many.
     """
-    small = [size < _LARGE and backend.one_device for size in sizes]
+    joins = backend.one_device and not counts.is_wide(sum(sizes))
+    small = [size < _LARGE and joins for size in sizes]
     starts = [i for i in range(len(sizes)) if i == 0 or not (small[i - 1] and small[i])]
     return [slice(*ends) for ends in zip(starts, [*starts[1:], len(sizes)])]
 
@@ -254,7 +258,7 @@ def _join(
 
 
 def _zeros(flat: list[Array]) -> Array:
-    return jnp.zeros(sum(leaf.size for leaf in flat), flat[0].dtype)
+    return varying_with(jnp.zeros(sum(x.size for x in flat), flat[0].dtype), flat)
 
 
 def _split(
@@ -297,29 +301,22 @@ def _key_type(dtype) -> jnp.dtype:
     return jnp.dtype({4: jnp.int32, 8: jnp.int64}[jnp.dtype(dtype).itemsize])
 
 
-def _number(backend: Backend, keys: list[Array]) -> Measure:
-    """The measure that counts the keys below a threshold."""
-    size = jnp.uint32(sum(key.size for key in keys))
-
-    def below(candidates):
-        return size - sum(count_reaching(backend, key, candidates) for key in keys)
-
-    return Measure(below, weight=lambda key: jnp.ones(key.shape, jnp.float32))
-
-
-def _count_nonfinite(backend: Backend, keys: Array) -> Integer[Array, ""]:
-    lowest = jnp.iinfo(keys.dtype).min
-    infinity = jnp.asarray(jnp.inf, f"float{8 * keys.dtype.itemsize}")
+def _count_nonfinite(backend: Backend, keys: list[Array]) -> Integer[Array, ""]:
+    dtype = keys[0].dtype
+    lowest = jnp.iinfo(dtype).min
+    infinity = jnp.asarray(jnp.inf, f"float{8 * dtype.itemsize}")
     low, high = to_key(-infinity), to_key(infinity)
 
-    def is_nonfinite(key):
+    def holds(key):
         return (key != lowest) & ((key <= low) | (key >= high))
 
-    return count_where(backend, is_nonfinite, keys)
+    size = sum(key.size for key in keys)
+    number = counts.in_one_word(counts.number_where(backend, holds, keys, size))
+    return number.astype(jnp.uint32)
 
 
 def _total_removed(
-    backend: Backend, keys: list[Array], threshold: Array, ties: Array
+    backend: Backend, keys: list[Array], threshold: Array, ties: Any
 ) -> Float[Array, ""]:
     """The total of the scores below a threshold and of several that equal it."""
     nan = jnp.iinfo(threshold.dtype).min + 1
@@ -329,8 +326,9 @@ def _total_removed(
         return jnp.where(counts, _to_score(key), jnp.zeros((), _to_score(key).dtype))
 
     score = _to_score(threshold)
-    none = (ties == 0) | (threshold <= nan)
-    tied = jnp.where(none, jnp.zeros_like(score), ties.astype(score.dtype) * score)
+    none = counts.is_zero(ties) | (threshold <= nan)
+    number = counts.as_float(ties, score.dtype)
+    tied = jnp.where(none, jnp.zeros_like(score), number * score)
     return sum((sum_of(backend, removed, key) for key in keys), tied)
 
 
@@ -340,52 +338,9 @@ def _any_positive(keys: list[Array]) -> Bool[Array, ""]:
     return jnp.any(jnp.stack([jnp.any(key > 0) for key in keys]))
 
 
-def _keep_reaching(keys: list[Array], bracket: Bracket, num_removed: Array) -> list[Array]:
+def _keep_reaching(keys: list[Array], bracket: Bracket, num_removed: Any) -> list[Array]:
     """Masks of the eligible entries whose keys reach ``low``."""
     # The lowest key marks entries that are not eligible. It can be the threshold if fewer
     # than k others are.
     low = jnp.maximum(bracket.low, jnp.iinfo(bracket.low.dtype).min + 1)
     return [key >= low for key in keys]
-
-
-def _keep_first_ties(
-    backend: Backend, keys: list[Array], bracket: Bracket, num_removed: Array
-) -> list[Array]:
-    """Masks of all keys above ``low``, and of the first few of those equal to it."""
-    positions, last = _position_keys(keys, bracket.low)
-    size = jnp.uint32(sum(key.size for key in keys))
-    num_above = size - bracket.below_high
-    start = Bracket(
-        low=last,
-        below_low=bracket.below_low + num_above,
-        high=jnp.int32(jnp.iinfo(jnp.int32).max),
-        below_high=size,
-    )
-    chosen = search(_number(backend, positions), num_removed + num_above, start)
-    lowest = jnp.iinfo(bracket.low.dtype).min
-    return [
-        (key > bracket.low) | (position >= chosen.low) & (key > lowest)
-        for key, position in zip(keys, positions)
-    ]
-
-
-def _position_keys(keys: list[Array], tied: Array) -> tuple[list[Array], Array]:
-    """Keys that rank entries by position: the earlier an entry, the higher its key.
-
-    Entries whose key is not ``tied`` get the lowest integer.
-
-    Returns:
-      The keys, and that of the very last entry if it is tied.
-    """
-    limits = jnp.iinfo(jnp.int32)
-    highest, start = jnp.uint32(limits.max - 1), 0
-
-    def position_key(index):
-        return lax.bitcast_convert_type(highest - index, jnp.int32)
-
-    positions = []
-    for key in keys:
-        index = lax.iota(jnp.uint32, key.size).reshape(key.shape) + jnp.uint32(start)
-        positions.append(jnp.where(key == tied, position_key(index), limits.min))
-        start += key.size
-    return positions, position_key(jnp.uint32(start - 1))

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, Integer
 
 from synflow_jax.xla.backends import Backend
+from synflow_jax.xla.counts import is_wide
 from synflow_jax.xla.reductions import count_where
 
 # Entries of a leaf among which an eligible score that is not zero is looked for first.
@@ -67,7 +68,10 @@ def _first_entries(key: Array, sizes: list[int]) -> Int[Array, "leaves entries"]
 def _count_in_leaves(
     backend: Backend, holds: Callable[[Array], Array], key: Array, sizes: list[int]
 ) -> Integer[Array, " leaves"]:
-    """The number of entries of each leaf for which a predicate holds."""
+    """The number of entries of each leaf for which a predicate holds; 1 for any number of
+    them in a leaf with more than a word counts."""
+    if len(sizes) == 1 and is_wide(key.size):
+        return jnp.any(holds(key)).astype(jnp.int32)[None]
     if len(sizes) == 1:
         return count_where(backend, holds, key).astype(jnp.int32)[None]
     # One scatter of the sums of blocks, none of which lies in two leaves.

@@ -32,6 +32,7 @@ from synflow_jax.trees import (
 )
 from synflow_jax.xla.backends import ANYWHERE, Backend
 from synflow_jax.xla.batching import each_on_backend, when
+from synflow_jax.xla.counts import is_wide
 
 # (params, masks, grads, key) -> scores; the pruned weights of highest score are grown.
 Grow = Callable[[Params, Masks, PyTree, Any], Scores]
@@ -275,6 +276,11 @@ def _moved_leaf(
     backend: Backend, portion: Array, mask: Array, dropped: Array, grown: Array
 ) -> Array:
     """The mask of a leaf after its lowest weights were dropped and as many were grown."""
+    if is_wide(mask.size):
+        raise ValueError(
+            f"a leaf of shape {mask.shape} has more weights than 32 bits can count; "
+            "`dynamic_sparsity` needs them."
+        )
     kept = count_on(backend, [mask]).astype(jnp.uint32)
     number = _part_of(kept, portion)
     stay = select([dropped], kept - number, [mask], backend).masks[0]

@@ -11,7 +11,7 @@ from jaxtyping import Array, Integer, Key, PyTree
 from synflow_jax.masks import all_kept
 from synflow_jax.pruning.counts import Allocations, groups_of, leaves_of
 from synflow_jax.pruning.criterion import DataCriterion, score_on
-from synflow_jax.pruning.rounds import Choice, Method, Scope, one_round
+from synflow_jax.pruning.rounds import Choice, Method, Scope, one_round, placements_of
 from synflow_jax.pruning.schedules import Schedule, cubic
 from synflow_jax.training.copies import masked_copies, masked_updates_of, trained
 from synflow_jax.training.gradient_criteria import GradientCriterion
@@ -169,7 +169,8 @@ def gradual_pruning(
         def score(_, masks):
             return scores_of(backend, masks, operands)
 
-        method = Method(score, groups, is_prunable, False, score, backend)
+        static = is_prunable, False, score, backend, placements_of(params)
+        method = Method(score, groups, *static)
         return one_round(method, lambda _: Choice(k), (), params, masks).masks
 
     def init(params: PyTree) -> Any:  # optax's type has no static nodes

@@ -18,9 +18,17 @@ from synflow_jax.pruning.counts import (
     groups_of,
     in_groups,
     kept_of,
+    size_of_prunable,
 )
 from synflow_jax.pruning.loop import COUNTS
-from synflow_jax.pruning.rounds import Groups, PruneInfo, Scope, method_of, single_round
+from synflow_jax.pruning.rounds import (
+    Groups,
+    PruneInfo,
+    Scope,
+    method_of,
+    readable,
+    single_round,
+)
 from synflow_jax.pruning.schedules import Schedule, exponential
 from synflow_jax.trees import (
     Masks,
@@ -35,6 +43,7 @@ from synflow_jax.trees import (
     prunable_leaves,
 )
 from synflow_jax.xla.backends import ANYWHERE, backend_of
+from synflow_jax.xla.counts import Wide, as_count
 
 # (params, masks, number of rounds done before) -> trained params; pruned weights stay zero.
 Train = Callable[[Params, Masks, int], Params]
@@ -185,7 +194,8 @@ def train_and_prune(
             score_fn, backend, params, masks, is_prunable=is_prunable, groups=groups
         )
         # Compiled once for all rounds and calls, like `prune`.
-        targets, first = jax.device_put((k[None], np.int32(0)))
+        targets = as_count(k[None], size_of_prunable(params, is_prunable))
+        targets, first = jax.device_put((targets, np.int32(0)))
         return single_round(method, COUNTS, constants, params, masks, targets, first)
 
     # Raises before the first training, and not after it, if the criterion does not fit.
@@ -193,6 +203,9 @@ def train_and_prune(
     first_step = functools.partial(step, backend)
     _, shapes = jax.eval_shape(first_step, params, state.masks, counts[0])
     infos = jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), shapes)
+
+    def shown(infos: PruneInfo) -> PruneInfo:
+        return readable(infos) if isinstance(infos.kept, Wide) else infos
 
     def one_round(state: RewindState, k) -> tuple[RewindState, PruneInfo]:
         when = f"in round {state.round + 1} of {len(counts)}"
@@ -216,8 +229,8 @@ def train_and_prune(
         state, info = one_round(state, k)
         infos = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), infos, info)
         if on_round is not None:
-            on_round(state, info)
-    return state, infos
+            on_round(state, shown(info))
+    return state, shown(infos)
 
 
 def _checked(

@@ -81,6 +81,11 @@ class Recipe:
             if isinstance(self.allocation, tuple)
             else self.allocation,
         )
+        if counts.dtype != np.uint32:
+            raise ValueError(
+                f"the prunable leaves keep {counts.max()} weights, and training under a "
+                "timetable counts them in 32 bits: at most 2**32 - 2."
+            )
         bits = np.array([as_density(density)], np.float64).view(np.uint32)
         asked = Asked(bits, np.asarray(begin, np.int32), np.asarray(end, np.int32))
         return Timetable(steps.astype(np.int32), counts, asked)

@@ -46,6 +46,7 @@ def dot_general(equation: Equation, left: Value, right: Value):
             right,
             dimension_numbers=equation.params["dimension_numbers"],
             precision=lax.Precision.HIGHEST,
+            out_sharding=equation.params.get("out_sharding"),
         )
         return normalised(result, exponent)
 
@@ -86,5 +87,6 @@ def conv_general_dilated(equation: Equation, image: Value, kernel: Value):
     settings = equation.params | dict(
         precision=lax.Precision.HIGHEST, preferred_element_type=None
     )
-    settings.pop("out_sharding", None)
+    if settings.get("out_sharding") is None:  # which not all versions of JAX take
+        settings.pop("out_sharding", None)
     return [normalised(conv(equation.backend, image, kernel, settings), exponent)]

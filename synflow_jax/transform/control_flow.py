@@ -206,7 +206,7 @@ def of_kinds(kinds: Sequence[int], values: Sequence[Value], dtype) -> list[Value
             raise ValueError(
                 "it holds integers of the input in one branch or step, and flow in another."
             )
-        return nothing(jnp.shape(value), dtype)
+        return nothing(as_array(value), dtype)
 
     return [*map(of_kind, kinds, values)]
 

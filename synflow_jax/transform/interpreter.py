@@ -52,6 +52,7 @@ from synflow_jax.xla.jaxprs import (
     typed,
     user_line,
 )
+from synflow_jax.xla.placement import varying_with
 
 
 class Settings(NamedTuple):
@@ -90,7 +91,7 @@ def interpret(
 
     Arguments that are `Fixed` are constants of the network.
     """
-    inputs, args = split_fixed(args)
+    inputs, args = split_fixed(varying_with(args, params))
     traced, shape = jax.make_jaxpr(apply_fn, return_shape=True)(params, *args)
     once, marked = settings.once, any(isinstance(x, Uniform) for x in inputs)
     if settings.before_rule or settings.after_rule or not marked:

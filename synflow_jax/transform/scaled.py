@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -106,9 +107,10 @@ def _(scaled, primals, tangents):
     return result, lax.select(seen, change, lax.full_like(change, 0))
 
 
-def nothing(shape: tuple[int, ...], dtype) -> Scaled:
-    """A flow of zeros, with an exponent below that of any other flow."""
-    return normalised(jnp.zeros(shape, dtype))
+def nothing(x: Array | np.ndarray, dtype) -> Scaled:
+    """A flow of zeros in the place of an array, with an exponent below that of any other
+    flow."""
+    return normalised(jnp.zeros_like(x, dtype))
 
 
 def aligned(values: list[Scaled]) -> tuple[list[Array], Int[Array, ""]]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from synflow_jax.transform.control_flow import on_one_exponent, without_history
@@ -22,6 +23,7 @@ from synflow_jax.transform.values import (
     as_array,
     carries_flow,
 )
+from synflow_jax.xla.placement import is_divided, on_auto
 
 
 def shard_map(equation: Equation, *operands: Value):
@@ -39,23 +41,32 @@ def shard_map(equation: Equation, *operands: Value):
     specs = [
         _named(spec, arrays[i].ndim, axes) for i, spec in enumerate(params["in_specs"])
     ]
-    arrays = [_split(x, spec, axes, sizes) for x, spec in zip(arrays, specs)]
     found = []
 
-    def on_device(*arrays):
-        inputs = [x if e is None else Scaled(x, e) for x, e in zip(arrays, exponents)]
-        outs = equation.inside(params["jaxpr"], *inputs)
-        found[:] = outs = [*map(without_history, outs)]
-        return [x if isinstance(x, Scaled) else jnp.asarray(as_array(x)) for x in outs]
+    def whole(arrays, exponents):
+        def on_device(*arrays):
+            inputs = [x if e is None else Scaled(x, e) for x, e in zip(arrays, exponents)]
+            outs = equation.inside(params["jaxpr"], *inputs)
+            found[:] = outs = [*map(without_history, outs)]
+            return [x if isinstance(x, Scaled) else jnp.asarray(as_array(x)) for x in outs]
 
-    run = on_device
-    for name in axes[::-1]:  # the first axis of the mesh is the outermost
-        at = [0 if any(name in names for names in spec) else None for spec in specs]
-        run = jax.vmap(run, in_axes=at, axis_name=name, axis_size=sizes[name])
-    outs = run(*arrays)
-    if any(isinstance(x, Tokens) for x in found):
-        raise ValueError("integers of the input leave it.")
-    return [_gathered(x, spec, axes) for x, spec in zip(outs, params["out_specs"])]
+        arrays = [_split(x, spec, axes, sizes) for x, spec in zip(arrays, specs)]
+        run = on_device
+        for name in axes[::-1]:  # the first axis of the mesh is the outermost
+            at = [0 if any(name in names for names in spec) else None for spec in specs]
+            run = jax.vmap(run, in_axes=at, axis_name=name, axis_size=sizes[name])
+        outs = run(*arrays)
+        if any(isinstance(x, Tokens) for x in found):
+            raise ValueError("integers of the input leave it.")
+        outs = [_gathered(x, spec, axes) for x, spec in zip(outs, params["out_specs"])]
+        return [(*x,) if isinstance(x, Scaled) else (x, jnp.int32(0)) for x in outs]
+
+    if any(map(is_divided, arrays)):  # over Explicit axes, which cannot be split
+        places = [(PartitionSpec(*spec), PartitionSpec()) for spec in params["out_specs"]]
+        outs = on_auto(whole, places)(arrays, exponents)
+    else:
+        outs = whole(arrays, exponents)
+    return [Scaled(*x) if isinstance(f, Scaled) else x[0] for x, f in zip(outs, found)]
 
 
 def _named(spec, ndim: int, axes: Sequence[str]) -> list[tuple[str, ...]]:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
@@ -337,7 +336,7 @@ def carries_flow(value: Value) -> bool:
 
 def as_flows(operands: Sequence[Plain | Scaled], dtype) -> list[Scaled]:
     """The operands, with a flow of zeros in the place of each parameter value."""
-    return [x if isinstance(x, Scaled) else nothing(jnp.shape(x), dtype) for x in operands]
+    return [x if isinstance(x, Scaled) else nothing(x, dtype) for x in operands]
 
 
 def must_be_plain(operands: Sequence[Value], what: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.extend import core
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jaxtyping import PyTree
 
 from synflow_jax.xla.jaxprs import beneath, holds
@@ -64,7 +64,8 @@ def backend_of(*args: PyTree) -> Backend | None:
     committed = [pair for pair in placed if getattr(pair[0], "committed", True)]
     pairs = committed or placed or [(default, default.sharding)]
     devices = set().union(*(sharding.device_set for _, sharding in pairs))
-    return Backend(next(iter(devices)).platform == "cpu", len(devices) == 1)
+    one_device = len(devices) == 1 and not any(_is_divided(s) for _, s in pairs)
+    return Backend(next(iter(devices)).platform == "cpu", one_device)
 
 
 def on_backend(
@@ -119,6 +120,15 @@ def has_convolutions(jaxpr: core.ClosedJaxpr) -> bool:
     return holds(jaxpr, "conv_general_dilated")
 
 
+def _is_divided(sharding: Any) -> bool:
+    """Whether a type says that its arrays are divided, if only over a mesh of one device:
+    they cannot be reshaped then."""
+    if not isinstance(sharding, NamedSharding):
+        return False
+    is_typed = AxisType.Explicit in sharding.mesh.axis_types
+    return is_typed and any(entry is not None for entry in sharding.spec)
+
+
 def _on_one_device(x: Any) -> bool:
     """Whether an array lies on one device, as far as JAX knows of one that is traced.
 
@@ -130,6 +140,8 @@ def _on_one_device(x: Any) -> bool:
     sharding = getattr(jax.typeof(x), "sharding", None)
     if sharding is None:
         return True
+    if _is_divided(sharding):
+        return False
     mesh = sharding.mesh
     axes = zip(mesh.axis_sizes, mesh.axis_types)
     return math.prod(n for n, kind in axes if kind != AxisType.Manual) == 1

@@ -13,6 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
 from synflow_jax.xla.backends import Backend
+from synflow_jax.xla.placement import is_divided
 
 
 def conv(backend: Backend, image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
@@ -25,6 +26,9 @@ def conv(backend: Backend, image: Array, kernel: Array, settings: dict[str, Any]
       image, kernel: in the layout that ``settings["dimension_numbers"]`` describes.
       settings: keyword arguments of `lax.conv_general_dilated`.
     """
+    if "out_sharding" in settings or is_divided(image) or is_divided(kernel):
+        # Of arrays over Explicit axes only XLA's own gradients are divided as they are.
+        return lax.conv_general_dilated(image, kernel, **settings)
     way = _way(image.shape, kernel.shape, settings) if backend.cpu else native_conv
     return way(image, kernel, settings)
 

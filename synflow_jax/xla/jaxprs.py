@@ -89,7 +89,8 @@ def bind(equation: core.JaxprEqn, operands: Sequence[Any]) -> list[Array]:
     if name == "all_gather_invariant":
         axis, tiled = params["all_gather_dimension"], params["tiled"]
         return [lax.all_gather(operands[0], params["axis_name"], axis=axis, tiled=tiled)]
-    if name == "pvary":
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    if name == "pvary" and not set(params["axes"]) <= set(manual):
         return [*map(jax.numpy.asarray, operands)]
     bound = equation.primitive.get_bind_params(equation.params)
     # Before JAX 0.9 this is a pair: the parameters that are functions, and the others.

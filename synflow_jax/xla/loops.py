@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.convolutions import native_conv
 from synflow_jax.xla.jaxprs import JITTED, bind, called, evaluate, opened, parameters
+from synflow_jax.xla.placement import is_divided
 
 
 def fit_for_loops(
@@ -50,9 +51,9 @@ def fit_for_loops(
 def _step(backend: Backend, eqn: core.JaxprEqn, operands: list[Any]) -> list[Any]:
     if backend.cpu and eqn.primitive.name == "conv_general_dilated":
         settings = dict(eqn.params)
-        settings.pop("out_sharding", None)
-        image, kernel = operands
-        return [native_conv(image, kernel, settings)]
+        if not (settings.pop("out_sharding", None) or any(map(is_divided, operands))):
+            image, kernel = operands
+            return [native_conv(image, kernel, settings)]
     if eqn.primitive.name in JITTED:
         step = functools.partial(_step, backend)
         return evaluate(*opened(called(parameters(eqn))), operands, step)

@@ -1,9 +1,6 @@
 """`within` against its definition: the running total of the sorted scores."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -140,42 +137,3 @@ def test_sums_of_candidates_are_the_sums_of_each(size):
     got = jax.jit(functools.partial(sums_of, ONE, below))(candidates, x)
     one = jax.jit(lambda c: sum_of(ONE, functools.partial(below, c), x))
     np.testing.assert_allclose(got, [one(c) for c in candidates], rtol=1e-6)
-
-
-SHARDED = """
-import functools, re
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec as P
-from synflow_jax.selection.budget import within
-from synflow_jax.xla.backends import backend_of
-
-mesh = jax.make_mesh((8,), ("devices",))
-rng = np.random.default_rng(0)
-shapes = [(64, 40), (3, 16, 24)]
-places = [P("devices"), P(None, None, "devices")]
-scores = [rng.integers(0, 6, s).astype(np.float32) for s in shapes]
-eligible = [rng.random(s) < 0.5 for s in shapes]
-spread = [
-    [jax.device_put(x, NamedSharding(mesh, p)) for x, p in zip(leaves, places)]
-    for leaves in (scores, eligible)
-]
-ascending = np.sort(np.concatenate([s[m] for s, m in zip(scores, eligible)]))
-affordable = jax.jit(functools.partial(within, backend_of(spread)))
-for budget in (0, 100, 2000, 10**6):
-    removed = (np.cumsum(ascending) <= budget).sum()
-    got = affordable(*spread, jnp.float32(budget))
-    assert int(got.kept) == ascending.size - removed
-    assert float(got.next) == [*ascending, np.inf][removed]
-program = affordable.lower(*spread, jnp.float32(1)).compile().as_text()
-kinds = "all-[a-z-]+|collective-[a-z-]+|ragged-[a-z-]+|reduce-scatter[a-z-]*"
-exchanges = re.findall(rf"= (.*?) ({kinds})\\(", program)
-assert exchanges and all(kind.startswith("all-reduce") for _, kind in exchanges), exchanges
-assert all("[" not in what.replace("[]", "") for what, _ in exchanges), exchanges
-"""
-
-
-def test_devices_exchange_sums_and_no_scores():
-    """For leaves sharded over eight devices the result is the same."""
-    flags = "--xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", SHARDED], env=environment, check=True)

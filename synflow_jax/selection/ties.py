@@ -1,0 +1,106 @@
+"""Ties at the threshold: of equal scores the first few are kept, found by their places."""
+
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from synflow_jax.selection.threshold import Bracket, counting, search
+from synflow_jax.xla import counts
+from synflow_jax.xla.backends import Backend
+from synflow_jax.xla.placement import varying_with
+
+# Numbers of places: one less than there are integers of 32 bits without the lowest.
+_NUM_PLACES = 2**32 - 2
+
+
+def keep_first_ties(
+    backend: Backend, keys: list[Array], bracket: Bracket, num_removed: Any
+) -> list[Array]:
+    """Masks of all keys above ``low``, and of the first few of those equal to it."""
+    size = sum(key.size for key in keys)
+    lowest = jnp.iinfo(bracket.low.dtype).min
+    eligible = [key > lowest for key in keys]
+    kept = [key > bracket.low for key in keys]
+    tied = [key == bracket.low for key in keys]
+    num_tied = bracket.below_high - bracket.below_low
+    removed = num_removed - bracket.below_low  # of those that are tied
+    for number, places in enumerate(_places([key.shape for key in keys])):
+        if number:
+            num_tied = counts.number_where(backend, lambda t: t, tied, size)
+        ranks, last = _ranks(keys, places, tied)
+        # Entries that are not tied have the lowest rank.
+        others = counts.as_count(size, size) - num_tied
+        start = Bracket(
+            low=last,
+            below_low=others,
+            high=jnp.int32(jnp.iinfo(jnp.int32).max),
+            below_high=counts.as_count(size, size),
+        )
+        start = varying_with(start, (keys, num_removed))
+        chosen = search(counting(backend, ranks), others + removed, start)
+        kept = [k | t & (r > chosen.low) for k, t, r in zip(kept, tied, ranks)]
+        tied = [t & (r == chosen.low) for t, r in zip(tied, ranks)]
+        removed = others + removed - chosen.below_low
+    # No two entries are tied any more.
+    return [(k | t) & e for k, t, e in zip(kept, tied, eligible)]
+
+
+class _Place(NamedTuple):
+    """A number for each entry of an array: its position along some of the axes.
+
+    Attributes:
+      start: the number of the first.
+      axes: the first of these axes, and the one after the last.
+    """
+
+    start: int
+    axes: tuple[int, int]
+
+
+def _places(shapes: list[tuple[int, ...]]) -> list[list[_Place]]:
+    """Numbers of the entries of all arrays, in their order, that fit into a word.
+
+    One is the position among all entries. If there are too many for that, the first is that
+    of the array, the second that of a part of it, and the third the position in the part.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    if sum(sizes) < _NUM_PLACES:
+        starts = [0, *itertools.accumulate(sizes)]
+        return [[_Place(start, (0, len(shape))) for start, shape in zip(starts, shapes)]]
+    parts, positions = [], []
+    for shape in shapes:
+        axis = len(shape)
+        while axis and math.prod(shape[axis - 1 :]) < _NUM_PLACES:
+            axis -= 1
+        parts.append(_Place(0, (0, axis)))
+        positions.append(_Place(0, (axis, len(shape))))
+    return [[_Place(i, (0, 0)) for i in range(len(shapes))], parts, positions]
+
+
+def _ranks(
+    keys: list[Array], places: list[_Place], tied: list[Array]
+) -> tuple[list[Array], Array]:
+    """Integers that rank tied entries by place: the earlier an entry, the higher its rank.
+
+    Entries that are not tied get the lowest integer.
+
+    Returns:
+      The ranks, and that of the last place.
+    """
+    limits = jnp.iinfo(jnp.int32)
+    highest = jnp.uint32(limits.max - 1)
+    ranks, last = [], 0
+    for key, (start, axes), is_tied in zip(keys, places, tied):
+        # Made from the key, so that it is divided over devices as the key.
+        number, stride = jnp.zeros_like(key, jnp.uint32) + jnp.uint32(start), 1
+        for axis in reversed(range(*axes)):
+            along = lax.broadcasted_iota(jnp.uint32, key.shape, axis)
+            number, stride = number + along * jnp.uint32(stride), stride * key.shape[axis]
+        rank = lax.bitcast_convert_type(highest - number, jnp.int32)
+        ranks.append(jnp.where(is_tied, rank, limits.min))
+        last = max(last, start + stride - 1)
+    return ranks, lax.bitcast_convert_type(highest - jnp.uint32(last), jnp.int32)
