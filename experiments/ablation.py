@@ -1,13 +1,14 @@
-"""Seeds times densities of a small network, pruned and trained as one program, by `vmap`.
+"""Seeds, densities and criteria of a small network, pruned and trained as one program.
 
   python -m experiments ablation --scale cpu     # MLP on Fashion-MNIST, 5 seeds by 6
   python -m experiments ablation --scale paper   # 20 seeds by 13 densities, longer
 
 The paper repeats each of its experiments for a few seeds and many compressions. Here one
-compiled program initialises, prunes with SynFlow and trains all of these networks. This is
+compiled program initialises, prunes and trains all of these networks. This is
 possible since a density reaches compiled code as numbers of weights to keep after each
 round (`sj.counts_per_round`), which are an array as any other: `jax.vmap` maps over
-them as over the seeds. Each network is the same as if it were alone, to rounding.
+them as over the seeds. Several devices share the networks by `jax.shard_map`, and exchange
+nothing. Each network is the same as if it were alone, to rounding.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 import synflow_jax as sj
@@ -45,8 +47,10 @@ class Run:
     """log10 of (weights / weights kept)."""
     training: Settings
     """How."""
+    criteria: tuple[str, ...] = ("synflow",)
+    """Names of `CRITERIA`."""
     rounds: int = 100
-    """Of SynFlow."""
+    """Of pruning."""
     timed: int = 3
     """How often the one program and the separate ones are timed, in turn."""
     timed_epochs: int = 1
@@ -55,7 +59,8 @@ class Run:
     @property
     def name(self) -> str:
         shape = f"{len(self.seeds)}x{len(self.compressions)}"
-        return f"{self.network}-{self.dataset}-{shape}"
+        names = "" if self.criteria == ("synflow",) else "-" + "-".join(self.criteria)
+        return f"{self.network}-{self.dataset}-{shape}{names}"
 
 
 def runs(scale: command.Scale) -> list[Run]:
@@ -65,13 +70,16 @@ def runs(scale: command.Scale) -> list[Run]:
     )
     if scale == "smoke":
         one = dataclasses.replace(short, epochs=10, batch=32)
-        return [Run("mlp", "digits", (0, 1), (0.0, 1.0), one, rounds=10, timed=1)]
+        names = ("synflow", "magnitude")
+        grid = (0.0, 1.0)
+        return [Run("mlp", "digits", (0, 1), grid, one, names, rounds=10, timed=1)]
     if scale == "cpu":
         grid = methods.grid(0, 2, 0.4)
         return [Run("mlp", "fashion_mnist", tuple(range(5)), grid, short)]
     long = dataclasses.replace(short, epochs=60)
     grid = methods.grid(0, 3, 0.25)
-    return [Run("mlp", "fashion_mnist", tuple(range(20)), grid, long, timed_epochs=5)]
+    seeds = tuple(range(20))
+    return [Run("mlp", "fashion_mnist", seeds, grid, long, tuple(CRITERIA), timed_epochs=5)]
 
 
 def execute(run: Run, context: Context) -> Iterator[Row]:
@@ -81,19 +89,21 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     plan = steps.plan(module, run.training, loaded)
     splits = steps.on_device(plan, loaded)
     densities = [10.0**-compression for compression in run.compressions]
-    found, trained = ablation(plan, splits, run.seeds, densities, run.rounds)
-    for i, seed in enumerate(run.seeds):
-        for j, compression in enumerate(run.compressions):
-            params, masks = _network(trained, i, j)
-            kept, revived = steps.num_nonzero(params, masks)
-            yield {
-                "kind": "trained",
-                "seed": seed,
-                "compression": compression,
-                "kept": kept,
-                "revived": revived,
-                "accuracy": float(found[i, j]),
-            }
+    found, trained = ablation(plan, splits, run.seeds, densities, run.rounds, run.criteria)
+    for place in np.ndindex(found.shape):
+        params, masks = _network(trained, place)
+        kept, revived = steps.num_nonzero(params, masks)
+        axes = (run.criteria, run.seeds, run.compressions)
+        criterion, seed, compression = (axis[i] for axis, i in zip(axes, place))
+        yield {
+            "kind": "trained",
+            "criterion": criterion,
+            "seed": seed,
+            "compression": compression,
+            "kept": kept,
+            "revived": revived,
+            "accuracy": float(found[place]),
+        }
     context.advance(0.3)
     short = dataclasses.replace(run.training, epochs=run.timed_epochs)
     plan = steps.plan(module, short, loaded)
@@ -108,7 +118,7 @@ class Trained(NamedTuple):
     """A pruned and trained network; of several, all leaves have their leading axes.
 
     Attributes:
-      masks: of SynFlow, True = kept.
+      masks: True = kept.
       state: after the last step.
       losses: the mean over each epoch.
     """
@@ -118,25 +128,39 @@ class Trained(NamedTuple):
     losses: Float[Array, "*networks epochs"]
 
 
-@functools.partial(jax.jit, static_argnames="plan")
+CRITERIA = {
+    "synflow": lambda apply_fn, shape, key: sj.synflow(apply_fn, shape),
+    "magnitude": lambda apply_fn, shape, key: sj.magnitude(),
+    "random": lambda apply_fn, shape, key: sj.random(key),
+}
+
+# A child of the seed's key that neither the weights nor the images draw from.
+_CRITERION = 0x5EED
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "criterion"))
 def alone(
     plan: steps.Plan,
     split: steps.Split,
     seed: int | Int[Array, ""],
     counts: Int[Array, " rounds"],
+    criterion: str = "synflow",
 ) -> Trained:
     """One network: initialised, pruned and trained, from nothing but arrays.
 
     Args:
       plan: the training.
       split: the training images.
-      seed: of the weights and of the order of the images.
-      counts: how many weights each round of SynFlow leaves.
+      seed: of the weights, of the order of the images and of random scores.
+      counts: how many weights each round of pruning leaves.
+      criterion: a name of `CRITERIA`.
     """
     shape = split.images.shape[1:]
-    variables = plan.module.init(jax.random.key(seed), jnp.zeros((1, *shape)))
+    key = jax.random.key(seed)
+    variables = plan.module.init(key, jnp.zeros((1, *shape)))
     apply_fn, params = sj.from_linen(plan.module, variables)
-    pruner = sj.iterative(sj.synflow(apply_fn, shape))
+    key = jax.random.fold_in(key, _CRITERION)
+    pruner = sj.iterative(CRITERIA[criterion](apply_fn, shape, key))
 
     def one_round(state, k):
         return pruner.step(state, params, k)
@@ -151,17 +175,46 @@ def alone(
     return Trained(masks, state, losses)
 
 
-@functools.partial(jax.jit, static_argnames="plan")
+@functools.partial(jax.jit, static_argnames=("plan", "criteria"))
 def together(
     plan: steps.Plan,
     split: steps.Split,
     seeds: Int[Array, " seeds"],
     counts: Int[Array, "densities rounds"],
+    criteria: tuple[str, ...] = ("synflow",),
 ) -> Trained:
-    """`alone` for every seed and every density, in one program."""
-    one = functools.partial(alone, plan, split)
-    densities = jax.vmap(one, in_axes=(None, 0))
-    return jax.vmap(densities, in_axes=(0, None))(seeds, counts)
+    """`alone` for every criterion, seed and density, in one program.
+
+    The leaves of the result have three leading axes, in this order. If the plan names
+    several devices, each has its share of the networks: nothing is exchanged, and no batch
+    is divided.
+    """
+    shape = (len(seeds), len(counts))
+    of_seed, of_density = (index.ravel() for index in np.indices(shape))
+    count, run_alone = of_seed.size, dataclasses.replace(plan, devices=None)
+    if plan.devices is not None:  # as many for each device: some networks twice
+        share = -(-count // plan.devices.mesh.size) * plan.devices.mesh.size
+        of_seed, of_density = (np.resize(index, share) for index in (of_seed, of_density))
+
+    def of_criterion(criterion):
+        def many(split, seeds, counts):
+            one = functools.partial(alone, run_alone, split, criterion=criterion)
+            return jax.vmap(one)(seeds, counts)
+
+        if plan.devices is not None:
+            mesh, each = plan.devices.mesh, plan.devices.spec
+            # Not checked what varies: nothing is communicated.
+            many = jax.shard_map(
+                many,
+                mesh=mesh,
+                in_specs=(PartitionSpec(), each, each),
+                out_specs=each,
+                check_vma=False,
+            )
+        found = many(split, seeds[of_seed], counts[of_density])
+        return jax.tree.map(lambda x: x[:count].reshape(*shape, *x.shape[1:]), found)
+
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *map(of_criterion, criteria))
 
 
 def counts_of(
@@ -180,8 +233,9 @@ def ablation(
     seeds: Sequence[int],
     densities: Sequence[float],
     rounds: int = 100,
-) -> tuple[Float[np.ndarray, "seeds densities"], Trained]:
-    """Prunes and trains a network for every seed and density, all in one program.
+    criteria: tuple[str, ...] = ("synflow",),
+) -> tuple[Float[np.ndarray, "criteria seeds densities"], Trained]:
+    """Prunes and trains a network for every criterion, seed and density, in one program.
 
     On a CPU it is for networks without convolutions: within a program's loop XLA runs
     these without its fast kernels.
@@ -191,20 +245,21 @@ def ablation(
       splits: the training and the held-out images, from `steps.on_device`.
       seeds: of the weights and of the order of the images.
       densities: fractions of the weights to keep.
-      rounds: of SynFlow.
+      rounds: of pruning.
+      criteria: names of `CRITERIA`.
 
     Returns:
-      The accuracies on the held-out images, and the networks, their leaves with a leading
-      axis of seeds and one of densities.
+      The accuracies on the held-out images, and the networks, their leaves with leading
+      axes of criteria, seeds and densities.
     """
     counts = counts_of(plan, splits[0], densities, rounds)
-    trained = together(plan, splits[0], jnp.asarray(seeds), counts)
+    trained = together(plan, splits[0], jnp.asarray(seeds), counts, criteria)
     return accuracies(plan, trained, splits[1]), trained
 
 
 def accuracies(
     plan: steps.Plan, trained: Trained, split: steps.Split
-) -> Float[np.ndarray, "seeds densities"]:
+) -> Float[np.ndarray, "criteria seeds densities"]:
     """The accuracy of each of the networks."""
     axes = trained.losses.shape[:-1]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(axes) :]), trained.state)
@@ -227,16 +282,17 @@ def _beside_separate(
     other work on the machine slows both.
     """
     seeds = jnp.asarray(run.seeds)
-    pairs = [(seed, k) for seed in seeds for k in counts]
-    all_at_once = functools.partial(together, plan, splits[0], seeds, counts)
-    one = functools.partial(alone, plan, splits[0])
-    jax.block_until_ready((all_at_once(), one(*pairs[0])))
+    every = [(seed, k, name) for name in run.criteria for seed in seeds for k in counts]
+    all_at_once = functools.partial(together, plan, splits[0], seeds, counts, run.criteria)
+    one = functools.partial(alone, dataclasses.replace(plan, devices=None), splits[0])
+    first = [one(seeds[0], counts[0], name) for name in run.criteria]
+    jax.block_until_ready((all_at_once(), first))
     times: dict[str, list[float]] = {"together": [], "alone": []}
     for turn in range(run.timed):
         began = time.perf_counter()
         many = jax.block_until_ready(all_at_once())
         between = time.perf_counter()
-        each = [jax.block_until_ready(one(*pair)) for pair in pairs]
+        each = [jax.block_until_ready(one(*network)) for network in every]
         times["together"].append(round(between - began, 3))
         times["alone"].append(round(time.perf_counter() - between, 3))
         context.advance(0.3 + 0.7 * (turn + 1) / run.timed)
@@ -245,7 +301,7 @@ def _beside_separate(
     differ = jax.tree.map(lambda x, y: jnp.sum(x != y), separate.masks, many.masks)
     found, alone_found = (accuracies(plan, x, splits[1]) for x in (many, separate))
     return {
-        "networks": len(pairs),
+        "networks": len(every),
         "seconds_together": times["together"],
         "seconds_alone": times["alone"],
         "masks_differ": sum(map(int, jax.tree.leaves(differ))),
@@ -253,15 +309,14 @@ def _beside_separate(
     }
 
 
-def _network(trained: Trained, seed: int, density: int) -> tuple[PyTree, PyTree]:
+def _network(trained: Trained, place: tuple[int, ...]) -> tuple[PyTree, PyTree]:
     """The parameters and the masks of one of the networks."""
-    both = trained.state.params, trained.masks
-    return jax.tree.map(lambda x: x[seed, density], both)
+    return jax.tree.map(lambda x: x[place], (trained.state.params, trained.masks))
 
 
 EXPERIMENT = command.Experiment(
     name="ablation",
-    about="Seeds times densities pruned and trained as one program, beside separate runs.",
+    about="Seeds, densities and criteria in one program, beside separate runs.",
     runs=runs,
     execute=execute,
     figures={"ablation.png": figures.draw},

@@ -29,6 +29,14 @@ def _at(networks: list[Row], compression: float) -> list[float]:
     return [100 * r["accuracy"] for r in networks if r["compression"] == compression]
 
 
+def _of_criteria(networks: list[Row]) -> dict[str, list[Row]]:
+    """The networks of each criterion; there was a time when all were of SynFlow."""
+    found: dict[str, list[Row]] = {}
+    for row in networks:
+        found.setdefault(row.get("criterion", "synflow"), []).append(row)
+    return found
+
+
 def tables(rows: list[Row]) -> list[Table]:
     """What one program is worth beside separate ones."""
     body = []
@@ -47,8 +55,8 @@ def tables(rows: list[Row]) -> list[Table]:
             ]
         )
     title = (
-        "Seeds times densities in one program and one after the other: median seconds, "
-        "compiled before; entries of the masks that differ; largest difference in "
+        "Seeds times densities in one program and one after the other: median "
+        "seconds, compiled before; entries of the masks that differ; largest difference in "
         "accuracy, in points"
     )
     headings = ["network", "networks", "together", "alone", "masks differ", "accuracy"]
@@ -59,17 +67,20 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
     """The mean over seeds against compression, the range, and every network as a point."""
     for config, networks, _ in _by_run(rows):
         grid = config["compressions"]
-        found = np.array([_at(networks, c) for c in grid])
         with style.settings():
             figure = Figure((5.6, 3.7), layout="constrained")
             axes = figure.subplots()
-            mark = style.mark("synflow")
-            color = mark["color"]
-            low, high = found.min(axis=1), found.max(axis=1)
-            axes.fill_between(grid, low, high, color=color, alpha=0.18, lw=0)
-            for seed in found.T:
-                axes.plot(grid, seed, ".", color=color, ms=3.5, alpha=0.6)
-            axes.plot(grid, found.mean(axis=1), **mark)
+            for criterion, own in _of_criteria(networks).items():
+                found = np.array([_at(own, c) for c in grid])
+                mark = style.mark(criterion)
+                color = mark["color"]
+                low, high = found.min(axis=1), found.max(axis=1)
+                axes.fill_between(grid, low, high, color=color, alpha=0.18, lw=0)
+                for seed in found.T:
+                    axes.plot(grid, seed, ".", color=color, ms=3.5, alpha=0.6)
+                axes.plot(grid, found.mean(axis=1), **mark)
+            if len(_of_criteria(networks)) > 1:
+                axes.legend()
             style.compressions(axes)
             axes.set_ylabel(f"accuracy on {config['dataset']} (%)")
             axes.set_title(
