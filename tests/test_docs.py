@@ -155,6 +155,11 @@ def test_the_examples_of_the_theory_run(capsys):
     assert "certified: True connected: 13 weights kept" in printed
 
 
+def test_the_examples_beyond_one_device_run():
+    names = run_examples("scaling.md")
+    assert names["masks"]["kernel"].shape == (2 * jax.device_count(), 64, 8)
+
+
 def test_the_examples_of_speed_run():
     names = run_examples("speed.md")
     assert int(names["info"].kept[-1]) == sj.num_kept(32, 0.1)
