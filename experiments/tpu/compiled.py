@@ -48,6 +48,9 @@ RESULTS, PAGE = pathlib.Path("results/tpu.json"), pathlib.Path("docs/tpu.md")
 # selection may exchange at a time: a few counts.
 COPIES, COUNTS = 3.0, 1024
 
+# Entries of the outputs of VGG-16's convolutions, for one image of CIFAR.
+OUTPUTS = 276_480
+
 # Tokens that a decoder is scored with, and images of a batch for snip and for training.
 LENGTH, IMAGES = 128, 1024
 
@@ -192,13 +195,15 @@ def training(name: str) -> Callable[[Mesh], tuple[jax.stages.Lowered, PyTree]]:
     return lower
 
 
+# Bytes that the gradient of a chip's images keeps: each output twice, before and after the
+# normalisation.
+KEPT = 2 * OUTPUTS * 4 * IMAGES // 4
+
 PROGRAMS = (
     Program("VGG-16, prune", "v5e:2x2", images("vgg16_cifar"), (4, 1)),
     Program("ResNet-50, prune", "v5e:2x2", images("resnet50_imagenet"), (4, 1)),
-    Program("VGG-16, snip", "v5e:2x2", snip("vgg16_cifar"), (4, 1), of_flow=False),
-    Program(
-        "VGG-16, masked step", "v5e:2x2", training("vgg16_cifar"), (4, 1), of_flow=False
-    ),
+    Program("VGG-16, snip", "v5e:2x2", snip("vgg16_cifar"), (4, 1), KEPT, False),
+    Program("VGG-16, masked step", "v5e:2x2", training("vgg16_cifar"), (4, 1), KEPT, False),
     Program("1.3B decoder, prune", "v5e:4x4", text("1.3B"), (4, 4)),
 )
 
