@@ -18,7 +18,7 @@ FAST = $$(.ci/fast_flags $(1)/bin/python)
 # A PYTHON that was given, or else the newest one found between two versions.
 find_python = $(if $(filter file,$(origin PYTHON)),$$(.ci/find_python $(1)),$(PYTHON))
 
-.PHONY: demo test test-newest test-lowest check-long soak lint bench tpu-check clean
+.PHONY: demo test test-newest test-lowest check-long soak lint bench tpu-check models clean
 
 demo: .venv/installed
 	$(BIN)/python -m experiments demo
@@ -51,6 +51,10 @@ bench: .venv/installed
 tpu-check: .venv-tpu/installed
 	.venv-tpu/bin/python -m experiments.tpu.compiled
 
+# About an hour, and the package index: models of other libraries, in environments of their own.
+models: .venv/installed
+	$(BIN)/python -m benchmarks.models
+
 lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -76,4 +80,4 @@ lint: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-newest .venv-lowest .venv-tpu
+	rm -rf .venv .venv-newest .venv-lowest .venv-tpu .venv-models

@@ -1,0 +1,1 @@
+"""Models of other libraries, flowed, pruned and trained one step: `make models`."""
