@@ -1,7 +1,7 @@
 """Dynamic sparsity: an optax transformation that moves the kept weights about."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -170,9 +170,18 @@ def dynamic_sparsity(
         check_like(grown, params, name="grow(...)")
         is_prunable = prunable_leaves(params, prunable)
         leaves, treedef = jax.tree.flatten(masks)
-        rows = zip(leaves, jax.tree.leaves(dropped), jax.tree.leaves(grown), is_prunable)
-        new = [_moved_leaf(backend, portion, *row) if yes else row[0] for *row, yes in rows]
-        return jax.tree.unflatten(treedef, new)
+        rows = list(zip(leaves, jax.tree.leaves(dropped), jax.tree.leaves(grown)))
+        of_one = functools.partial(_moved_leaf, backend, portion)
+        # One after the other with the code of one: separate code for each leaf of a deep
+        # network would take minutes to compile.
+        for at in _by_shape(leaves, is_prunable):
+            if len(at) == 1:
+                leaves[at[0]] = of_one(*rows[at[0]])
+                continue
+            stacked = [jnp.stack(each) for each in zip(*(rows[i] for i in at))]
+            for i, mask in zip(at, jax.lax.map(lambda row: of_one(*row), stacked)):
+                leaves[i] = mask
+        return jax.tree.unflatten(treedef, leaves)
 
     def init(params: PyTree) -> Any:
         copies, state = start_under(inner, masks, params)
@@ -270,6 +279,15 @@ def _random_numbers(params: Params, masks: Masks, grads: PyTree, key: Any) -> Sc
             "`grow_at_random` needs a `key`: dynamic_sparsity(..., key=jax.random.key(0))."
         )
     return random(key)(params, all_kept(params))
+
+
+def _by_shape(leaves: Sequence[Array], is_prunable: Sequence[bool]) -> list[list[int]]:
+    """The places of the prunable leaves, those of one shape together."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for i, (leaf, yes) in enumerate(zip(leaves, is_prunable)):
+        if yes:
+            places.setdefault(leaf.shape, []).append(i)
+    return list(places.values())
 
 
 def _moved_leaf(

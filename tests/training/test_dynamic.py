@@ -234,6 +234,26 @@ def test_it_starts_from_any_masks(start):
     )
 
 
+def test_leaves_of_one_shape_are_moved_each_by_itself():
+    """They share code, and neither counts nor scores."""
+    params = {n: {"kernel": p} for n, p in nets.draw(dict.fromkeys("abc", (4, 5))).items()}
+    masks = {
+        n: {"kernel": MASKS["a"]["kernel"].ravel()[::s].reshape(4, 5)}
+        for n, s in zip("abc", (1, -1, 1))
+    }
+    masks["c"]["kernel"] = masks["c"]["kernel"].at[0].set(True)
+
+    def moved_by(names):
+        own, start = ({n: tree[n] for n in names} for tree in (params, masks))
+        optimizer = made(every=1, masks=start)
+        return optimizer.update(own, optimizer.init(own), own)[1].masks
+
+    together = moved_by("abc")
+    for name in "abc":
+        nets.assert_equal(together[name], moved_by(name)[name])
+        assert bool((together[name]["kernel"] != masks[name]["kernel"]).any())
+
+
 def test_leaves_that_are_not_prunable_keep_their_masks():
     optimizer = made(prunable=sj.matching("a/*"))
     (_, state), (_, new) = moved(optimizer, 2)[1:]
