@@ -205,6 +205,7 @@ PROGRAMS = (
     Program("VGG-16, snip", "v5e:2x2", snip("vgg16_cifar"), (4, 1), KEPT, False),
     Program("VGG-16, masked step", "v5e:2x2", training("vgg16_cifar"), (4, 1), KEPT, False),
     Program("1.3B decoder, prune", "v5e:4x4", text("1.3B"), (4, 4)),
+    Program("7B decoder, prune", "v5p:2x2x4", text("7B"), (4, 4)),
 )
 
 
