@@ -190,3 +190,14 @@ def test_every_criterion_has_its_line():
         for name in sj.__all__:
             if getattr(getattr(sj, name), "__module__", "") == place:
                 assert f"| `{name}(" in page, name
+
+
+def test_every_promise_of_files_has_a_test_that_exists():
+    page = (DOCS / "reliability.md").read_text()
+    rows = [line for line in page.splitlines() if re.match(r"\| [a-z]", line)]
+    sources = "".join(path.read_text() for path in DOCS.parent.glob("tests/**/test_*.py"))
+    for row in rows[1:]:  # the first is the title
+        names = re.findall(r"`(test_\w+)`", row)
+        assert names, row
+        for name in names:
+            assert f"def {name}(" in sources, name

@@ -62,13 +62,14 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
         axes = figure.subplots()
         places = np.arange(len(found))
         for i, (way, color) in enumerate(zip(WAYS, _COLORS)):
-            shares = [
-                100 * statistics.fmean(map(whole, own[way])) if own.get(way) else 0.0
-                for own in found.values()
-            ]
-            at = places + 0.2 * (i - 1.5)
-            axes.bar(at, shares, 0.18, color=color, label=WAYS[way])
-            for x, share in zip(at, shares):
+            # No bar, and no 0, for what was not run.
+            shares = {
+                place + 0.2 * (i - 1.5): 100 * statistics.fmean(map(whole, own[way]))
+                for place, own in zip(places, found.values())
+                if own.get(way)
+            }
+            axes.bar([*shares], [*shares.values()], 0.18, color=color, label=WAYS[way])
+            for x, share in shares.items():
                 axes.annotate(f"{share:.0f}", (x, share), ha="center", va="bottom", size=8)
         axes.set_xticks(places, list(found))
         axes.set_ylabel("initialisations with a path (%)")
