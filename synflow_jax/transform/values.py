@@ -195,7 +195,7 @@ class Rule:
         flows, as every rule of a user does.
 
     Example:
-      >>> import jax, synflow_jax as sj
+      >>> import jax.numpy as jnp, synflow_jax as sj
       >>> def apply(equation, flow):  # sorting moves entries; where to, the flow decides
       ...     (mantissa,) = equation.bind(flow.mantissa)
       ...     return [Scaled(mantissa, flow.exponent)]
