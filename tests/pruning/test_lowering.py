@@ -76,7 +76,9 @@ def test_another_platform_has_its_own_program():
         platform: sj.lower_prune(SYNFLOW, PARAMS, 0.3, platform=platform).as_text()
         for platform in ("cpu", "tpu", "cuda")
     }
-    assert texts["tpu"] != texts["cpu"] and texts["tpu"] == texts["cuda"]
+    # JAX writes running sums in another way for each; only CPUs join leaves in a branch.
+    branches = {name: text.count("stablehlo.case") for name, text in texts.items()}
+    assert branches["tpu"] == branches["cuda"] < branches["cpu"]
     assert texts["cpu"] == sj.lower_prune(SYNFLOW, PARAMS, 0.3).as_text()
 
 
