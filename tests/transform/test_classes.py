@@ -473,21 +473,23 @@ def test_scores_are_those_of_the_whole_flow(name):
     agree(network, drawn(shapes), shape)
 
 
-@hypothesis.given(fuzz.networks(fuzz.BLOCKS), fuzz.seeds)
-@fuzz.few(4)
-def test_scores_of_random_networks_are_those_of_the_whole_flow(case, seed):
+def agree_on_random(case, seed):
     pairs, _ = case
     params = fuzz.initialised(pairs, False, seed)
     agree(fuzz.network(pairs, False, 0), params, fuzz.inputs(False), 1e-4)
+
+
+@hypothesis.given(fuzz.networks(fuzz.BLOCKS), fuzz.seeds)
+@fuzz.few(4)
+def test_scores_of_random_networks_are_those_of_the_whole_flow(case, seed):
+    agree_on_random(case, seed)
 
 
 @pytest.mark.long
 @hypothesis.given(fuzz.networks(fuzz.BLOCKS), fuzz.seeds)
 @fuzz.few(150)
 def test_scores_of_many_random_networks_are_those_of_the_whole_flow(case, seed):
-    pairs, _ = case
-    params = fuzz.initialised(pairs, False, seed)
-    agree(fuzz.network(pairs, False, 0), params, fuzz.inputs(False), 1e-4)
+    agree_on_random(case, seed)
 
 
 @pytest.mark.long
