@@ -16,7 +16,12 @@ from synflow_jax.precision import no_score, widened
 from synflow_jax.pruning.criterion import score_on
 from synflow_jax.selection.top_k import select
 from synflow_jax.training.copies import masked_copies, masked_updates_of, trained
-from synflow_jax.training.optim import as_transformation, start_under, step_under
+from synflow_jax.training.optim import (
+    as_transformation,
+    needs_params,
+    start_under,
+    step_under,
+)
 from synflow_jax.training.timetable import as_update, check_static
 from synflow_jax.trees import (
     Masks,
@@ -199,11 +204,7 @@ def dynamic_sparsity(
         )
 
     def update(updates, state, params=None, **extra_args):
-        if params is None:
-            raise ValueError(
-                "the update of `dynamic_sparsity` needs the parameters: "
-                "optimizer.update(gradients, state, params)."
-            )
+        needs_params(params, "dynamic_sparsity")
         now, old = trained(params), state.masks
         step = optax.safe_increment(state.step)
         at = state.steps == step

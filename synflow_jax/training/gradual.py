@@ -18,6 +18,7 @@ from synflow_jax.training.gradient_criteria import GradientCriterion
 from synflow_jax.training.optim import (
     as_transformation,
     copy_placed_like,
+    needs_params,
     start_under,
     step_under,
 )
@@ -203,11 +204,7 @@ def gradual_pruning(
         )
 
     def update(updates, state, params=None, **extra_args):
-        if params is None:
-            raise ValueError(
-                "the update of `gradual_pruning` needs the parameters: "
-                "optimizer.update(gradients, state, params)."
-            )
+        needs_params(params, "gradual_pruning")
         gradients, now, masks = updates, trained(params), state.masks
         averages = state.averages
         if isinstance(score_fn, GradientCriterion) and decay:

@@ -163,6 +163,19 @@ def start_under(
     return copies, masked_copies(state, masks)
 
 
+def needs_params(params: PyTree, name: str) -> None:
+    """Raises if the update of a transformation is not given the parameters.
+
+    Raises:
+      ValueError: naming the transformation.
+    """
+    if params is None:
+        raise ValueError(
+            f"the update of `{name}` needs the parameters: "
+            "optimizer.update(gradients, state, params)."
+        )
+
+
 def step_under(
     inner: optax.GradientTransformationExtraArgs,
     masks: Masks,
