@@ -101,7 +101,8 @@ def _choose(targets: Targets, number: ArrayLike, scored: Scored) -> Choice:
     whole = sum(score.size for score in every)
     number = counts.number_where(backend, lambda s: s > 0, every, whole)
     k = counts.where(~counts.is_zero(number), k, before)
-    return Choice(k, stopped=counts.equal(k, before) & (before > targets.k))
+    stopped = counts.equal(k, before) & (before > targets.k)
+    return Choice(k, stopped, near=affordable.next)
 
 
 def _goes_on(targets: Targets, number: Any, info: PruneInfo) -> Array:

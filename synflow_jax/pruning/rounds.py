@@ -138,10 +138,18 @@ class Scored(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """How many weights a round leaves: one count, or one for each group of leaves."""
+    """How many weights a round leaves.
+
+    Attributes:
+      k: one count, or one for each group of leaves.
+      stopped: whether pruning ends here, above its target.
+      near: about the lowest score that remains, where the choice found it; it only saves
+        time.
+    """
 
     k: PyTree
-    stopped: ArrayLike = False  # whether pruning ends here, above its target
+    stopped: ArrayLike = False
+    near: Float[Array, ""] | None = None
 
 
 class Plan(NamedTuple):
@@ -204,7 +212,7 @@ def one_round(
     choice = choose(Scored(every, scores, alive, why_not, method.backend))
     eligible = None if method.regrow else alive
     if method.groups is None:
-        selection = select(scores, choice.k, eligible, method.backend)
+        selection = select(scores, choice.k, eligible, method.backend, choice.near)
     else:
         number = len(set(method.groups))
         shape = jnp.shape(jax.tree.leaves(choice.k)[0])

@@ -165,6 +165,12 @@ def sampled_candidates(
     return sample[jnp.clip(places, 0, sample.size - 1)]
 
 
+def around(key: Int[Array, ""]) -> Int[Array, " candidates"]:
+    """The first candidates where the threshold is known, but for ties: if it is ``key``,
+    one pass finds it."""
+    return key + jnp.arange(CANDIDATES, dtype=key.dtype) - 1
+
+
 def _sample_stride(size: int) -> int:
     """Stride of the sample: every n-th of ``size`` entries is taken."""
     wanted = min(max(size // _SAMPLED_PART, _SMALLEST_SAMPLE), _LARGEST_SAMPLE)

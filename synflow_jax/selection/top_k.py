@@ -23,7 +23,13 @@ from jaxtyping import Array, Bool, Float, Int, Integer, PyTree
 
 from synflow_jax.precision import scoring_dtype
 from synflow_jax.selection.arguments import as_count, size_of_scores
-from synflow_jax.selection.threshold import Bracket, counting, sampled_candidates, search
+from synflow_jax.selection.threshold import (
+    Bracket,
+    around,
+    counting,
+    sampled_candidates,
+    search,
+)
 from synflow_jax.selection.ties import keep_first_ties
 from synflow_jax.selection.unreached import unreached
 from synflow_jax.trees import Masks, Scores, check_masks
@@ -121,10 +127,15 @@ def keep_top_per_layer(
 
 
 def select(
-    scores: Scores, k: Any, masks: Masks | None = None, backend: Backend | None = None
+    scores: Scores,
+    k: Any,
+    masks: Masks | None = None,
+    backend: Backend | None = None,
+    near: Float[Array, ""] | None = None,
 ) -> Selection:
     """Like `keep_top`, and returns statistics of the scores as well. ``k`` may be a count
-    of two words; ``backend`` is where the scores lie, if the caller knows."""
+    of two words; ``backend`` is where the scores lie, and ``near`` a score at which the
+    lowest of the best is expected, if the caller knows them."""
     leaves, treedef = jax.tree.flatten(scores)
     size = size_of_scores(scores)
     eligible = None
@@ -132,13 +143,17 @@ def select(
         check_masks(masks, scores)
         eligible = jax.tree.leaves(masks)
     k = as_count(k, size)
-    selection = on_backend(_selected, leaves, k, eligible, backend=backend)
+    selection = on_backend(_selected, leaves, k, eligible, near, backend=backend)
     return selection._replace(masks=jax.tree.unflatten(treedef, selection.masks))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _selected(
-    backend: Backend, leaves: list[Array], k: Any, masks: list[Array] | None
+    backend: Backend,
+    leaves: list[Array],
+    k: Any,
+    masks: list[Array] | None,
+    near: Array | None = None,
 ) -> Selection:
     """The ``k`` best of all leaves, with their masks as a list."""
     size = sum(leaf.size for leaf in leaves)
@@ -165,7 +180,10 @@ def _selected(
     )
     start = varying_with(start, (keys, k))
     num_removed = counts.as_count(size, size) - k
-    first = sampled_candidates(backend, keys, measure, num_removed)
+    if near is None:
+        first = sampled_candidates(backend, keys, measure, num_removed)
+    else:
+        first = around(to_key(near.astype(dtype)))
     bracket = search(measure, num_removed, start, first)
     # Where exactly k keys reach `low` there are no ties to break; one comparison suffices.
     ties = num_removed - bracket.below_low

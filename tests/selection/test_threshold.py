@@ -13,6 +13,7 @@ import pytest
 from synflow_jax.selection.threshold import (
     Bracket,
     Measure,
+    around,
     sampled_candidates,
     search,
 )
@@ -214,3 +215,18 @@ def test_few_passes_find_a_threshold_of_a_million_entries(what, most):
         find(jnp.asarray(limit))
     jax.effects_barrier()
     assert 0 < len(passes) <= most
+
+
+@pytest.mark.parametrize("limit", [3, 4], ids=["below the ties", "among the ties"])
+def test_one_pass_ends_a_search_that_begins_at_its_threshold(limit):
+    passes, keys = [], jnp.array([1, 2, 3, 50, 50, 90])
+
+    def below(candidates):
+        jax.debug.callback(lambda: passes.append(None))
+        return jnp.sum(keys[None] < candidates[:, None], axis=1, dtype=jnp.uint32)
+
+    measure = Measure(below, WEIGHTS["number"])
+    start = Bracket(jnp.int32(0), jnp.uint32(0), jnp.int32(100), jnp.uint32(6))
+    found = search(measure, jnp.uint32(limit), start, around(jnp.int32(50)))
+    jax.effects_barrier()
+    assert found.low == 50 and found.below_low == 3 and len(passes) == 1

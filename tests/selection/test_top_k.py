@@ -71,6 +71,17 @@ def test_keep_top_agrees_with_sorting(elements):
     check()
 
 
+keep_near = jax.jit(lambda scores, k, near: select(scores, k, near=near).masks)
+
+
+@hypothesis.given(scored_trees(special), special)
+def test_where_the_threshold_is_expected_does_not_change_the_masks(drawn, near):
+    scores, _, k = drawn
+    device = jax.tree.map(jnp.asarray, scores)
+    got = keep_near(device, jnp.int32(k), jnp.float32(near))
+    nets.assert_equal(got, keep_top_by_sorting(scores, k))
+
+
 def _large(name: str) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     shapes = {"a": (3, 3, 40, 50), "b": (300, 400), "c": (70_001,), "d": (7,)}
