@@ -1,4 +1,4 @@
-"""SynFlow in plain PyTorch, as one would write it: what `benchmarks.loop` is compared with.
+"""SynFlow in plain PyTorch, as one would write it: what `benchmarks` compares with.
 
 Sizes of the masked weights, one backward pass from an all-ones input, `kthvalue` over all
 scores, new masks; the networks, in evaluation mode, have the weights of
@@ -28,7 +28,7 @@ def prune(name, params, counts):
       ``run()``, which prunes from the start and returns a boolean tensor for each kernel,
       in PyTorch's layout, by the name of its layer.
     """
-    layers = {layer: _tensors(parts) for layer, parts in _flattened(params)}
+    layers = layers_of(params)
     kernels = [layer for layer in layers if layers[layer]["kernel"] is not None]
     weights = {layer: layers[layer]["kernel"] for layer in kernels}
     total = sum(weight.numel() for weight in weights.values())
@@ -53,6 +53,26 @@ def prune(name, params, counts):
         return {layer: mask > 0 for layer, mask in masks.items()}
 
     return run
+
+
+def scores(network, layers, image):
+    """``run()``: the score of every kernel, the size of each weight times its gradient."""
+    named = [name for name, layer in layers.items() if layer["kernel"] is not None]
+
+    def run():
+        used, sizes = dict(layers), {}
+        for name in named:
+            sizes[name] = layers[name]["kernel"].abs().requires_grad_()
+            used[name] = {**layers[name], "kernel": sizes[name]}
+        network(used, image).sum().backward()
+        return {name: (size.detach() * size.grad).abs() for name, size in sizes.items()}
+
+    return run
+
+
+def layers_of(params):
+    """The tensors of each layer of a network's parameters, by the layer's name."""
+    return {layer: _tensors(parts) for layer, parts in _flattened(params)}
 
 
 def in_torch_layout(kernel):
@@ -143,6 +163,35 @@ def _resnet(repeats):
         return _dense(layers, "linear", x.mean((2, 3)))
 
     return network
+
+
+def unet(layers, x):
+    """The network of `benchmarks.resolution.unet`, of images and of volumes."""
+    space = x.ndim - 2
+    convolved, transposed, pooled = (
+        getattr(functional, f"{name}{space}d")
+        for name in ("conv", "conv_transpose", "max_pool")
+    )
+
+    def both(name, x):
+        for number in range(2):
+            x = functional.relu(convolved(x, kernel(f"{name}/{number}"), padding="same"))
+        return x
+
+    def kernel(name):
+        return layers[name]["kernel"]
+
+    levels, skips = sum(name.startswith("up") for name in layers), []
+    for level in range(levels):
+        skips.append(both(f"down/{level}", x))
+        x = pooled(skips[-1], 2)
+    x = both(f"down/{levels}", x)
+    for level in reversed(range(levels)):
+        # PyTorch's transposed convolution has the kernel's axes swapped, and mirrors it.
+        up = kernel(f"up/{level}").swapaxes(0, 1).flip(list(range(2, 2 + space)))
+        x = transposed(x, up, stride=2)
+        x = both(f"join/{level}", torch.cat([x, skips[level]], 1))
+    return convolved(x, kernel("head"))
 
 
 _CIFAR = (32, 32, 3)

@@ -1,15 +1,16 @@
-"""One score against the pixels of the image, equal positions computed once and all of them.
+"""One score against the pixels of the image: equal positions once, all of them, PyTorch.
 
     python -m benchmarks.resolution                        # all networks and sizes: minutes
     python -m benchmarks.resolution "unet of 2 levels" --most 256
     python -m benchmarks.resolution --out ROWS.jsonl --figure resolution.png
 
-Both scores run in turns. Of large images only the first is computed: all positions take
-minutes, or do not fit.
+They run in turns; PyTorch, if it is installed, on VGG-19 and on the U-Nets. Of large
+images only the first is computed: all positions take minutes, or do not fit.
 """
 
 import argparse
 import functools
+import importlib.util
 import json
 import pathlib
 
@@ -117,6 +118,25 @@ def score(apply_fn, shape, once):
     return lambda params: on_backend(shares, params)
 
 
+def pytorch(name, params, shape):
+    """``run()``: PyTorch's scores; None where it is not installed or lacks the network."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    from benchmarks import pytorch_baseline as baseline
+
+    if name in baseline.NETWORKS:
+        network, layers = baseline.NETWORKS[name][0], baseline.layers_of(params)
+    elif "head" in params:  # a U-Net
+        flat = jax.tree_util.tree_leaves_with_path(params)
+        arrays = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flat}
+        network = baseline.unet
+        layers = baseline.layers_of({n: {"kernel": x} for n, x in arrays.items()})
+    else:
+        return None
+    image = baseline.torch.ones(1, shape[-1], *shape[:-1])
+    return baseline.scores(network, layers, image)
+
+
 def measured(name, pixels, seconds=2.0, least=3):
     """The row of one network at one size."""
     make, space, _, whole = NETWORKS[name]
@@ -126,12 +146,16 @@ def measured(name, pixels, seconds=2.0, least=3):
     functions = [score(apply_fn, shape, once) for once in kinds.values()]
     programs, spent = compiled(functions, (params,), 1)
     runs = [functools.partial(program, params) for program in programs]
+    beside = pytorch(name, params, shape) if pixels <= whole else None
+    runs += [beside] if beside else []
     milliseconds, turns = measuring.interleaved(runs, seconds=seconds, least=least)
     row = {"network": name, "pixels": pixels, "runs": turns}
     for kind, program, ms, compile_s in zip(kinds, programs, milliseconds, spent):
         row[f"{kind}_ms"] = round(ms, 3)
         row[f"{kind}_temp_bytes"] = program.memory_analysis().temp_size_in_bytes
         row[f"{kind}_compile_s"] = round(compile_s, 2)
+    if beside:
+        row["pytorch_ms"] = round(milliseconds[-1], 3)
     return row
 
 
@@ -141,24 +165,23 @@ def draw(rows, path):
 
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     names = [name for name in NETWORKS if any(row["network"] == name for row in rows)]
-    for panel, field, label, unit in zip(
+    for panel, field, title, unit in zip(
         panels, ("ms", "temp_bytes"), ("milliseconds a score", "temporary MB"), (1, 2**20)
     ):
         for number, name in enumerate(names):
-            for kind, style in (("once", "-o"), ("whole", "--x")):
+            for kind, style in (("once", "-o"), ("whole", "--x"), ("pytorch", ":s")):
                 points = [
                     (row["pixels"], row[f"{kind}_{field}"] / unit)
                     for row in rows
                     if row["network"] == name and f"{kind}_{field}" in row
                 ]
-                panel.plot(
-                    *zip(*points),
-                    style,
-                    color=f"C{number}",
-                    label=name if kind == "once" else None,
-                )
-        panel.set(xscale="log", yscale="log", xlabel="pixels along an axis", ylabel=label)
-    panels[0].legend(fontsize=7, title="lines: once; dashed: all positions")
+                label = name if kind == "once" else None
+                if points:  # no memory of PyTorch's
+                    panel.plot(*zip(*points), style, color=f"C{number}", label=label)
+        panel.set(xscale="log", yscale="log", xlabel="pixels along an axis", ylabel=title)
+    panels[0].legend(
+        fontsize=7, title="lines: once; dashed: all positions; dotted: PyTorch"
+    )
     figure.savefig(path, dpi=150)
 
 

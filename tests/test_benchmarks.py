@@ -225,3 +225,16 @@ def test_scores_at_several_resolutions_are_measured_and_drawn(tmp_path, monkeypa
     assert first["pixels"] == 8 and first["once_ms"] > 0 and first["whole_ms"] > 0
     assert "once_temp_bytes" in second and "whole_ms" not in second
     assert picture.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("space", [2, 3])
+def test_pytorch_scores_the_same_unet(space):
+    pytest.importorskip("torch")
+    apply_fn, params = resolution.unet(1, space, width=2)
+    shape = (*(8,) * space, 3)
+    ours = resolution.score(apply_fn, shape, None)(params)
+    theirs = resolution.pytorch("unet", params, shape)()
+    flow = theirs["head"].sum()
+    for name, score in zip(sj.leaf_names(ours), jax.tree.leaves(ours)):
+        got = np.moveaxis((theirs[name] / flow).numpy(), (0, 1), (-1, -2))
+        np.testing.assert_allclose(got, score, rtol=1e-4, atol=1e-6)

@@ -193,7 +193,7 @@ def test_every_criterion_has_its_line():
 
 
 def test_every_promise_of_files_has_a_test_that_exists():
-    page = (DOCS / "reliability.md").read_text()
+    page = (DOCS / "reliability.md").read_text().split("\n## ")[0]
     rows = [line for line in page.splitlines() if re.match(r"\| [a-z]", line)]
     sources = "".join(path.read_text() for path in DOCS.parent.glob("tests/**/test_*.py"))
     for row in rows[1:]:  # the first is the title
