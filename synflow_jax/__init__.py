@@ -67,14 +67,12 @@ from synflow_jax.pruning import (
     prune,
     uniform,
 )
+from synflow_jax.selection.groups import keep_top_per_layer
 from synflow_jax.selection.structured import (
     blocks,
     n_of_m,
 )
-from synflow_jax.selection.top_k import (
-    keep_top,
-    keep_top_per_layer,
-)
+from synflow_jax.selection.top_k import keep_top
 from synflow_jax.training import (
     RewindState,
     dynamic_sparsity,

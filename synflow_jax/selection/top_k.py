@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Integer, PyTree
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from synflow_jax.precision import scoring_dtype
 from synflow_jax.selection.arguments import as_count, size_of_scores
@@ -99,33 +99,6 @@ def keep_top(
     return select(scores, k, masks).masks
 
 
-def keep_top_per_layer(
-    scores: Scores,
-    ks: PyTree[int | np.integer | Integer[Array | np.ndarray, ""]],
-    masks: Masks | None = None,
-) -> Masks:
-    """Keeps the highest scores of every leaf, with a separate count for each leaf.
-
-    Args:
-      scores: floating leaves of any shapes; higher means keep.
-      ks: a tree like ``scores`` with one count per leaf. Counts may be traced.
-      masks: boolean leaves shaped like ``scores``; True marks an entry that may be kept.
-        Default: all entries may.
-
-    Returns:
-      Boolean leaves shaped like ``scores``; True marks a kept entry.
-
-    Raises:
-      ValueError: as `keep_top` does, or if ``ks`` does not have one count per leaf.
-
-    Example:
-      >>> scores = {"a": jnp.array([0.1, 0.9]), "b": jnp.array([0.5])}
-      >>> keep_top_per_layer(scores, {"a": 1, "b": 0})
-      {'a': Array([False,  True], dtype=bool), 'b': Array([False], dtype=bool)}
-    """
-    return select_per_layer(scores, ks, masks).masks
-
-
 def select(
     scores: Scores,
     k: Any,
@@ -153,7 +126,7 @@ def _selected(
     leaves: list[Array],
     k: Any,
     masks: list[Array] | None,
-    near: Array | None = None,
+    near: Array | None,
 ) -> Selection:
     """The ``k`` best of all leaves, with their masks as a list."""
     size = sum(leaf.size for leaf in leaves)
@@ -203,41 +176,6 @@ def _selected(
         ),
         _count_nonfinite(backend, keys),
         unreached(backend, keys, sizes),
-    )
-
-
-def select_per_layer(scores: Scores, ks: PyTree, masks: Masks | None = None) -> Selection:
-    """Like `keep_top_per_layer`, and returns statistics of the scores as well."""
-    if jax.tree.structure(ks) != jax.tree.structure(scores):
-        raise ValueError(
-            "`ks` must hold one count for every leaf of `scores`.\n"
-            f"  scores: {jax.tree.structure(scores)}\n  ks: {jax.tree.structure(ks)}"
-        )
-    leaves, treedef = jax.tree.flatten(scores)
-    eligible = None
-    if masks is not None:
-        check_masks(masks, scores)
-        eligible = jax.tree.leaves(masks)
-    pairs = zip(leaves, jax.tree.leaves(ks))
-    ks = [as_count(k, size_of_scores(leaf)) for leaf, k in pairs]
-    selection = on_backend(_selected_per_layer, leaves, ks, eligible)
-    return selection._replace(masks=jax.tree.unflatten(treedef, selection.masks))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _selected_per_layer(
-    backend: Backend, leaves: list[Array], ks: list[Array], masks: list[Array] | None
-) -> Selection:
-    """The best of each leaf, with their masks as a list."""
-    dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves))
-    each = [None] * len(leaves) if masks is None else [[mask] for mask in masks]
-    parts = [_selected(backend, [leaf], k, m) for leaf, k, m in zip(leaves, ks, each)]
-    return Selection(
-        [part.masks[0] for part in parts],
-        sum((part.removed.astype(dtype) for part in parts), jnp.zeros((), dtype)),
-        functools.reduce(jnp.logical_or, [p.positive for p in parts], jnp.bool_(False)),
-        jnp.asarray(sum((part.nonfinite for part in parts), jnp.uint32(0))),
-        jnp.concatenate([part.unreached for part in parts]),
     )
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from synflow_jax.selection.top_k import select, select_per_layer
+from synflow_jax.selection.groups import select_per_layer
+from synflow_jax.selection.top_k import select
 from tests import nets
 
 # A few fixed trees: values are drawn freely, shapes are not, so that the suite compiles
