@@ -159,29 +159,41 @@ def measured(name, pixels, seconds=2.0, least=3):
     return row
 
 
+# How a line of each kind is drawn.
+STYLES = {
+    "once": ("equal positions once", {"ls": "-", "marker": "o"}),
+    "whole": ("all positions", {"ls": "--", "marker": "x", "ms": 8}),
+    "pytorch": ("PyTorch", {"ls": ":", "marker": "s", "mfc": "none", "ms": 8}),
+}
+
+
 def draw(rows, path):
     """Time and temporary memory of one score against the pixels along an axis."""
     import matplotlib.pyplot as plt  # an extra
+    from matplotlib.lines import Line2D
 
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
     names = [name for name in NETWORKS if any(row["network"] == name for row in rows)]
     for panel, field, title, unit in zip(
         panels, ("ms", "temp_bytes"), ("milliseconds a score", "temporary MB"), (1, 2**20)
     ):
         for number, name in enumerate(names):
-            for kind, style in (("once", "-o"), ("whole", "--x"), ("pytorch", ":s")):
+            for kind, (_, style) in STYLES.items():
                 points = [
                     (row["pixels"], row[f"{kind}_{field}"] / unit)
                     for row in rows
                     if row["network"] == name and f"{kind}_{field}" in row
                 ]
-                label = name if kind == "once" else None
                 if points:  # no memory of PyTorch's
-                    panel.plot(*zip(*points), style, color=f"C{number}", label=label)
+                    panel.plot(*zip(*points), color=f"C{number}", **style)
         panel.set(xscale="log", yscale="log", xlabel="pixels along an axis", ylabel=title)
-    panels[0].legend(
-        fontsize=7, title="lines: once; dashed: all positions; dotted: PyTorch"
-    )
+        least, most = (end(row["pixels"] for row in rows) for end in (min, max))
+        powers = [2**i for i in range((least - 1).bit_length(), most.bit_length())]
+        panel.set_xticks(powers, powers)
+        panel.minorticks_off()
+    handles = [Line2D([], [], color=f"C{i}", label=name) for i, name in enumerate(names)]
+    handles += [Line2D([], [], color="0.3", label=n, **s) for n, s in STYLES.values()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)
 
 
