@@ -1,4 +1,4 @@
-"""Convolutions: three implementations, and the choice of the fastest."""
+"""Convolutions: four implementations, and the choice of the fastest."""
 
 import functools
 import math
@@ -47,8 +47,9 @@ def _way(image: tuple[int, ...], kernel: tuple[int, ...], settings: dict[str, An
     # XLA rearranges the kernel before each convolution and before those of its gradients.
     # If the kernel is large and the image small, that takes up to ten times longer than
     # the matrix product.
-    small = 2 * batch * math.prod(space) <= channels
-    return conv_of_patches if small else native_conv
+    if 2 * batch * math.prod(space) <= channels:
+        return conv_of_patches
+    return conv_of_planes if len(space) == 3 else native_conv
 
 
 def native_conv(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
@@ -117,6 +118,35 @@ def _conv_to_transpose_in_kernel(
     settings = {**settings, "dimension_numbers": numbers}
     out = lax.conv_general_dilated(image, kernel, **settings)
     return lax.transpose(out, (last - 1, *range(last - 1), last))
+
+
+def conv_of_planes(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
+    """A convolution of volumes as a sum of convolutions of their planes. Allows no groups.
+
+    XLA has no fast convolution of three axes on a CPU. Each entry of the window along the
+    first axis is a convolution along the other two, of the planes that it reads, as images
+    of one batch: five to fifteen times faster.
+    """
+    numbers = settings["dimension_numbers"]
+    volume, kernels = _channels_last(image, kernel, numbers)
+    along = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+    stride, (low, high), holes, dilation = (settings[name][0] for name in along)
+    flat = {name: settings[name][1:] for name in along}
+    flat["dimension_numbers"] = _channels_last_numbers(volume.ndim - 1)
+    spread = [(0, 0, 0), (low, high, holes - 1), *[(0, 0, 0)] * (volume.ndim - 2)]
+    volume = lax.pad(volume, jnp.zeros((), volume.dtype), spread)
+    positions = (volume.shape[1] - (kernels.shape[0] - 1) * dilation - 1) // stride + 1
+    if positions < 1:
+        return native_conv(image, kernel, settings)
+    parts = []
+    for place, planar in enumerate(kernels):
+        start = place * dilation
+        end = start + (positions - 1) * stride + 1
+        planes = lax.slice_in_dim(volume, start, end, stride, axis=1)
+        planes = planes.reshape(-1, *planes.shape[2:])
+        parts.append(native_conv(planes, planar, settings | flat))
+    out = functools.reduce(lax.add, parts)
+    return _from_channels_last(out.reshape(-1, positions, *out.shape[1:]), numbers)
 
 
 def conv_of_points(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:

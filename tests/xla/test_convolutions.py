@@ -18,7 +18,7 @@ from synflow_jax.xla.jaxprs import holds
 LAYOUTS = {
     1: [("NWC", "WIO", "NWC"), ("NCW", "OIW", "WNC")],
     2: [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("HNWC", "IHWO", "CNHW")],
-    3: [("NDHWC", "DHWIO", "NDHWC")],
+    3: [("NDHWC", "DHWIO", "NDHWC"), ("NCDHW", "OIDHW", "NCDHW")],
 }
 SHAPES = {
     "plain": {},
@@ -32,19 +32,28 @@ SHAPES = {
     "padded points": dict(window=(1, 1, 1), padding=((1, 0),) * 3),
     "several images": dict(batch=3, window_strides=(2, 2, 1)),
 }
+
+
+def _few(name, ndim):
+    """All of images, and some of sequences and volumes."""
+    return ndim == 2 or name in ("strides", "strided points")
+
+
 WAYS = {
-    windows.native_conv: lambda name: True,
-    windows.conv_of_patches: lambda name: True,
-    windows.conv_of_points: lambda name: name in ("points", "strided points"),
+    windows.native_conv: _few,
+    windows.conv_of_patches: _few,
+    windows.conv_of_points: lambda name, ndim: (
+        _few(name, ndim) and name in ("points", "strided points")
+    ),
+    windows.conv_of_planes: lambda name, ndim: ndim == 3,
 }
 CASES = [
     pytest.param(way, name, layout, id=f"{way.__name__}, {name}, {' '.join(layout)}")
     for way, fits in WAYS.items()
     for name in SHAPES
-    if fits(name)
     for ndim, layouts in LAYOUTS.items()
     for layout in layouts
-    if ndim == 2 or name in ("strides", "strided points")
+    if fits(name, ndim)
 ]
 
 
@@ -114,6 +123,16 @@ def test_the_way_goes_by_the_shape():
     assert _chosen(large, (1, 1, 64, 64)) is windows.native_conv
     assert _chosen(small, wide, feature_group_count=2) is windows.native_conv
     assert _chosen(small, wide, batch_group_count=2) is windows.native_conv
+
+
+def test_volumes_are_convolved_plane_by_plane():
+    image, kernel, settings = _case("plain", LAYOUTS[3][0])
+    assert windows._way((1, 9, 9, 9, 3), kernel.shape, settings) is windows.conv_of_planes
+    grouped = settings | {"feature_group_count": 3}
+    assert windows._way((1, 9, 9, 9, 3), kernel.shape, grouped) is windows.native_conv
+    run = functools.partial(windows.conv_of_planes, settings=settings)
+    too_large = jnp.ones((9, *kernel.shape[1:]))  # for an axis of five
+    assert run(image, too_large).shape == _xla(image, too_large, settings).shape
 
 
 def test_other_devices_convolve_natively():
