@@ -97,9 +97,13 @@ def count_on(backend: Backend, leaves: list[Array]) -> Any:
     """Number of kept entries of all leaves, which lie on known devices: an integer, or a
     count of two words."""
     size = sum(leaf.size for leaf in leaves)
-    number = counts.number_where(backend, lambda m: m, leaves, size)
-    wide = isinstance(number, counts.Wide)
-    return number if wide or size >= 2**31 else number.astype(jnp.int32)
+    return as_integer(counts.number_where(backend, lambda m: m, leaves, size), size)
+
+
+def as_integer(count: Any, size: int) -> Any:
+    """A count of the entries of a tree as it is returned: int32 where they fit."""
+    wide = isinstance(count, counts.Wide)
+    return count if wide or size >= 2**31 else count.astype(jnp.int32)
 
 
 def kept_in_leaves(masks: Masks) -> list[int]:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer, PyTree
 
-from synflow_jax.masks import count_on
+from synflow_jax.masks import as_integer
 from synflow_jax.precision import scoring_dtype
 from synflow_jax.pruning.criterion import why_not_certified, without_constants
 from synflow_jax.selection.groups import select_in_groups
@@ -226,7 +226,7 @@ def one_round(
         groups = method.groups
         selection = select_in_groups(scores, ks, groups, eligible, method.backend)
     certifies = why_not is None and not method.regrow
-    info = _report(method.backend, selection, choice, certifies=certifies)
+    info = _report(selection, choice, certifies=certifies)
     remaining = iter(selection.masks)
     leaves, treedef = jax.tree.flatten(masks)
     leaves = [next(remaining) if yes else m for m, yes in zip(leaves, method.is_prunable)]
@@ -240,14 +240,11 @@ def in_their_places(method: Method, masks: Masks) -> Masks:
     return treedef.unflatten(map(placed, leaves, method.placements))
 
 
-def _report(
-    backend: Backend, selection: Selection, choice: Choice, *, certifies: bool
-) -> PruneInfo:
-    masks = jax.tree.leaves(selection.masks)
-    kept, size = count_on(backend, masks), sum(mask.size for mask in masks)
+def _report(selection: Selection, choice: Choice, *, certifies: bool) -> PruneInfo:
+    size = sum(mask.size for mask in jax.tree.leaves(selection.masks))
     return PruneInfo(
-        kept=kept,
-        density=counts.as_float(kept) / float(size),
+        kept=as_integer(selection.kept, size),
+        density=counts.as_float(selection.kept) / float(size),
         removed=selection.removed,
         # If no score is positive, the network was disconnected before.
         certified=certifies & selection.positive & (selection.removed < WHOLE),
@@ -280,7 +277,7 @@ def empty_report(method: Method) -> PruneInfo:
     size = sum(math.prod(score.shape) for score in scores)
     none = jax.tree.map(jnp.asarray, counts.as_count(0, size))
     return PruneInfo(
-        kept=none.astype(jnp.int32) if size < 2**31 and not counts.is_wide(size) else none,
+        kept=as_integer(none, size),
         density=jnp.zeros((), jnp.float32),
         removed=jnp.zeros((), dtype),
         certified=jnp.zeros((), bool),

@@ -13,6 +13,7 @@ from synflow_jax.precision import scoring_dtype
 from synflow_jax.selection.arguments import as_count, size_of_scores
 from synflow_jax.selection.top_k import Selection, select
 from synflow_jax.trees import Masks, Scores, check_masks
+from synflow_jax.xla import counts
 from synflow_jax.xla.backends import Backend, on_backend
 
 
@@ -86,8 +87,8 @@ def select_in_groups(
       [[False, False], [True], [True, False]]
     """
     body = functools.partial(_selected, tuple(groups))
-    leaves, counts, eligible = list(scores), list(ks), masks and list(masks)
-    return on_backend(body, leaves, counts, eligible, backend=backend)
+    args = list(scores), list(ks), masks and list(masks)
+    return on_backend(body, *args, backend=backend)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -110,8 +111,10 @@ def _selected(
         for i, mask, unseen in zip(at, part.masks, part.unreached):
             kept[i], unreached[i] = mask, unseen
     dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*leaves))
+    size = sum(leaf.size for leaf in leaves)
     return Selection(
         [kept[i] for i in range(len(leaves))],
+        counts.total([counts.as_count(part.kept, size) for part in parts], size),
         sum((part.removed.astype(dtype) for part in parts), jnp.zeros((), dtype)),
         functools.reduce(jnp.logical_or, [p.positive for p in parts], jnp.bool_(False)),
         functools.reduce(jnp.add, [p.nonfinite for p in parts], jnp.uint32(0)),

@@ -48,6 +48,7 @@ class Selection(NamedTuple):
 
     Attributes:
       masks: True = kept.
+      kept: how many are, as a count of all entries.
       removed: total of the eligible scores that are not kept, NaN left out.
       positive: True if any eligible score was above zero.
       nonfinite: number of eligible scores that were NaN or infinite.
@@ -55,6 +56,7 @@ class Selection(NamedTuple):
     """
 
     masks: Masks
+    kept: Integer[Array, ""] | counts.Wide
     removed: Float[Array, ""]
     positive: Bool[Array, ""]
     nonfinite: Integer[Array, ""]
@@ -134,7 +136,8 @@ def _selected(
     if size == 0:
         nothing = [jnp.zeros(leaf.shape, bool) for leaf in leaves]
         zero, no = jnp.zeros((), dtype), jnp.zeros(len(leaves), bool)
-        return Selection(nothing, zero, jnp.bool_(False), jnp.uint32(0), no)
+        none = jnp.asarray(counts.as_count(0, 0))
+        return Selection(nothing, none, zero, jnp.bool_(False), jnp.uint32(0), no)
     always = k <= counts.as_count(size, size)
     groups = _leaf_groups(backend, [leaf.size for leaf in leaves])
     ranked = [jnp.asarray(leaf, dtype) for leaf in leaves]
@@ -167,6 +170,8 @@ def _selected(
     sizes = [[leaf.size for leaf in leaves[group]] for group in groups]
     return Selection(
         _split(kept, groups, [leaf.shape for leaf in leaves]),
+        # Counted before they are split: code for each leaf would take long to compile.
+        counts.number_where(backend, lambda mask: mask, kept, size),
         _total_removed(backend, keys, bracket.low, ties),
         lax.cond(
             (bracket.low > 0) & ~counts.is_zero(k),
