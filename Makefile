@@ -37,7 +37,7 @@ check-long: .venv/installed
 	$(BIN)/python -m pytest -m long -n 2 --dist loadfile
 	JAX_ENABLE_X64=1 $(BIN)/python -m pytest -m long -n 2 tests/x64
 
-# About half an hour: kills, damage, a full disk.
+# A quarter to half an hour: kills, damage, a full disk.
 soak: .venv/installed
 	$(BIN)/python -m tests.soak
 

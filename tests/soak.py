@@ -1,6 +1,6 @@
 """What is promised of files, tried for long: kills, a full disk, damage.
 
-    make soak    # about half an hour; prints a table, for docs/reliability.md
+    make soak    # a quarter to half an hour; prints a table, for docs/reliability.md
 
 Processes are killed at random moments, also while they write, and started again until they
 end; what they measured must be that of a process that nobody disturbed, to the bit. Files
