@@ -75,11 +75,14 @@ def main(argv=None):
     parser.add_argument("--quick", action="store_true", help="a smoke test, in seconds")
     parser.add_argument("--before", metavar="COMMIT", help="a column of the first table")
     parser.add_argument("--against", metavar="COMMIT", help="only compare with a commit")
+    parser.add_argument(
+        "--out", type=pathlib.Path, help="with --against: JSON lines are added to it"
+    )
     parser.add_argument("names", nargs="*", help="networks to compare with a commit")
     args = parser.parse_args(argv)
     console, start = measuring.console(), time.perf_counter()
     if args.against:
-        against.run(args.against, args.names, console)
+        against.run(args.against, args.names, console, args.out)
         return
     if not args.quick and importlib.util.find_spec("torch") is None:
         parser.error("PyTorch is not installed: pip install -e '.[bench,plots]'.")

@@ -1,7 +1,7 @@
 """Two commits beside each other: the first call of `prune`, and a round.
 
     python -m benchmarks --against COMMIT              # all networks but the largest
-    python -m benchmarks --against COMMIT mlp resnet20
+    python -m benchmarks --against COMMIT mlp resnet20 --out results/zoo_cpu.jsonl
 
 For each network processes of both take turns, and the ratios are those of the medians.
 """
@@ -65,14 +65,14 @@ def table(rows):
     return shown
 
 
-def run(commit, chosen, console, *, turns=3):
+def run(commit, chosen, console, out=None, *, turns=3):
     """Compares the networks one after the other, and prints each row and the table."""
-    rows = []
+    facts, rows = measuring.described() | {"before": commit, "turns": turns}, []
     with tempfile.TemporaryDirectory() as temporary:
         before = whole.tree_of(commit, pathlib.Path(temporary, "tree"))
         for name in chosen or names():
             rows.append(compared(name, before, turns=turns))
-            console.print(", ".join(f"{k} {v}" for k, v in rows[-1].items()))
+            measuring.report(console, out, rows[-1], facts)
     console.print(table(rows))
     return rows
 

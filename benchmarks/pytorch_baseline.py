@@ -38,36 +38,35 @@ def prune(name, params, counts):
     def run():
         masks = {layer: torch.ones_like(weights[layer]) for layer in kernels}
         for count in counts:
-            for layer in kernels:
-                size = (weights[layer] * masks[layer]).abs_()
-                layers[layer]["kernel"] = size.requires_grad_()
-            network(layers, image).sum().backward()
-            scores = {}
-            for layer in kernels:
-                size = layers[layer]["kernel"]
-                scores[layer] = (size.detach() * size.grad).abs_()
+            sizes = {layer: (weights[layer] * masks[layer]).abs_() for layer in kernels}
+            found = _scores(network, layers, sizes, image)
             if count < total:
-                flat = torch.cat([score.flatten() for score in scores.values()])
+                flat = torch.cat([score.flatten() for score in found.values()])
                 threshold = torch.kthvalue(flat, total - int(count)).values
-                masks = {layer: (s > threshold).float() for layer, s in scores.items()}
+                masks = {layer: (s > threshold).float() for layer, s in found.items()}
         return {layer: mask > 0 for layer, mask in masks.items()}
 
     return run
 
 
 def scores(network, layers, image):
-    """``run()``: the score of every kernel, the size of each weight times its gradient."""
-    named = [name for name, layer in layers.items() if layer["kernel"] is not None]
+    """``run()``: the score of every kernel, of a network that is not masked."""
+    kernels = {name: parts["kernel"] for name, parts in layers.items()}
 
     def run():
-        used, sizes = dict(layers), {}
-        for name in named:
-            sizes[name] = layers[name]["kernel"].abs().requires_grad_()
-            used[name] = {**layers[name], "kernel": sizes[name]}
-        network(used, image).sum().backward()
-        return {name: (size.detach() * size.grad).abs() for name, size in sizes.items()}
+        sizes = {name: w.abs() for name, w in kernels.items() if w is not None}
+        return _scores(network, layers, sizes, image)
 
     return run
+
+
+def _scores(network, layers, sizes, image):
+    """The size of each weight times its gradient, the sizes being those of the kernels."""
+    used = dict(layers)
+    for name, size in sizes.items():
+        used[name] = {**layers[name], "kernel": size.requires_grad_()}
+    network(used, image).sum().backward()
+    return {name: (size.detach() * size.grad).abs_() for name, size in sizes.items()}
 
 
 def layers_of(params):

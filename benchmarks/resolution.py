@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+import synflow_jax as sj
 from benchmarks import measuring
 from benchmarks.flow import compiled
 from synflow_jax import models
@@ -127,10 +128,9 @@ def pytorch(name, params, shape):
     if name in baseline.NETWORKS:
         network, layers = baseline.NETWORKS[name][0], baseline.layers_of(params)
     elif "head" in params:  # a U-Net
-        flat = jax.tree_util.tree_leaves_with_path(params)
-        arrays = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flat}
+        named = zip(sj.leaf_names(params), jax.tree.leaves(params))
         network = baseline.unet
-        layers = baseline.layers_of({n: {"kernel": x} for n, x in arrays.items()})
+        layers = baseline.layers_of({name: {"kernel": kernel} for name, kernel in named})
     else:
         return None
     image = baseline.torch.ones(1, shape[-1], *shape[:-1])

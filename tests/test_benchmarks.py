@@ -143,10 +143,12 @@ def test_whole_processes_are_timed(tmp_path, capsys):
 
 
 @pytest.mark.long
-def test_two_commits_are_compared(monkeypatch, capsys):
+def test_two_commits_are_compared(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(whole, "tree_of", lambda commit, folder: whole.ROOT)
-    (row,) = against.run("HEAD", ["mlp"], measuring.console(), turns=1)
+    out = tmp_path / "rows.jsonl"
+    (row,) = against.run("HEAD", ["mlp"], measuring.console(), out, turns=1)
     assert 0.2 < row["first_s_ratio"] < 5
+    assert row.items() <= json.loads(out.read_text()).items()
     assert "Now and before" in capsys.readouterr().out
 
 

@@ -135,8 +135,8 @@ def conv_of_planes(image: Array, kernel: Array, settings: dict[str, Any]) -> Arr
     flat["dimension_numbers"] = _channels_last_numbers(volume.ndim - 1)
     spread = [(0, 0, 0), (low, high, holes - 1), *[(0, 0, 0)] * (volume.ndim - 2)]
     volume = lax.pad(volume, jnp.zeros((), volume.dtype), spread)
-    positions = (volume.shape[1] - (kernels.shape[0] - 1) * dilation - 1) // stride + 1
-    if positions < 1:
+    positions = _positions(volume.shape[1], kernels.shape[0], stride, dilation)
+    if not positions:
         return native_conv(image, kernel, settings)
     parts = []
     for place, planar in enumerate(kernels):
@@ -211,10 +211,15 @@ def _entries_read(
       window lies on this pixel.
     """
     length = (pixels - 1) * image_dilation + 1 + sum(padding)
-    reach = (window - 1) * kernel_dilation + 1
-    positions = max(0, (length - reach) // stride + 1)
+    positions = _positions(length, window, stride, kernel_dilation)
     reads = np.arange(positions)[:, None] * stride + np.arange(window) * kernel_dilation
     return (reads - padding[0])[..., None] == np.arange(pixels) * image_dilation
+
+
+def _positions(length: int, window: int, stride: int, dilation: int) -> int:
+    """The number of positions of a sliding window along an axis, padding included."""
+    reach = (window - 1) * dilation + 1
+    return max(0, (length - reach) // stride + 1)
 
 
 def _channels_last(image: Array, kernel: Array, numbers: Any) -> tuple[Array, Array]:
