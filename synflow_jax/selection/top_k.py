@@ -40,7 +40,7 @@ from synflow_jax.xla.reductions import sum_of
 
 # Leaves with at least this many entries are not concatenated: copying one would take longer
 # than a loop of its own. Smaller ones would take longer to compile than all their copies.
-_LARGE = 2**19
+_LARGE = 2**18
 
 
 class Selection(NamedTuple):

@@ -166,14 +166,16 @@ def _holds_constants(equation: core.JaxprEqn) -> bool:
 
 
 def _jaxprs(equation: core.JaxprEqn) -> list[Any]:
-    name, params = equation.primitive.name, parameters(equation)
-    if name in (*JITTED, *_REMATERIALISED):
-        return [called(params)]
+    name = equation.primitive.name
+    if name not in _CALLS:
+        return []
+    params = parameters(equation)
     if name == "cond":
         return list(params["branches"])
     if name == "while":
         return [params["cond_jaxpr"], params["body_jaxpr"]]
-    return [params["jaxpr"]] if name == "scan" else []
+    return [params["jaxpr"] if name == "scan" else called(params)]
 
 
 _REMATERIALISED = ("checkpoint", "remat2", "remat")
+_CALLS = frozenset((*JITTED, *_REMATERIALISED, "cond", "while", "scan"))
