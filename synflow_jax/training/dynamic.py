@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Integer, Key, PyTree, UInt
 
 from synflow_jax.criteria.baselines import magnitude, random
-from synflow_jax.masks import all_kept, count_on
+from synflow_jax.masks import all_kept
 from synflow_jax.precision import no_score, widened
 from synflow_jax.pruning.criterion import score_on
 from synflow_jax.selection.top_k import select
@@ -35,9 +35,10 @@ from synflow_jax.trees import (
     is_kernel,
     prunable_leaves,
 )
+from synflow_jax.xla import counts
 from synflow_jax.xla.backends import ANYWHERE, Backend
 from synflow_jax.xla.batching import each_on_backend, when
-from synflow_jax.xla.counts import is_wide
+from synflow_jax.xla.counts import Count
 
 # (params, masks, grads, key) -> scores; the pruned weights of highest score are grown.
 Grow = Callable[[Params, Masks, PyTree, Any], Scores]
@@ -295,12 +296,7 @@ def _moved_leaf(
     backend: Backend, portion: Array, mask: Array, dropped: Array, grown: Array
 ) -> Array:
     """The mask of a leaf after its lowest weights were dropped and as many were grown."""
-    if is_wide(mask.size):
-        raise ValueError(
-            f"a leaf of shape {mask.shape} has more weights than 32 bits can count; "
-            "`dynamic_sparsity` needs them."
-        )
-    kept = count_on(backend, [mask]).astype(jnp.uint32)
+    kept = counts.number_where(backend, lambda m: m, [mask], mask.size)
     number = _part_of(kept, portion)
     stay = select([dropped], kept - number, [mask], backend).masks[0]
     return jnp.logical_or(stay, select([grown], number, [~stay], backend).masks[0])
@@ -319,11 +315,37 @@ def _portions(fractions: Float[np.ndarray, " n"]) -> UInt[np.ndarray, "n 2"]:
     return np.stack([high, (scaled - high) * 2.0**32], axis=1).astype(np.uint32)
 
 
-def _part_of(size: UInt[Array, ""], portion: UInt[Array, "2"]) -> UInt[Array, ""]:
-    """The integer part of size times portion, exactly."""
-    high, low = _product(size, portion[0])
-    carried, _ = _product(size, portion[1])
-    return high + ((low + carried) < low).astype(jnp.uint32)
+def _part_of(size: Count, portion: UInt[Array, "2"]) -> Any:
+    """The integer part of a count times a portion, exactly."""
+    if not isinstance(size, counts.Wide):
+        return _times(size, portion)[0].astype(size.dtype)
+    half, word = size.half, size.low.dtype
+    (high, *left), (low, *right) = (_times(part, portion) for part in size)
+    # The higher half counts 2**half times: as many bits of its fraction are whole.
+    whole = left[0] >> (32 - half)
+    left = [(left[0] << half) | (left[1] >> (32 - half)), left[1] << half]
+    _, carried = _sum(left[1], right[1])
+    total, first = _sum(left[0], right[0])
+    _, second = _sum(total, carried)
+    low = whole + low + first + second
+    return counts.Wide(
+        (high + (low >> half)).astype(word), (low & (2**half - 1)).astype(word)
+    )
+
+
+def _times(number: Array, portion: UInt[Array, "2"]) -> tuple[Array, Array, Array]:
+    """A number times a portion: the integer part, and the two halves of the fraction."""
+    number = jnp.asarray(number).astype(jnp.uint32)
+    high, low = _product(number, portion[0])
+    more, least = _product(number, portion[1])
+    low, carried = _sum(low, more)
+    return high + carried, low, least
+
+
+def _sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """The sum of two 32-bit integers: its 32 lower bits, and what is carried."""
+    total = a + b
+    return total, (total < a).astype(jnp.uint32)
 
 
 def _product(a: Array, b: Array) -> tuple[Array, Array]:

@@ -33,6 +33,7 @@ from synflow_jax.trees import (
     is_kernel,
     prunable_leaves,
 )
+from synflow_jax.xla import counts
 from synflow_jax.xla.backends import ANYWHERE, Backend
 from synflow_jax.xla.batching import each_on_backend, when
 
@@ -55,7 +56,7 @@ class GradualPruningState(NamedTuple):
     masks: Masks
     step: Integer[Array, ""]
     steps: Integer[Array, " rounds"]
-    counts: Integer[Array, "rounds *groups"]
+    counts: Integer[Array, "rounds *groups"] | counts.Wide
     asked: Asked
     key: Key[Array, ""] | None
     averages: PyTree
@@ -162,7 +163,7 @@ def gradual_pruning(
             return score_fn.formula(backend, operands.key, after, masks)
         return score_on(score_fn, backend)(after, masks)
 
-    def pruned(backend: Backend, masks: Masks, k: Array, operands: "_Operands") -> Masks:
+    def pruned(backend: Backend, masks: Masks, k: Any, operands: "_Operands") -> Masks:
         params = operands.params
         is_prunable = tuple(prunable_leaves(params, prunable))
         groups = groups_of(params, is_prunable, scope, allocation)
@@ -179,6 +180,7 @@ def gradual_pruning(
         leaves = leaves_of(now, prunable_leaves(now, prunable), masks)
         recipe = recipe_of(leaves, every, schedule, scope, allocation)
         table = recipe.timetable(density, begin, end)
+        number = jax.tree.map(jnp.asarray, recipe.on_device(table.counts))
         start, state = start_under(inner, all_kept(now) if masks is None else masks, params)
         key = _key_of(score_fn)
         operands = _Operands(now, now, now, None, key)
@@ -190,12 +192,12 @@ def gradual_pruning(
             operands = operands._replace(averages=averages)
         # Raises now, and not in the first update, if the criterion does not fit.
         check = functools.partial(pruned, ANYWHERE)
-        jax.eval_shape(check, start, table.counts[0], operands)
+        jax.eval_shape(check, start, counts.at(number, 0), operands)
         return GradualPruningState(
             masks=start,
             step=jnp.zeros((), jnp.int32),
             steps=jnp.asarray(table.steps),
-            counts=jnp.asarray(table.counts),
+            counts=number,
             asked=Asked(*map(jnp.asarray, table.asked)),
             key=None if key is None else jnp.copy(key),
             averages=averages,
@@ -222,7 +224,7 @@ def gradual_pruning(
             jnp.any(is_due),
             each_on_backend(pruned),
             masks,
-            state.counts[jnp.argmax(is_due)],
+            counts.at(state.counts, jnp.argmax(is_due)),
             _Operands(now, trained(updates), gradients, averages, state.key),
         )
         state = state._replace(

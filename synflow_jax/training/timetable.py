@@ -1,6 +1,7 @@
 """When a training network is pruned, and how many weights each time leaves."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from synflow_jax.pruning.allocations import Allocation
 from synflow_jax.pruning.counts import Allocations, Leaves, check_scope, counts_of
 from synflow_jax.pruning.rounds import Scope
 from synflow_jax.pruning.schedules import Schedule, as_density
+from synflow_jax.xla.counts import as_count
 
 # The number of an update that never comes: fills tables that are longer than they need.
 NEVER = np.iinfo(np.int32).max
@@ -63,6 +65,11 @@ class Recipe:
     scope: Scope
     allocation: Allocation | tuple[tuple[str, float], ...] | None
 
+    def on_device(self, numbers: Integer[np.ndarray, "rounds *groups"]) -> Any:
+        """The counts of a timetable as the counts of compiled code (`xla.counts`)."""
+        size = sum(map(math.prod, self.leaves.shapes))
+        return jax.tree.map(np.asarray, as_count(numbers, size))
+
     def timetable(self, density: float, begin: int, end: int) -> Timetable:
         """The timetable for these numbers.
 
@@ -81,11 +88,6 @@ class Recipe:
             if isinstance(self.allocation, tuple)
             else self.allocation,
         )
-        if counts.dtype != np.uint32:
-            raise ValueError(
-                f"the prunable leaves keep {counts.max()} weights, and training under a "
-                "timetable counts them in 32 bits: at most 2**32 - 2."
-            )
         bits = np.array([as_density(density)], np.float64).view(np.uint32)
         asked = Asked(bits, np.asarray(begin, np.int32), np.asarray(end, np.int32))
         return Timetable(steps.astype(np.int32), counts, asked)

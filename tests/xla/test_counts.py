@@ -2,11 +2,13 @@
 
 import functools
 import math
+import random
 
 import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import strategies as st
 
@@ -14,6 +16,7 @@ import synflow_jax as sj
 from synflow_jax.selection import ties
 from synflow_jax.selection.budget import within
 from synflow_jax.selection.top_k import select
+from synflow_jax.training import dynamic
 from synflow_jax.xla import counts
 from synflow_jax.xla.backends import Backend
 from tests import nets
@@ -191,6 +194,54 @@ def test_other_functions_count_so_too():
     assert sj.count(state.masks) == 80_000
 
 
+# --- masks that change in training --------------------------------------------------------
+
+
+@hypothesis.given(st.integers(0, 2**32 - 1), st.integers(-1, 1))
+def test_parts_of_counts_are_those_of_integers(seed, offset):
+    draw = random.Random(seed)
+    sizes = [draw.randrange(1, 2**23) for _ in range(32)]
+    parts = [draw.randrange(2**64) for _ in sizes]
+    # Of half of them the product is all but an integer, so that what is carried decides.
+    for i in range(16):
+        nearest = -(-(sizes[i] * parts[i] >> 64 << 64) // sizes[i])
+        parts[i] = min(max(nearest + offset, 0), 2**64 - 1)
+    words = np.array([divmod(part, 2**32) for part in parts], np.uint32)
+    found = parts_of(counts.as_count(sizes, SIZE), words)
+    assert found.low.dtype == np.uint16
+    want = [size * part >> 64 for size, part in zip(sizes, parts)]
+    assert counts.on_host(found).tolist() == want
+
+
+parts_of = jax.jit(jax.vmap(dynamic._part_of))
+
+
+def in_training(optimizer):
+    """Masks after two updates by constant gradients."""
+    state = optimizer.init(PARAMS)
+    gradients = jax.tree.map(lambda p: jnp.sin(100 * p), PARAMS)
+    update = jax.jit(optimizer.update)
+    for _ in range(2):
+        _, state = update(gradients, state, PARAMS)
+    return sj.masks_of(state)
+
+
+def test_masks_in_training_are_those_of_one_word():
+    most = jax.tree.map(lambda p: np.asarray(p) > -1, PARAMS)
+    made = (
+        sj.gradual_pruning(optax.sgd(0.1), sj.magnitude(), 0.6, begin=2, end=2),
+        sj.dynamic_sparsity(optax.sgd(0.1), most, sj.grow_by_gradient(), every=2, until=9),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counts, "WORD", np.uint32)
+        patch.setattr(ties, "_NUM_PLACES", 2**32 - 2)
+        jax.clear_caches()
+        wanted = [*map(in_training, made)]
+    jax.clear_caches()
+    for optimizer, want in zip(made, wanted):
+        nets.assert_equal(in_training(optimizer), want)
+
+
 # --- shapes -------------------------------------------------------------------------------
 
 
@@ -213,6 +264,10 @@ def test_networks_of_any_size_are_traced(monkeypatch):
             p.shape for p in jax.tree.leaves(params)
         ]
         assert isinstance(info.kept, counts.Wide) and info.kept.low.shape == (3,)
+    optimizer = sj.gradual_pruning(optax.sgd(0.1), sj.magnitude(), 0.5, begin=1, end=3)
+    state = jax.eval_shape(optimizer.init, params)
+    assert isinstance(state.counts, counts.Wide) and state.counts.low.shape == (3,)
+    jax.eval_shape(optimizer.update, params, state, params)
     with pytest.raises(ValueError, match=r"scores\['kernel'\]` has shape \(8589934592,\)"):
         jax.eval_shape(
             lambda s: sj.keep_top(s, 3),
