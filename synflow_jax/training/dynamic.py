@@ -38,7 +38,6 @@ from synflow_jax.trees import (
 from synflow_jax.xla import counts
 from synflow_jax.xla.backends import ANYWHERE, Backend
 from synflow_jax.xla.batching import each_on_backend, when
-from synflow_jax.xla.counts import Count
 
 # (params, masks, grads, key) -> scores; the pruned weights of highest score are grown.
 Grow = Callable[[Params, Masks, PyTree, Any], Scores]
@@ -315,7 +314,7 @@ def _portions(fractions: Float[np.ndarray, " n"]) -> UInt[np.ndarray, "n 2"]:
     return np.stack([high, (scaled - high) * 2.0**32], axis=1).astype(np.uint32)
 
 
-def _part_of(size: Count, portion: UInt[Array, "2"]) -> Any:
+def _part_of(size: Array | counts.Wide, portion: UInt[Array, "2"]) -> Any:
     """The integer part of a count times a portion, exactly."""
     if not isinstance(size, counts.Wide):
         return _times(size, portion)[0].astype(size.dtype)
