@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from synflow_jax.selection.threshold import Bracket, counting, search
+from synflow_jax.selection.threshold import Bracket, Measure, counting, search
 from synflow_jax.xla import counts
 from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.placement import varying_with
@@ -41,7 +41,8 @@ def keep_first_ties(
             below_high=counts.as_count(size, size),
         )
         start = varying_with(start, (keys, num_removed))
-        chosen = search(counting(backend, ranks), others + removed, start)
+        measure = _counting_ranks(backend, keys, places, tied)
+        chosen = search(measure, others + removed, start)
         kept = [k | t & (r > chosen.low) for k, t, r in zip(kept, tied, ranks)]
         tied = [t & (r == chosen.low) for t, r in zip(tied, ranks)]
         removed = others + removed - chosen.below_low
@@ -79,6 +80,22 @@ def _places(shapes: list[tuple[int, ...]]) -> list[list[_Place]]:
         parts.append(_Place(0, (0, axis)))
         positions.append(_Place(0, (axis, len(shape))))
     return [[_Place(i, (0, 0)) for i in range(len(shapes))], parts, positions]
+
+
+def _counting_ranks(
+    backend: Backend, keys: list[Array], places: list[_Place], tied: list[Array]
+) -> Measure:
+    """The measure that counts the ranks below a threshold.
+
+    Ranks are made anew in each pass: kept from pass to pass they would take as much memory
+    as the keys. (On a CPU XLA keeps them nevertheless.)
+    """
+
+    def below(candidates):
+        ranks, _ = _ranks(keys, places, tied)
+        return counting(backend, ranks).below(candidates)
+
+    return counting(backend, keys)._replace(below=below)
 
 
 def _ranks(
