@@ -69,7 +69,7 @@ lint: .venv/installed
 
 .venv-tpu/installed: pyproject.toml
 	$(PYTHON) -m venv --clear .venv-tpu
-	.venv-tpu/bin/python $(PIP) -e '.[tpu]'
+	.venv-tpu/bin/python $(PIP) -e '.[tpu,experiments]'
 	touch $@
 
 .venv-newest/installed: python = $(call find_python,3.12 3.14)

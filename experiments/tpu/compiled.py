@@ -19,8 +19,8 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 # What libtpu would ask the machine's environment for, if it were a TPU's.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -30,183 +30,20 @@ os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, Mesh
 from jaxtyping import PyTree
 
 import synflow_jax as sj
-from experiments.tpu import decoders
-from synflow_jax import models
+from experiments.tpu import programs
+from experiments.tpu.programs import PROGRAMS, Program
 
 RESULTS, PAGE = pathlib.Path("results/tpu.json"), pathlib.Path("docs/tpu.md")
 
 # Copies of a chip's weights that a program may need besides its arguments, and bytes that a
 # selection may exchange at a time: a few counts.
 COPIES, COUNTS = 3.0, 1024
-
-# Entries of the outputs of VGG-16's convolutions, for one image of CIFAR.
-OUTPUTS = 276_480
-
-# Tokens that a decoder is scored with, and images of a batch for snip and for training.
-LENGTH, IMAGES = 128, 1024
-
-
-class Program(NamedTuple):
-    """A program to compile.
-
-    Attributes:
-      name: in the table.
-      topology: the chips, as `jax.experimental.topologies` names them.
-      lower: ``lower(mesh) -> (lowered, params)``.
-      axes: sizes of the mesh's axes "data" and "model".
-      activations: bytes on each chip that are no copy of the weights.
-      of_flow: whether all of its products are of the flow.
-    """
-
-    name: str
-    topology: str
-    lower: Callable[[Mesh], tuple[jax.stages.Lowered, PyTree]]
-    axes: tuple[int, int]
-    activations: int = 0
-    of_flow: bool = True
-
-
-# --- the programs -------------------------------------------------------------------------
-
-
-def divided(shapes: PyTree, mesh: Mesh) -> PyTree:
-    """The shapes, each divided over all chips along its longest axis that they share."""
-
-    def leaf(x):
-        even = [n if n % mesh.size == 0 else 0 for n in x.shape]
-        places: list[Any] = [None] * len(x.shape)
-        if any(even):
-            places[int(np.argmax(even))] = ("data", "model")
-        return described(x, mesh, *places)
-
-    return jax.tree.map(leaf, shapes)
-
-
-def described(x: Any, mesh: Mesh, *places: Any) -> jax.ShapeDtypeStruct:
-    sharding = NamedSharding(mesh, P(*places))
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-
-def network_of(name: str) -> tuple[Callable[..., Any], PyTree, tuple[int, ...]]:
-    """``apply_fn``, the shapes of its parameters, and that of its input."""
-    network = models.NETWORKS[name]
-    module, shape = network.make(num_classes=network.num_classes), network.input_shape
-    variables = jax.eval_shape(lambda: models.init(module, jax.random.key(0), shape))
-    statistics = {k: v for k, v in variables.items() if k != "params"}
-
-    def apply_fn(params, x):
-        ones = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), statistics)
-        return module.apply({"params": params, **ones}, x)
-
-    return apply_fn, variables["params"], shape
-
-
-def images(name: str) -> Callable[[Mesh], tuple[jax.stages.Lowered, PyTree]]:
-    """A hundred rounds of SynFlow on a network of images."""
-
-    def lower(mesh):
-        apply_fn, shapes, shape = network_of(name)
-        params = divided(shapes, mesh)
-        return sj.lower_prune(sj.synflow(apply_fn, shape), params, 0.01), params
-
-    return lower
-
-
-def text(name: str) -> Callable[[Mesh], tuple[jax.stages.Lowered, PyTree]]:
-    """A hundred rounds of SynFlow on a decoder."""
-
-    def lower(mesh):
-        decoder = decoders.DECODERS[name]
-        params = decoders.shapes(decoder, mesh)
-        tokens = jax.ShapeDtypeStruct((1, LENGTH), jnp.int32)
-        return sj.lower_prune(sj.synflow(decoder, tokens), params, 0.01), params
-
-    return lower
-
-
-def loss_of(name: str) -> tuple[Callable[..., Any], PyTree, PyTree]:
-    """A loss, the shapes of the parameters, and those of a batch."""
-    apply_fn, shapes, shape = network_of(name)
-
-    def loss(params, batch):
-        logits = apply_fn(params, batch["images"])
-        labels = batch["labels"]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    batch = {
-        "images": jax.ShapeDtypeStruct((IMAGES, *shape), jnp.float32),
-        "labels": jax.ShapeDtypeStruct((IMAGES,), jnp.int32),
-    }
-    return loss, shapes, batch
-
-
-def snip(name: str) -> Callable[[Mesh], tuple[jax.stages.Lowered, PyTree]]:
-    """A round of snip on a batch of images that is divided over the chips."""
-
-    def lower(mesh):
-        loss, shapes, batch = loss_of(name)
-        params = jax.tree.map(lambda x: described(x, mesh), shapes)
-        batches = jax.tree.map(
-            lambda x: described(
-                jax.ShapeDtypeStruct((1, *x.shape), x.dtype), mesh, None, ("data", "model")
-            ),
-            batch,
-        )
-        return sj.lower_prune(sj.snip(loss, batches), params, 0.01, rounds=1), params
-
-    return lower
-
-
-def training(name: str) -> Callable[[Mesh], tuple[jax.stages.Lowered, PyTree]]:
-    """A step of training under masks, on a batch that is divided over the chips."""
-
-    def lower(mesh):
-        loss, shapes, batch = loss_of(name)
-        params = jax.tree.map(lambda x: described(x, mesh), shapes)
-        batch = jax.tree.map(lambda x: described(x, mesh, ("data", "model")), batch)
-        masks = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, bool), shapes)
-        masks = jax.tree.map(lambda x: described(x, mesh), masks)
-        optimizer = optax.sgd(0.1, momentum=0.9)
-
-        def start(params, masks):
-            return sj.static_pruning(optimizer, masks).init(params)
-
-        state = jax.eval_shape(start, params, masks)
-        state = jax.tree.map(lambda x: described(x, mesh), state)
-
-        def step(params, state, masks, batch):
-            gradients = jax.grad(loss)(params, batch)
-            under = sj.static_pruning(optimizer, masks)
-            updates, state = under.update(gradients, state, params)
-            return optax.apply_updates(params, updates), state
-
-        jitted = jax.jit(step, donate_argnums=(0, 1))
-        return jitted.lower(params, state, masks, batch), params
-
-    return lower
-
-
-# Bytes that the gradient of a chip's images keeps: each output twice, before and after the
-# normalisation.
-KEPT = 2 * OUTPUTS * 4 * IMAGES // 4
-
-PROGRAMS = (
-    Program("VGG-16, prune", "v5e:2x2", images("vgg16_cifar"), (4, 1)),
-    Program("ResNet-50, prune", "v5e:2x2", images("resnet50_imagenet"), (4, 1)),
-    Program("VGG-16, snip", "v5e:2x2", snip("vgg16_cifar"), (4, 1), KEPT, False),
-    Program("VGG-16, masked step", "v5e:2x2", training("vgg16_cifar"), (4, 1), KEPT, False),
-    Program("1.3B decoder, prune", "v5e:4x4", text("1.3B"), (4, 4)),
-    Program("7B decoder, prune", "v5p:2x2x4", text("7B"), (4, 4)),
-)
 
 
 # --- what a program shows -----------------------------------------------------------------
@@ -258,7 +95,7 @@ def measured(program: Program) -> dict[str, Any]:
     grid = np.array(devices).reshape(program.axes)
     mesh = Mesh(grid, axes, axis_types=(AxisType.Auto,) * 2)
     began = time.perf_counter()
-    lowered, params = program.lower(mesh)
+    lowered, params, activations = program.lower(mesh)
     lowering = time.perf_counter() - began
     began = time.perf_counter()
     compiled = lowered.compile()
@@ -268,7 +105,7 @@ def measured(program: Program) -> dict[str, Any]:
     count, highest = products(lowered.as_text())
     selecting = max((size for _, size, selects in found if selects), default=0)
     wrong = []
-    if temporaries > COPIES * weights + program.activations:
+    if temporaries > COPIES * weights + activations:
         wrong.append("temporaries")
     if selecting > COUNTS:
         wrong.append("selection")
@@ -282,7 +119,7 @@ def measured(program: Program) -> dict[str, Any]:
         "arguments": memory.argument_size_in_bytes,
         "temporaries": temporaries,
         "copies": round(temporaries / weights, 2),
-        "activations": program.activations,
+        "activations": activations,
         "flops": compiled.cost_analysis().get("flops"),
         "exchanged": {
             kind: [len(sizes), sum(sizes)]
@@ -300,7 +137,7 @@ def measured(program: Program) -> dict[str, Any]:
 
 def for_cuda(name: str) -> dict[str, Any]:
     """The program of a network of images that is lowered for CUDA, on one device."""
-    apply_fn, shapes, shape = network_of(name)
+    apply_fn, shapes, shape = programs.network_of(name)
     score = sj.synflow(apply_fn, shape)
     text = sj.lower_prune(score, shapes, 0.01, platform="cuda").as_text()
     here = sj.lower_prune(score, shapes, 0.01, platform="cpu").as_text()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
-from experiments.tpu import compiled, decoders
+from experiments.tpu import compiled, decoders, programs
+from synflow_jax import models
 from tests import nets
 
 HLO = """
@@ -28,6 +29,12 @@ def test_products_below_the_highest_precision_are_seen(precision):
     product = lambda x: jnp.dot(x, x, precision=precision)  # noqa: E731
     text = jax.jit(product).lower(jnp.ones((2, 2))).as_text()
     assert compiled.products(text) == (1, precision == "highest")
+
+
+def test_outputs_of_convolutions_are_counted():
+    apply_fn, params, shape = models.build("conv", jax.random.key(0))
+    text = jax.jit(apply_fn).lower(params, jnp.ones((1, *shape))).as_text()
+    assert programs.outputs(text) == 2 * 32 * 32 * 32
 
 
 SMALL = {
@@ -63,3 +70,19 @@ def test_a_decoder_sees_no_later_tokens():
 def test_decoders_have_the_sizes_that_their_names_say(name, size):
     leaves = jax.tree.leaves(decoders.shapes(decoders.DECODERS[name]))
     assert sum(leaf.size for leaf in leaves) == pytest.approx(size, rel=0.05)
+
+
+@pytest.mark.long
+def test_a_decoder_of_real_size_is_pruned_in_little_memory():
+    decoder = decoders.DECODERS["100M"]
+    params, tokens = decoders.shapes(decoder), jax.ShapeDtypeStruct((1, 128), jnp.int32)
+    masks = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, bool), params)
+    weights, score = compiled.on_each(params), sj.synflow(decoder, tokens)
+
+    def copies(lowered):
+        return lowered.compile().memory_analysis().temp_size_in_bytes / weights
+
+    gradient = jax.grad(lambda params, x: decoder(params, x).sum())
+    plain = copies(jax.jit(gradient).lower(params, tokens))
+    assert copies(jax.jit(score).lower(params, masks)) <= plain + 1
+    assert copies(sj.lower_prune(score, params, 0.1, platform="cpu")) <= 2.5
