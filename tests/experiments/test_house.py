@@ -11,9 +11,9 @@ from experiments import report
 HERE = pathlib.Path(experiments.__file__).parent
 # From the bottom: a module may import its own folder and what comes before it. The
 # experiments are on one level, above the figures and below the demonstration.
-BELOW = "published harness tpu datasets training methods figures".split()
+BELOW = "published harness datasets training methods figures".split()
 EXPERIMENTS = [*report.NAMES, "criteria_table"]
-ABOVE = "demo report __main__".split()
+ABOVE = "tpu demo report __main__".split()
 FILES = sorted(HERE.rglob("*.py"))
 
 
