@@ -327,9 +327,7 @@ def _part_of(size: Array | counts.Wide, portion: UInt[Array, "2"]) -> Any:
     total, first = _sum(left[0], right[0])
     _, second = _sum(total, carried)
     low = whole + low + first + second
-    return counts.Wide(
-        (high + (low >> half)).astype(word), (low & (2**half - 1)).astype(word)
-    )
+    return counts.carried(high.astype(word), low.astype(word))
 
 
 def _times(number: Array, portion: UInt[Array, "2"]) -> tuple[Array, Array, Array]:

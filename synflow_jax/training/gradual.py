@@ -180,7 +180,7 @@ def gradual_pruning(
         leaves = leaves_of(now, prunable_leaves(now, prunable), masks)
         recipe = recipe_of(leaves, every, schedule, scope, allocation)
         table = recipe.timetable(density, begin, end)
-        number = jax.tree.map(jnp.asarray, recipe.on_device(table.counts))
+        number = jax.tree.map(jnp.asarray, table.counts)
         start, state = start_under(inner, all_kept(now) if masks is None else masks, params)
         key = _key_of(score_fn)
         operands = _Operands(now, now, now, None, key)

@@ -192,9 +192,12 @@ def _rescheduled(
     # Never shorter than before, so that nothing is compiled again.
     more = max(state.steps.shape[0] - len(table.steps), 0)
     steps = np.pad(table.steps, (0, more), constant_values=NEVER)
-    widths = [(0, more)] + [(0, 0)] * (table.counts.ndim - 1)
-    counts = state.recipe.on_device(np.pad(table.counts, widths, mode="edge"))
-    new = (steps, counts, table.asked)
+
+    def padded(words):
+        widths = [(0, more)] + [(0, 0)] * (words.ndim - 1)
+        return np.pad(words, widths, mode="edge")
+
+    new = (steps, jax.tree.map(padded, table.counts), table.asked)
     old = (state.steps, state.counts, state.asked)
     steps, counts, asked = jax.tree.map(copy_placed_like, new, old)
     return state._replace(steps=steps, counts=counts, asked=asked)

@@ -14,7 +14,7 @@ from synflow_jax.pruning.allocations import Allocation
 from synflow_jax.pruning.counts import Allocations, Leaves, check_scope, counts_of
 from synflow_jax.pruning.rounds import Scope
 from synflow_jax.pruning.schedules import Schedule, as_density
-from synflow_jax.xla.counts import as_count
+from synflow_jax.xla.counts import Wide, as_count
 
 # The number of an update that never comes: fills tables that are longer than they need.
 NEVER = np.iinfo(np.int32).max
@@ -44,7 +44,7 @@ class Timetable(NamedTuple):
     """
 
     steps: Integer[np.ndarray, " rounds"]
-    counts: Integer[np.ndarray, "rounds *groups"]
+    counts: Integer[np.ndarray, "rounds *groups"] | Wide
     asked: Asked
 
 
@@ -64,11 +64,6 @@ class Recipe:
     schedule: Schedule
     scope: Scope
     allocation: Allocation | tuple[tuple[str, float], ...] | None
-
-    def on_device(self, numbers: Integer[np.ndarray, "rounds *groups"]) -> Any:
-        """The counts of a timetable as the counts of compiled code (`xla.counts`)."""
-        size = sum(map(math.prod, self.leaves.shapes))
-        return jax.tree.map(np.asarray, as_count(numbers, size))
 
     def timetable(self, density: float, begin: int, end: int) -> Timetable:
         """The timetable for these numbers.
@@ -90,7 +85,8 @@ class Recipe:
         )
         bits = np.array([as_density(density)], np.float64).view(np.uint32)
         asked = Asked(bits, np.asarray(begin, np.int32), np.asarray(end, np.int32))
-        return Timetable(steps.astype(np.int32), counts, asked)
+        size = sum(map(math.prod, self.leaves.shapes))
+        return Timetable(steps.astype(np.int32), as_count(counts, size), asked)
 
 
 def recipe_of(

@@ -38,7 +38,7 @@ class Wide(NamedTuple):
         return _half(self.low.dtype)
 
     def __add__(self, other: "Wide") -> "Wide":
-        return _carried(self.high + other.high, self.low + other.low)
+        return carried(self.high + other.high, self.low + other.low)
 
     def __sub__(self, other: "Wide") -> "Wide":
         borrows = (self.low < other.low).astype(self.low.dtype)
@@ -60,7 +60,8 @@ def _half(dtype: Any) -> int:
     return 4 * np.dtype(dtype).itemsize
 
 
-def _carried(high: Array, low: Array) -> Wide:
+def carried(high: Array, low: Array) -> Wide:
+    """The count ``high * 2**half + low``, where ``low`` may have more than half a word."""
     half = _half(low.dtype)
     return Wide(high + (low >> half), low & (2**half - 1))
 
@@ -243,7 +244,7 @@ def _of_parts(holds: Array) -> Wide:
     # high * 2**split + low, of which the second may have more than half a word.
     more = bits // 2 - split
     lower = (high & (2**more - 1)) << split
-    return _carried(high >> more, lower) + _carried(jnp.zeros_like(low), low)
+    return carried(high >> more, lower) + carried(jnp.zeros_like(low), low)
 
 
 def _axes_of_parts(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Counts of two words: as Python's integers, with words so small that they overflow."""
 
+import contextlib
 import functools
 import math
 import random
@@ -155,13 +156,19 @@ def prune(name):
     return sj.prune(SCORE, PARAMS, **({"density": 0.05, "rounds": 3} | CALLS[name]))
 
 
-def assert_as_of_one_word(names):
+@contextlib.contextmanager
+def words_of_32_bits():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counts, "WORD", np.uint32)
         patch.setattr(ties, "_NUM_PLACES", 2**32 - 2)
         jax.clear_caches()
-        wanted = [prune(name) for name in names]
+        yield
     jax.clear_caches()
+
+
+def assert_as_of_one_word(names):
+    with words_of_32_bits():
+        wanted = [prune(name) for name in names]
     for name, (want, of_want) in zip(names, wanted):
         masks, info = prune(name)
         nets.assert_equal(masks, want)
@@ -232,12 +239,8 @@ def test_masks_in_training_are_those_of_one_word():
         sj.gradual_pruning(optax.sgd(0.1), sj.magnitude(), 0.6, begin=2, end=2),
         sj.dynamic_sparsity(optax.sgd(0.1), most, sj.grow_by_gradient(), every=2, until=9),
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(counts, "WORD", np.uint32)
-        patch.setattr(ties, "_NUM_PLACES", 2**32 - 2)
-        jax.clear_caches()
+    with words_of_32_bits():
         wanted = [*map(in_training, made)]
-    jax.clear_caches()
     for optimizer, want in zip(made, wanted):
         nets.assert_equal(in_training(optimizer), want)
 
