@@ -14,7 +14,7 @@ from synflow_jax.transform.finite import where_not_finite
 from synflow_jax.transform.network_flow import ones, total_flow, uniform
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.values import Rules, checked_rules
-from synflow_jax.trees import Masks, Params, ScoreFn, Scores
+from synflow_jax.trees import Masks, Params, ScoreFn, Scores, check_masks
 from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.programs import program
 
@@ -109,19 +109,14 @@ def _shares(
     inputs: PyTree,
 ) -> Scores:
     """Each weight's share of the flow."""
-    wide = widened(params)
-    weights, merged = split_floating(wide)
-    alive, masked = split_floating(apply_masks(wide, masks))
+    check_masks(masks, params)
+    weights, merged = split_floating(widened(params))
+    settings = {"biases": biases, "rules": rules, "backend": backend, "masks": masks}
 
-    def mantissa_of_flow(alive):
-        params = masked(alive)
-        settings = {"biases": biases, "rules": rules, "backend": backend}
-        return total_flow(apply_fn, params, inputs, **settings).mantissa
+    def mantissa_of_flow(weights):
+        return total_flow(apply_fn, merged(weights), inputs, **settings).mantissa
 
-    # The derivative is taken in the masked weights, and the weights and masks are used
-    # again only in the shares: so the compiler keeps no copy of all weights until the
-    # backward pass.
-    total, gradients = jax.value_and_grad(mantissa_of_flow)(alive)
+    total, gradients = jax.value_and_grad(mantissa_of_flow)(weights)
     # Where nothing flows every score is zero, not zero over zero.
     divisor = jnp.where(total == 0, jnp.ones_like(total), total)
     shares = [_share(w, g / divisor) for w, g in zip(weights, gradients)]

@@ -8,7 +8,9 @@ from jaxtyping import Array, Int
 from synflow_jax.transform.history import shift_of
 from synflow_jax.transform.scaled import Scaled, normalised, total
 from synflow_jax.transform.values import Equation, Value, as_array, plain_or_flow
+from synflow_jax.transform.weights import Weight
 from synflow_jax.xla.convolutions import conv
+from synflow_jax.xla.row_products import in_parts, row_product
 
 
 def factors(
@@ -51,6 +53,10 @@ def dot_general(equation: Equation, left: Value, right: Value):
         return normalised(result, exponent)
 
     values = [as_array(plain_or_flow(value)) for value in (left, right)]
+    weight = equation.weights.behind(right)
+    if weight is not None and _in_parts(equation, values[0].mantissa, weight):
+        row, exponent = values[0]
+        return [normalised(row_product(row, *weight), exponent)]
     terms = [product(*factors(equation, *values))]
     if all(isinstance(value, Scaled) for value in values):
         (a, e), (b, f) = values
@@ -59,6 +65,12 @@ def dot_general(equation: Equation, left: Value, right: Value):
         if shift_of(right):
             terms.append(product(a, _number(equation, shift_of(right), b), e))
     return [total(terms)]
+
+
+def _in_parts(equation: Equation, row: Array, weight: Weight) -> bool:
+    numbers = equation.params["dimension_numbers"]
+    same = row.dtype == weight.stored.dtype
+    return same and in_parts(equation.backend, row, weight.stored, numbers)
 
 
 def _number(equation: Equation, number: float, flow: Array) -> Array:

@@ -21,6 +21,7 @@ from synflow_jax.transform.values import (
     must_be_plain,
     plain_or_flow,
 )
+from synflow_jax.transform.weights import Weight
 from synflow_jax.xla.jaxprs import JITTED, called, evaluate, opened, parameters, switch
 
 
@@ -39,7 +40,8 @@ def rematerialised(equation: Equation, *operands: Value):
     params, known = equation.params, []
 
     def inside():  # operands are closed over: they keep their histories
-        outs = equation.inside(called(params), *operands)
+        again = [equation.weights.again(x) for x in operands]
+        outs = equation.inside(called(params), *again)
         known[:] = [_Known(out, operands) for out in outs]
         return [record.arrays() for record in known]
 
@@ -146,10 +148,12 @@ def scan(equation: Equation, *operands: Value):
     start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
     consts = operands[:start]  # closed over: they keep their histories
     values = [without_history(x) for x in operands]
-    init, xs = values[start:stop], [*map(as_array, values[stop:])]
-    dtype = equation.dtype
+    init, dtype = values[start:stop], equation.dtype
+    # A weight is masked layer by layer.
+    xs = [equation.weights.behind(x) or as_array(x) for x in values[stop:]]
 
     def step(carry, rows):
+        rows = [equation.weights.read(x) if isinstance(x, Weight) else x for x in rows]
         outs = inside(equation, params["jaxpr"], [*consts, *carry, *rows])
         return outs[: len(init)], outs[len(init) :]
 

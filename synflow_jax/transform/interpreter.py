@@ -40,6 +40,7 @@ from synflow_jax.transform.values import (
     plain_or_flow,
     split_fixed,
 )
+from synflow_jax.transform.weights import Weight, Weights
 from synflow_jax.trees import is_floating
 from synflow_jax.xla.backends import ANYWHERE, Backend
 from synflow_jax.xla.jaxprs import (
@@ -84,12 +85,17 @@ class Settings(NamedTuple):
 
 
 def interpret(
-    apply_fn: Callable[..., PyTree], params: PyTree, args: PyTree, settings: Settings
+    apply_fn: Callable[..., PyTree],
+    params: PyTree,
+    args: PyTree,
+    settings: Settings,
+    masks: PyTree | None = None,
 ) -> PyTree:
     """The results of ``apply_fn(params, *args)``, each plain, a `Scaled` flow, or a
     `Classed` one if an input is `Uniform`.
 
-    Arguments that are `Fixed` are constants of the network.
+    Arguments that are `Fixed` are constants of the network. With ``masks`` the results are
+    those of the masked parameters.
     """
     inputs, args = split_fixed(varying_with(args, params))
     traced, shape = jax.make_jaxpr(apply_fn, return_shape=True)(params, *args)
@@ -99,12 +105,20 @@ def interpret(
     elif once is None:
         once = are_worthwhile(traced.jaxpr)
     sources = [_source(x, settings.dtype, once) for x in inputs]
-    leaves = [*map(_as_array, jax.tree.leaves(params))]
+    stored = [*map(_as_array, jax.tree.leaves(params))]
+    kept = [None] * len(stored) if masks is None else jax.tree.leaves(masks)
+    weights = Weights()
+    leaves = [*map(weights.read, map(Weight, stored, kept))]
 
     def run(numbers_flow):
         sums, origins = plain.Sums(leaves), Origins(ENTRYWISE.__contains__)
         interpreter = _Interpreter(
-            settings, sums, Starts(numbers_flow), origins, Refinement(origins, sums)
+            settings,
+            sums,
+            Starts(numbers_flow),
+            origins,
+            Refinement(origins, sums),
+            weights,
         )
         outs = interpreter.run(traced.jaxpr, traced.consts, [*leaves, *sources])
         return outs, interpreter.starts
@@ -151,6 +165,7 @@ class _Interpreter(NamedTuple):
     starts: Starts
     origins: Origins
     refinement: Refinement
+    weights: Weights
 
     def run(
         self,
@@ -221,6 +236,7 @@ class _Interpreter(NamedTuple):
             bind=lambda *arrays: bind(eqn, arrays),
             line=line,
             backend=settings.backend,
+            weights=self.weights,
         )
         if rule is None:
             operands = [self.refinement.expanded(x) for x in operands]

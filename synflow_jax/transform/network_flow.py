@@ -30,7 +30,7 @@ from synflow_jax.transform.values import (
     as_flows,
     checked_rules,
 )
-from synflow_jax.trees import Params
+from synflow_jax.trees import Masks, Params
 from synflow_jax.xla.backends import ANYWHERE, Backend, has_convolutions, on_backend
 from synflow_jax.xla.programs import program
 
@@ -115,12 +115,13 @@ def _flows(
     params: Params,
     *args: PyTree,
     once: bool | None = None,
+    masks: Masks | None = None,
 ) -> PyTree:
     """The flow of each output, a `Scaled`, or a `Classed` one if an input is `Uniform`."""
     params, args = jax.tree.map(jnp.asarray, (widened(params), args))
     dtype = scoring_dtype(*jax.tree.leaves(params))
     settings = Settings(jnp.dtype(dtype), biases, rules, backend=backend, once=once)
-    outs = interpret(apply_fn, params, cast_floating(args, dtype), settings)
+    outs = interpret(apply_fn, params, cast_floating(args, dtype), settings, masks)
     leaves, tree = jax.tree.flatten(outs, is_leaf=lambda x: isinstance(x, Scaled | Classed))
     # An output that does not depend on the input carries none of its flow.
     flows = [x if isinstance(x, Classed) else as_flows([x], dtype)[0] for x in leaves]
@@ -136,6 +137,7 @@ def total_flow(
     rules: Rules = flow_rules,
     backend: Backend = ANYWHERE,
     once: bool | None = None,
+    masks: Masks | None = None,
 ) -> Scaled:
     """R, the sum of the flow over all outputs.
 
@@ -149,12 +151,14 @@ def total_flow(
       backend: where it runs.
       once: whether equal positions of `uniform` inputs are computed once; None if that is
         faster.
+      masks: which weights are kept; None for all.
 
     Returns:
       A scalar `Scaled`. Differentiable.
     """
     rules = checked_rules(rules)
-    flows = _flows(apply_fn, biases, rules, backend, params, inputs, once=once)
+    further = {"once": once, "masks": masks}
+    flows = _flows(apply_fn, biases, rules, backend, params, inputs, **further)
     flows = jax.tree.map(total_of, flows, is_leaf=lambda x: isinstance(x, Scaled | Classed))
     check_outputs(flows)
     outputs = jax.tree.leaves(flows, is_leaf=lambda x: isinstance(x, Scaled))

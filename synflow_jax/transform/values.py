@@ -23,6 +23,7 @@ from jaxtyping import Array, PyTree
 
 from synflow_jax.transform.classes import Maps, compressed
 from synflow_jax.transform.scaled import Scaled, nothing
+from synflow_jax.transform.weights import Weights
 from synflow_jax.xla.backends import ANYWHERE, Backend
 
 
@@ -158,6 +159,7 @@ class Equation(NamedTuple):
       bind: ``bind(*arrays) -> results`` evaluates the primitive itself.
       line: the line of the model that calls it.
       backend: the devices that the flow is traced for.
+      weights: which plain values are weights as they are stored, masked.
     """
 
     name: str
@@ -170,6 +172,7 @@ class Equation(NamedTuple):
     bind: Callable[..., list[Array]]
     line: str = ""
     backend: Backend = ANYWHERE
+    weights: Weights = Weights()
 
 
 @dataclasses.dataclass(frozen=True)
