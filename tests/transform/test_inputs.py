@@ -194,3 +194,21 @@ def test_the_flow_of_a_rematerialised_network_is_rematerialised():
     all_kept = jax.checkpoint(block, prevent_cse=False, policy=saveable)
     assert bytes_needed(kept) < 0.6 * bytes_needed(block)
     assert bytes_needed(all_kept) > 0.9 * bytes_needed(block)
+
+
+def test_a_loop_over_layers_masks_each_layer_by_itself():
+    """If it is rematerialised: all masked weights at once would be a copy of them."""
+    block = jax.checkpoint(lambda x, w: (jnp.tanh(x @ w), ()), prevent_cse=False)
+    score = sj.synflow(lambda ws, x: jax.lax.scan(block, x, ws)[0], (32,))
+    params = jnp.zeros((64, 32, 32))
+    masks = jnp.ones(params.shape, bool)
+
+    def bytes_needed(function):
+        compiled = jax.jit(function).lower(params, masks).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    def before(params, masks):
+        return score(jnp.where(masks, params, 0), sj.all_kept(params))
+
+    assert bytes_needed(score) < 0.2 * params.nbytes
+    assert bytes_needed(before) > params.nbytes
