@@ -12,6 +12,7 @@ stand the multiply-adds of the training.
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -108,9 +109,9 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
             after = used(macs, sj.masks_of(state.opt_state))
             row = {"kind": "epoch", "training": number, "epoch": epoch}
             accuracy = steps.accuracy(plan, state, splits[1])
+            loss = float(loss) if math.isfinite(loss) else None
             rows.append(
-                row
-                | {"loss": float(loss), "accuracy": accuracy, "used": (before + after) / 2}
+                row | {"loss": loss, "accuracy": accuracy, "used": (before + after) / 2}
             )
             done = number + epoch / run.training.epochs
             context.advance(done / trainings)
@@ -134,7 +135,9 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     size = steps.num_nonzero(variables["params"], sj.all_kept(variables["params"]))[0]
     wanted = sj.num_kept(size, density)
     in_masks = int(sj.count(steps.kernels(state.params, masks)))
-    if revived or in_masks != wanted:
+    # A weight that is not a number is still none after minus itself was added.
+    diverged = rows[-1]["loss"] is None
+    if (revived and not diverged) or in_masks != wanted:
         raise RuntimeError(
             f"{run.name}: {in_masks} weights are kept and {revived} pruned ones are not "
             f"zero; it should be {wanted} and 0."
@@ -152,6 +155,7 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
         "kept": kept,
         "best": max(last),
         "last": last[-1],
+        "diverged": diverged,
         # Of all trainings together, in units of one dense training.
         "multiply_adds": round(sum(r["used"] for r in rows) / run.training.epochs, 4),
     }

@@ -58,6 +58,11 @@ def beside(
     return own + others
 
 
+def diverged(row: Row) -> bool:
+    """Whether the loss of the last epoch was no number."""
+    return row.get("diverged", False)
+
+
 def tables(rows: list[Row]) -> list[Table]:
     """A table a network: the accuracy of the last epoch, and the multiply-adds."""
     made = []
@@ -74,8 +79,9 @@ def tables(rows: list[Row]) -> list[Table]:
                 body.append([label(method), *cells])
         title = (
             f"{network} on {dataset}: per cent right after the last epoch, mean over seeds "
-            "(from the worst to the best); multiply-adds of all its training in units of "
-            "a dense training, without those of dense gradients"
+            "(from the worst to the best) of trainings that did not diverge; multiply-adds "
+            "of all its training in units of a dense training, without those of dense "
+            "gradients"
         )
         made.append(Table(title, ["method", *map(power, compressions)], body))
     return made
@@ -85,14 +91,17 @@ def _cell(rows: Sequence[Row], compression: float, method: str) -> str:
     at = [r for r in rows if method == "dense" or r["compression"] == compression]
     if not at:
         return ""
-    right = [100 * row["last"] for row in at]
-    text = mean_and_range(statistics.fmean(right), min(right), max(right))
+    right = [100 * row["last"] for row in at if not diverged(row)]
+    lost = f"{len(at) - len(right)} of {len(at)} diverged" if len(right) < len(at) else ""
+    text = mean_and_range(statistics.fmean(right), min(right), max(right)) if right else ""
+    text = "; ".join(filter(None, (text, lost)))
     costs = [row["multiply_adds"] for row in at if "multiply_adds" in row]
     return f"{text}; {statistics.fmean(costs):.2f}" if costs else text
 
 
 def draw(rows: list[Row], path: pathlib.Path) -> None:
-    """Every network that was trained is a point; lines are means over seeds."""
+    """Every network that was trained is a point; lines are means over the seeds that did
+    not diverge."""
     found = beside(rows)
     pairs = list(dict.fromkeys((r["network"], r["dataset"]) for r in found))
     with style.settings():
@@ -104,17 +113,18 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
             if dense:
                 axes.axhline(statistics.fmean(dense), color=style.PALE, lw=1)
             for method in (*SHARED[1:], *LABELS):
-                at: dict[float, list[float]] = {}
-                for row in here:
-                    if row["method"] == method:
-                        at.setdefault(row["compression"], []).append(100 * row["last"])
-                if not at:
+                mine = [row for row in here if row["method"] == method]
+                if not mine:
                     continue
+                at: dict[float, list[float]] = {}
+                for row in mine:
+                    if not diverged(row):
+                        at.setdefault(row["compression"], []).append(100 * row["last"])
                 color, marker = _MARKS.get(method) or style.MARKS[method]
                 dashed = {} if method in LABELS else {"linestyle": ":"}
                 means = [statistics.fmean(at[c]) for c in sorted(at)]
                 axes.plot(sorted(at), means, color=color, label=label(method), **dashed)
-                points = [(c, y) for c, each in at.items() for y in each]
+                points = [(row["compression"], 100 * row["last"]) for row in mine]
                 axes.scatter(*zip(*points), color=color, marker=marker, s=14)
             style.compressions(axes)
             axes.set_title(f"{pair[0]} on {pair[1]}", loc="left")

@@ -40,6 +40,18 @@ def test_a_run_trains_and_ends_at_its_density(method, tmp_path, monkeypatch):
     assert epochs[0]["used"] >= epochs[-1]["used"] - 1e-6
 
 
+def test_a_training_that_diverges_is_a_result(tmp_path, monkeypatch):
+    small = functools.partial(networks.NormalisedMLP, hidden=(12,))
+    monkeypatch.setitem(networks.NETWORKS, "mlp_bn", small)
+    (run,) = [r for r in sparse_training.runs("smoke") if r.method == "rigl_synflow"]
+    training = dataclasses.replace(run.training, learning_rate=1e30)
+    run = dataclasses.replace(run, compression=0.5, training=training)
+    *epochs, row = sparse_training.execute(run, Context(tmp_path))
+    assert row["diverged"] and epochs[-1]["loss"] is None
+    (table,) = figures.tables([row, row | {"diverged": False, "last": 0.5}])
+    assert table.rows[-1][1].startswith("50.0; 1 of 2 diverged; ")
+
+
 def test_multiply_adds_are_positions_times_weights():
     """Of 3x3 convolutions of stride 2, from 8x8 to 4x4 and 2x2, and of a dense layer."""
     variables = models.init(MODULE, jax.random.key(0), (8, 8, 1))
