@@ -16,6 +16,7 @@ from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.values import Rules, checked_rules
 from synflow_jax.trees import Masks, Params, ScoreFn, Scores, check_masks
 from synflow_jax.xla.backends import Backend
+from synflow_jax.xla.loops import as_if_from
 from synflow_jax.xla.programs import program
 
 
@@ -119,7 +120,7 @@ def _shares(
     total, gradients = jax.value_and_grad(mantissa_of_flow)(weights)
     # Where nothing flows every score is zero, not zero over zero.
     divisor = jnp.where(total == 0, jnp.ones_like(total), total)
-    shares = [_share(w, g / divisor) for w, g in zip(weights, gradients)]
+    shares = [_share(w, g / divisor, total) for w, g in zip(weights, gradients)]
     return apply_masks(merged(shares, no_score), masks)
 
 
@@ -168,7 +169,8 @@ def synflow_l2(
     return FlowCriterion(score, of_weights.why_not_certifiable, where)
 
 
-def _share(weight: Array, gradient: Array) -> Array:
+def _share(weight: Array, gradient: Array, total: Array) -> Array:
     """The weight times its gradient; zero for a zero weight, whatever its gradient."""
     share = jnp.abs(weight * gradient)
-    return jnp.where(weight != 0, share, jnp.zeros_like(weight))
+    zero = as_if_from(total, jnp.zeros((), weight.dtype))
+    return jnp.where(weight != zero, share, jnp.zeros_like(weight))

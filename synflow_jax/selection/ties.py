@@ -5,12 +5,14 @@ import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
 from synflow_jax.selection.threshold import Bracket, Measure, counting, search
 from synflow_jax.xla import counts
 from synflow_jax.xla.backends import Backend
+from synflow_jax.xla.loops import as_if_from
 from synflow_jax.xla.placement import varying_with
 
 # Numbers of places: one less than there are integers of 32 bits without the lowest.
@@ -22,9 +24,7 @@ def keep_first_ties(
 ) -> list[Array]:
     """Masks of all keys above ``low``, and of the first few of those equal to it."""
     size = sum(key.size for key in keys)
-    lowest = jnp.iinfo(bracket.low.dtype).min
-    eligible = [key > lowest for key in keys]
-    kept = [key > bracket.low for key in keys]
+    first = [False] * len(keys)
     tied = [key == bracket.low for key in keys]
     num_tied = bracket.below_high - bracket.below_low
     removed = num_removed - bracket.below_low  # of those that are tied
@@ -43,11 +43,13 @@ def keep_first_ties(
         start = varying_with(start, (keys, num_removed))
         measure = _counting_ranks(backend, keys, places, tied)
         chosen = search(measure, others + removed, start)
-        kept = [k | t & (r > chosen.low) for k, t, r in zip(kept, tied, ranks)]
+        first = [f | t & (r > chosen.low) for f, t, r in zip(first, tied, ranks)]
         tied = [t & (r == chosen.low) for t, r in zip(tied, ranks)]
         removed = others + removed - chosen.below_low
-    # No two entries are tied any more.
-    return [(k | t) & e for k, t, e in zip(kept, tied, eligible)]
+    # No two entries are tied any more. Compared before the searches, these would be kept.
+    low = as_if_from(chosen.low, bracket.low)
+    lowest = as_if_from(chosen.low, jnp.iinfo(low.dtype).min)
+    return [((key > low) | f | t) & (key > lowest) for key, f, t in zip(keys, first, tied)]
 
 
 class _Place(NamedTuple):
@@ -88,18 +90,26 @@ def _counting_ranks(
     """The measure that counts the ranks below a threshold.
 
     Ranks are made anew in each pass: kept from pass to pass they would take as much memory
-    as the keys. (On a CPU XLA keeps them nevertheless.)
+    as the keys.
     """
 
     def below(candidates):
-        ranks, _ = _ranks(keys, places, tied)
+        now, start = tied, np.uint32(0)
+        # On several devices XLA does that by itself, and would gather what is made so.
+        if backend.one_device:
+            start = as_if_from(candidates, start)
+            now = [t & (start == 0) for t in tied]
+        ranks, _ = _ranks(keys, places, now, start)
         return counting(backend, ranks).below(candidates)
 
     return counting(backend, keys)._replace(below=below)
 
 
 def _ranks(
-    keys: list[Array], places: list[_Place], tied: list[Array]
+    keys: list[Array],
+    places: list[_Place],
+    tied: list[Array],
+    start: Any = np.uint32(0),
 ) -> tuple[list[Array], Array]:
     """Integers that rank tied entries by place: the earlier an entry, the higher its rank.
 
@@ -111,13 +121,14 @@ def _ranks(
     limits = jnp.iinfo(jnp.int32)
     highest = jnp.uint32(limits.max - 1)
     ranks, last = [], 0
-    for key, (start, axes), is_tied in zip(keys, places, tied):
+    for key, (place, axes), is_tied in zip(keys, places, tied):
         # Made from the key, so that it is divided over devices as the key.
-        number, stride = jnp.zeros_like(key, jnp.uint32) + jnp.uint32(start), 1
+        number = jnp.zeros_like(key, jnp.uint32) + (start + jnp.uint32(place))
+        stride = 1
         for axis in reversed(range(*axes)):
             along = lax.broadcasted_iota(jnp.uint32, key.shape, axis)
             number, stride = number + along * jnp.uint32(stride), stride * key.shape[axis]
         rank = lax.bitcast_convert_type(highest - number, jnp.int32)
         ranks.append(jnp.where(is_tied, rank, limits.min))
-        last = max(last, start + stride - 1)
+        last = max(last, place + stride - 1)
     return ranks, lax.bitcast_convert_type(highest - jnp.uint32(last), jnp.int32)

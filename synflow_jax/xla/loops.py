@@ -1,12 +1,13 @@
-"""Rewrites functions so that their convolutions run fast in the body of a loop."""
+"""What lies in the body of a loop: fast convolutions, and nothing that XLA keeps."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax import lax
 from jax.extend import core
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.convolutions import native_conv
@@ -58,3 +59,22 @@ def _step(backend: Backend, eqn: core.JaxprEqn, operands: list[Any]) -> list[Any
         step = functools.partial(_step, backend)
         return evaluate(*opened(called(parameters(eqn))), operands, step)
     return bind(eqn, operands)
+
+
+def as_if_from(result: Any, number: Any) -> Array:
+    """A number, of which XLA does not know that it does not depend on a result.
+
+    What is the same in each pass of a loop XLA computes once, and keeps. If that is as
+    large as the arrays of the loop, such as ``weights != 0``, it is better computed anew:
+    ``weights != as_if_from(result, 0.0)``, with any result of the pass.
+
+    Args:
+      result: an array, best a single number: it is computed before.
+      number: a scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> as_if_from(jnp.ones(()), np.float32(3))
+      Array(3., dtype=float32)
+    """
+    return lax.optimization_barrier((number, result))[0]
