@@ -85,4 +85,4 @@ def test_a_decoder_of_real_size_is_pruned_in_little_memory():
     gradient = jax.grad(lambda params, x: decoder(params, x).sum())
     plain = copies(jax.jit(gradient).lower(params, tokens))
     assert copies(jax.jit(score).lower(params, masks)) <= plain + 0.5
-    assert copies(sj.lower_prune(score, params, 0.1, platform="cpu")) <= 2.5
+    assert copies(sj.lower_prune(score, params, 0.1, platform="cpu")) <= 2
