@@ -6,7 +6,7 @@ part, such as a loop over layers, masks each part by itself instead.
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool
 
 
@@ -20,7 +20,7 @@ class Weight(NamedTuple):
         """Zero where the mask is False."""
         if self.mask is None:
             return self.stored
-        return jnp.where(self.mask, self.stored, jnp.zeros_like(self.stored))
+        return lax.select(self.mask, self.stored, lax.full_like(self.stored, 0))
 
 
 class Weights:
