@@ -69,7 +69,7 @@ def dot_general(equation: Equation, left: Value, right: Value):
 
 def _in_parts(equation: Equation, row: Array, weight: Weight) -> bool:
     numbers = equation.params["dimension_numbers"]
-    same = row.dtype == weight.stored.dtype
+    same = row.dtype == weight.stored.dtype and equation.is_absolute
     return same and in_parts(equation.backend, row, weight.stored, numbers)
 
 

@@ -107,11 +107,11 @@ def interpret(
     sources = [_source(x, settings.dtype, once) for x in inputs]
     stored = [*map(_as_array, jax.tree.leaves(params))]
     kept = [None] * len(stored) if masks is None else jax.tree.leaves(masks)
-    weights = Weights()
-    leaves = [*map(weights.read, map(Weight, stored, kept))]
 
     def run(numbers_flow):
-        sums, origins = plain.Sums(leaves), Origins(ENTRYWISE.__contains__)
+        sums, origins = plain.Sums(), Origins(ENTRYWISE.__contains__)
+        weights = Weights(sums.begin)
+        leaves = [*map(weights.read, map(Weight, stored, kept))]
         interpreter = _Interpreter(
             settings,
             sums,
@@ -234,9 +234,10 @@ class _Interpreter(NamedTuple):
             biases=settings.biases,
             inside=lambda inner, *operands: self.run(*opened(inner), operands, line),
             bind=lambda *arrays: bind(eqn, arrays),
+            weights=self.weights,
+            is_absolute=settings.absolute is None,
             line=line,
             backend=settings.backend,
-            weights=self.weights,
         )
         if rule is None:
             operands = [self.refinement.expanded(x) for x in operands]

@@ -10,7 +10,6 @@ its parameters.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -50,12 +49,13 @@ class Sums:
     weights makes new weights.
     """
 
-    def __init__(self, leaves: Sequence[Any]):
+    def __init__(self):
         # By the identity of a value: the value, its absolute value, and if it is a sum.
         self._terms: dict[int, tuple[Any, Callable, bool]] = {}
-        for leaf in leaves:
-            if isinstance(leaf, jax.Array):
-                self._terms[id(leaf)] = leaf, lambda absolute, x=leaf: absolute(x), False
+
+    def begin(self, leaf: Array) -> None:
+        """Notes a parameter, or a part of one."""
+        self._terms[id(leaf)] = leaf, lambda absolute: absolute(leaf), False
 
     def follow(
         self, eqn: core.JaxprEqn, operands: Sequence[Plain], outs: Sequence[Plain]

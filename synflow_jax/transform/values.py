@@ -157,9 +157,11 @@ class Equation(NamedTuple):
       inside: ``inside(closed_jaxpr, *operands) -> results``, for rules of primitives that
         call another jaxpr.
       bind: ``bind(*arrays) -> results`` evaluates the primitive itself.
+      weights: which plain values are weights.
+      is_absolute: whether ``absolute`` is what its name says. Questions about paths ask
+        for another function.
       line: the line of the model that calls it.
       backend: the devices that the flow is traced for.
-      weights: which plain values are weights as they are stored, masked.
     """
 
     name: str
@@ -170,9 +172,10 @@ class Equation(NamedTuple):
     biases: bool
     inside: Callable[..., list[Value]]
     bind: Callable[..., list[Array]]
+    weights: Weights
+    is_absolute: bool = True
     line: str = ""
     backend: Backend = ANYWHERE
-    weights: Weights = Weights()
 
 
 @dataclasses.dataclass(frozen=True)

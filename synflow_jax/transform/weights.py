@@ -4,6 +4,7 @@ All weights of a network, masked, are another copy of them. What reads a weight 
 part, such as a loop over layers, masks each part by itself instead.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jax import lax
@@ -24,9 +25,14 @@ class Weight(NamedTuple):
 
 
 class Weights:
-    """Which values of a network are weights."""
+    """Which values of a network are weights.
 
-    def __init__(self):
+    Args:
+      begin: called with each value of a weight.
+    """
+
+    def __init__(self, begin: Callable[[Array], None]):
+        self._begin = begin
         # By the identity of a value, which is kept so that no other value gets it.
         self._behind: dict[int, tuple[Array, Weight]] = {}
 
@@ -34,6 +40,7 @@ class Weights:
         """The value of a weight, masked."""
         value = weight.masked()
         self._behind[id(value)] = value, weight
+        self._begin(value)
         return value
 
     def behind(self, value: Any) -> Weight | None:

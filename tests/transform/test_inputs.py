@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
+from tests import nets
 
 W = jnp.array([[1.0, -2.0], [-3.0, 4.0]])
 PARAMS = {"table": jnp.ones((5, 2)), "q": W, "k": W, "v": W}
@@ -212,3 +213,22 @@ def test_a_loop_over_layers_masks_each_layer_by_itself():
 
     assert bytes_needed(score) < 0.2 * params.nbytes
     assert bytes_needed(before) > params.nbytes
+
+
+def test_sums_of_weights_are_followed_into_rematerialised_parts_and_loops():
+    """The paths through a sum of weights are those through the weights."""
+
+    def times_sums(x, w):
+        return x @ w.sum(axis=1, keepdims=True) * jnp.ones((1, 2))
+
+    def repeated(params, x):
+        return jax.lax.scan(lambda x, w: (times_sums(x, w), None), x, params)[0]
+
+    def unrolled(params, x):
+        return times_sums(jax.checkpoint(times_sums)(x, params[0]), params[1])
+
+    params = jnp.array([[[1.0, -2.0], [3.0, -4.0]], [[5.0, -6.0], [-7.0, 8.0]]])
+    want = jnp.abs(params) / jnp.array([10.0, 26.0])[:, None, None]
+    for network in (repeated, unrolled):
+        masks = jnp.ones(params.shape, bool)
+        nets.assert_close(sj.synflow(network, (2,))(params, masks), want)

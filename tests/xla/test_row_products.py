@@ -73,6 +73,16 @@ def test_parts_are_for_one_row_and_a_large_matrix_on_a_cpu(small):
     assert not in_parts(CPU, row[:, :23], jnp.ones((23, 9)), AS_WRITTEN)
 
 
+def test_questions_about_paths_do_not_take_parts(small):
+    """Their flow says how many weights a path has, and not how large they are."""
+    params = {"a/kernel": jnp.ones((2, 24)), "b/kernel": 1e-9 * jnp.ones((24, 8))}
+
+    def network(params, x):
+        return x @ params["a/kernel"] @ params["b/kernel"]
+
+    assert sj.fewest_weights(network, params, (2,)) == 2
+
+
 def test_scores_of_a_large_layer_need_no_copy_of_it():
     params = {
         "first": jax.random.normal(jax.random.key(0), (2, 4096)),
