@@ -4,6 +4,7 @@ import pathlib
 import statistics
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import methods
@@ -24,8 +25,8 @@ LABELS = {
 SHARED = ("dense", "synflow", "snip", "erk")
 _MARKS = {
     "gradual": ("#D55E00", "s"),
-    "rigl_erk": ("#117733", "<"),
-    "rigl_synflow": ("#0072B2", "o"),
+    "rigl_erk": ("#44AA99", "X"),
+    "rigl_synflow": ("#332288", "p"),
     "set_erk": ("#999933", "v"),
     "set_synflow": ("#56B4E9", "P"),
     "imp": ("#882255", "*"),
@@ -101,35 +102,45 @@ def _cell(rows: Sequence[Row], compression: float, method: str) -> str:
 
 def draw(rows: list[Row], path: pathlib.Path) -> None:
     """Every network that was trained is a point; lines are means over the seeds that did
-    not diverge."""
+    not diverge, and those that did are hollow points at the bottom."""
     found = beside(rows)
     pairs = list(dict.fromkeys((r["network"], r["dataset"]) for r in found))
     with style.settings():
         figure = Figure((5.2 * max(len(pairs), 1), 4.4), layout="constrained")
         panels = figure.subplots(1, max(len(pairs), 1), squeeze=False)[0]
         for axes, pair in zip(panels, pairs):
-            here = [r for r in found if (r["network"], r["dataset"]) == pair]
-            dense = [100 * r["last"] for r in here if r["method"] == "dense"]
-            if dense:
-                axes.axhline(statistics.fmean(dense), color=style.PALE, lw=1)
-            for method in (*SHARED[1:], *LABELS):
-                mine = [row for row in here if row["method"] == method]
-                if not mine:
-                    continue
-                at: dict[float, list[float]] = {}
-                for row in mine:
-                    if not diverged(row):
-                        at.setdefault(row["compression"], []).append(100 * row["last"])
-                color, marker = _MARKS.get(method) or style.MARKS[method]
-                dashed = {} if method in LABELS else {"linestyle": ":"}
-                means = [statistics.fmean(at[c]) for c in sorted(at)]
-                axes.plot(sorted(at), means, color=color, label=label(method), **dashed)
-                points = [(row["compression"], 100 * row["last"]) for row in mine]
-                axes.scatter(*zip(*points), color=color, marker=marker, s=14)
-            style.compressions(axes)
+            _draw_panel(axes, [r for r in found if (r["network"], r["dataset"]) == pair])
             axes.set_title(f"{pair[0]} on {pair[1]}", loc="left")
-            axes.set_ylabel("right after the last epoch (%)")
         if pairs:
             handles = panels[0].get_legend_handles_labels()
             figure.legend(*handles, loc="outside lower center", ncols=4)
         figure.savefig(path, dpi=160)
+
+
+def _draw_panel(axes: Axes, rows: Sequence[Row]) -> None:
+    dense = [100 * row["last"] for row in rows if row["method"] == "dense"]
+    if dense:
+        axes.axhline(statistics.fmean(dense), color=style.PALE, lw=1)
+    own = {row["compression"] for row in rows if row["method"] in LABELS}
+    shown = [row for row in rows if row["compression"] in own]
+    bottom = min(100 * row["last"] for row in shown if not diverged(row)) - 2
+    for method in (*SHARED[1:], *LABELS):
+        mine = [row for row in shown if row["method"] == method]
+        if not mine:
+            continue
+        at: dict[float, list[float]] = {}
+        for row in mine:
+            if not diverged(row):
+                at.setdefault(row["compression"], []).append(100 * row["last"])
+        color, marker = _MARKS.get(method) or style.MARKS[method]
+        look = {"color": color, "marker": marker, "markersize": 5}
+        line = "-" if method in LABELS else ":"
+        means = [statistics.fmean(at[c]) for c in sorted(at)]
+        axes.plot(sorted(at), means, line, color=color)
+        axes.plot(*zip(*((c, y) for c in at for y in at[c])), ls="", **look)
+        axes.plot([], [], line, label=label(method), **look)
+        lost = [(row["compression"], bottom) for row in mine if diverged(row)]
+        if lost:
+            axes.plot(*zip(*lost), ls="", markerfacecolor="white", **look)
+    style.compressions(axes)
+    axes.set_ylabel("right after the last epoch (%)")
