@@ -74,7 +74,7 @@ def as_if_from(result: Any, number: Any) -> Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> as_if_from(jnp.ones(()), np.float32(3))
-      Array(3., dtype=float32)
+      >>> float(as_if_from(jnp.ones(()), jnp.float32(3)))
+      3.0
     """
     return lax.optimization_barrier((number, result))[0]
