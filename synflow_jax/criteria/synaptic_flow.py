@@ -120,7 +120,9 @@ def _shares(
     total, gradients = jax.value_and_grad(mantissa_of_flow)(weights)
     # Where nothing flows every score is zero, not zero over zero.
     divisor = jnp.where(total == 0, jnp.ones_like(total), total)
-    shares = [_share(w, g / divisor, total) for w, g in zip(weights, gradients)]
+    # In a loop of rounds XLA would keep which weights are 0, as that is always the same.
+    zero = as_if_from(total, jnp.zeros_like(total))
+    shares = [_share(w, g / divisor, zero) for w, g in zip(weights, gradients)]
     return apply_masks(merged(shares, no_score), masks)
 
 
@@ -169,8 +171,7 @@ def synflow_l2(
     return FlowCriterion(score, of_weights.why_not_certifiable, where)
 
 
-def _share(weight: Array, gradient: Array, total: Array) -> Array:
+def _share(weight: Array, gradient: Array, zero: Array) -> Array:
     """The weight times its gradient; zero for a zero weight, whatever its gradient."""
     share = jnp.abs(weight * gradient)
-    zero = as_if_from(total, jnp.zeros((), weight.dtype))
-    return jnp.where(weight != zero, share, jnp.zeros_like(weight))
+    return jnp.where(weight != zero.astype(weight.dtype), share, jnp.zeros_like(weight))

@@ -21,10 +21,15 @@ SHORT = ("gradual", "rigl_synflow", "imp")
 LONG = [pytest.param(m, marks=pytest.mark.long) for m in figures.LABELS if m not in SHORT]
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """Makes the MLP one of 12 hidden units."""
+    module = functools.partial(networks.NormalisedMLP, hidden=(12,))
+    monkeypatch.setitem(networks.NETWORKS, "mlp_bn", module)
+
+
 @pytest.mark.parametrize("method", [*SHORT, *LONG])
-def test_a_run_trains_and_ends_at_its_density(method, tmp_path, monkeypatch):
-    small = functools.partial(networks.NormalisedMLP, hidden=(12,))
-    monkeypatch.setitem(networks.NETWORKS, "mlp_bn", small)
+def test_a_run_trains_and_ends_at_its_density(method, small, tmp_path):
     (run,) = [r for r in sparse_training.runs("smoke") if r.method == method]
     run = dataclasses.replace(run, compression=0.5)
     *epochs, row = sparse_training.execute(run, Context(tmp_path))
@@ -40,9 +45,7 @@ def test_a_run_trains_and_ends_at_its_density(method, tmp_path, monkeypatch):
     assert epochs[0]["used"] >= epochs[-1]["used"] - 1e-6
 
 
-def test_a_training_that_diverges_is_a_result(tmp_path, monkeypatch):
-    small = functools.partial(networks.NormalisedMLP, hidden=(12,))
-    monkeypatch.setitem(networks.NETWORKS, "mlp_bn", small)
+def test_a_training_that_diverges_is_a_result(small, tmp_path):
     (run,) = [r for r in sparse_training.runs("smoke") if r.method == "rigl_synflow"]
     training = dataclasses.replace(run.training, learning_rate=1e30)
     run = dataclasses.replace(run, compression=0.5, training=training)
