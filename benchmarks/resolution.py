@@ -45,9 +45,19 @@ def upsampled(x, kernel):
     )
 
 
-def unet(levels, space, width=16):
+def resized(x, kernel):
+    shape = (x.shape[0], *(2 * n for n in x.shape[1:-1]), x.shape[-1])
+    return conv(jax.image.resize(x, shape, "linear"), kernel)
+
+
+# The ways of a U-Net back to more pixels, by the name of their kernels.
+UPS = {"up": upsampled, "resized": resized}
+
+
+def unet(levels, space, width=16, way="up"):
     """``(apply_fn, params)`` of a U-Net: two 3x3 convolutions a level, max pooling,
-    transposed 2x2 convolutions, ``width`` channels in the first level."""
+    transposed 2x2 convolutions (or convolutions after a linear resizing), ``width``
+    channels in the first level."""
     keys = iter(jax.random.split(jax.random.key(0), 99))
 
     def kernel(size, into, out):
@@ -60,7 +70,7 @@ def unet(levels, space, width=16):
     widths = [width * 2**i for i in range(levels + 1)]
     params = {
         "down": [pair(into, out) for into, out in zip([3, *widths], widths)],
-        "up": [kernel(2, 2 * w, w) for w in widths[:-1]],
+        way: [kernel(2, 2 * w, w) for w in widths[:-1]],
         "join": [pair(2 * w, w) for w in widths[:-1]],
         "head": kernel(1, width, 2),
     }
@@ -77,8 +87,8 @@ def unet(levels, space, width=16):
             skips.append(both(x, kernels))
             x = lax.reduce_window(skips[-1], -jnp.inf, lax.max, window, window, "VALID")
         x = both(x, params["down"][-1])
-        for up, kernels, skip in [*zip(params["up"], params["join"], skips)][::-1]:
-            x = both(jnp.concatenate([upsampled(x, up), skip], -1), kernels)
+        for up, kernels, skip in [*zip(params[way], params["join"], skips)][::-1]:
+            x = both(jnp.concatenate([UPS[way](x, up), skip], -1), kernels)
         return conv(x, params["head"])
 
     return apply_fn, params
@@ -101,6 +111,12 @@ NETWORKS = {
     ),
     "unet of 2 levels": (lambda: unet(2, 2), 2, (128, 256, 512, 1024), 512),
     "unet of 4 levels": (lambda: unet(4, 2), 2, (128, 256, 512, 1024), 512),
+    "resizing unet of 2 levels": (
+        lambda: unet(2, 2, way="resized"),
+        2,
+        (128, 256, 512, 1024),
+        512,
+    ),
     "3d unet of 2 levels": (lambda: unet(2, 3), 3, (32, 64, 128), 64),
 }
 
@@ -127,7 +143,7 @@ def pytorch(name, params, shape):
 
     if name in baseline.NETWORKS:
         network, layers = baseline.NETWORKS[name][0], baseline.layers_of(params)
-    elif "head" in params:  # a U-Net
+    elif "up" in params:  # a U-Net with transposed convolutions
         named = zip(sj.leaf_names(params), jax.tree.leaves(params))
         network = baseline.unet
         layers = baseline.layers_of({name: {"kernel": kernel} for name, kernel in named})

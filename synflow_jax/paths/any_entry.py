@@ -6,15 +6,29 @@ the largest of several entries, a question about paths passes them all.
 
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, PyTree
 
-from synflow_jax.transform import products, scattering, sharded, sorting
+from synflow_jax.transform import (
+    class_rules,
+    class_windows,
+    products,
+    scattering,
+    sharded,
+    sorting,
+)
 from synflow_jax.transform.elementwise import add, maximum
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.scaled import Scaled
 from synflow_jax.transform.structural import pooled_entries
-from synflow_jax.transform.values import Equation, Rule, Value, carries_flow
+from synflow_jax.transform.values import Classed, Equation, Rule, Value, carries_flow
+
+# A question is asked once or a few times, where scores are computed a hundred times: equal
+# positions are computed once from larger convolutions on (`Settings.least`), since more has
+# to be compiled. U-Nets of 2 levels have that many at 512 pixels, VGG-19 at 224.
+LEAST = 2**29
 
 
 def replaced(others: Mapping[str, Rule], rules: Mapping[str, Rule]) -> dict[str, Rule]:
@@ -24,9 +38,22 @@ def replaced(others: Mapping[str, Rule], rules: Mapping[str, Rule]) -> dict[str,
     return {**rules, **same}
 
 
+def stored_mantissas(outs: PyTree) -> list[Array]:
+    """What is stored of each output that carries flow."""
+    leaves = jax.tree.leaves(outs, is_leaf=lambda x: isinstance(x, Scaled | Classed))
+    flows = [x.value if isinstance(x, Classed) else x for x in leaves]
+    return [x.mantissa for x in flows if isinstance(x, Scaled)]
+
+
 def _reduce_window_max(equation: Equation, flow: Scaled) -> list[Scaled]:
     entries = pooled_entries(equation, flow, fill=0.0)
     return [Scaled(sum(entries[1:], entries[0]), flow.exponent)]
+
+
+def _windows_once(refinement, apply, equation: Equation, flow: Value):
+    """Of a flow of which equal positions are stored once."""
+    as_sum = equation._replace(name="reduce_window_sum")
+    return class_windows.summing(refinement, apply, as_sum, flow)
 
 
 def _reduce_max(equation: Equation, flow: Scaled) -> list[Scaled]:
@@ -54,14 +81,21 @@ DECIDED = {
 }
 ANY_ENTRY = {
     **DECIDED,
-    **dict.fromkeys(["max", "min"], Rule(_maximum, sees_kinds=True)),
+    **dict.fromkeys(
+        ["max", "min"], Rule(_maximum, sees_kinds=True, at_classes=class_rules.entrywise)
+    ),
     **dict.fromkeys(
         "reduce_max reduce_min reduce_or reduce_and unvmap_any unvmap_all "
         "unvmap_max".split(),
-        Rule(_reduce_max),
+        Rule(_reduce_max, at_classes=class_rules.largest),
     ),
-    **dict.fromkeys(["reduce_window_max", "reduce_window_min"], Rule(_reduce_window_max)),
-    **dict.fromkeys(["cummax", "cummin"], Rule(_cumulative_max)),
+    **dict.fromkeys(
+        ["reduce_window_max", "reduce_window_min"],
+        Rule(_reduce_window_max, at_classes=_windows_once),
+    ),
+    **dict.fromkeys(
+        ["cummax", "cummin"], Rule(_cumulative_max, at_classes=class_rules.along_axis)
+    ),
     **dict.fromkeys(["scatter-max", "scatter-min"], Rule(scattering.scatter_union)),
     **dict.fromkeys(["pmax", "pmin"], Rule(sharded.union)),
     **dict.fromkeys(

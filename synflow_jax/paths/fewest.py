@@ -13,10 +13,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, PyTree
 
-from synflow_jax.paths.any_entry import DECIDED, replaced
+from synflow_jax.paths.any_entry import DECIDED, LEAST, replaced, stored_mantissas
 from synflow_jax.precision import cast_floating, scoring_dtype, widened
 from synflow_jax.transform.interpreter import Settings, interpret
-from synflow_jax.transform.network_flow import ones
+from synflow_jax.transform.network_flow import ones, uniform
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.scaled import Scaled
 from synflow_jax.transform.values import (
@@ -86,7 +86,7 @@ def fewest_weights(
     is_prunable = tuple(prunable_leaves(params, prunable))
     samples, inputs, rules = (
         _sampled(params, is_prunable),
-        ones(input_shape),
+        uniform(ones(input_shape)),
         checked_rules(rules),
     )
     levels = 16  # enough for most networks with shortcuts, and chains of fewer layers
@@ -117,7 +117,7 @@ def is_connected(
     """Whether any path of parameters that are not zero leads from input to output."""
     none = (False,) * len(jax.tree.leaves(params))
     run = program(_reached_through, apply_fn, checked_rules(rules), 0, none)
-    return bool(run(params, ones(input_shape))[0])
+    return bool(run(params, uniform(ones(input_shape)))[0])
 
 
 # --- how many weights a path needs --------------------------------------------------------
@@ -196,15 +196,18 @@ def _reached_through(
 
     rules = replaced(DECIDED, rules)
     settings = Settings(
-        dtype, rules=rules, absolute=passed_on, after_rule=as_boolean, backend=backend
+        dtype,
+        rules=rules,
+        absolute=passed_on,
+        after_rule=as_boolean,
+        backend=backend,
+        least=LEAST,
     )
 
     def output_reached(*leaves):
         params = jax.tree.unflatten(treedef, leaves)
         outs = interpret(apply_fn, params, (inputs,), settings)
-        outs = jax.tree.leaves(outs, is_leaf=lambda x: isinstance(x, Scaled))
-        flows = [jnp.any(out.mantissa) for out in outs if isinstance(out, Scaled)]
-        return jnp.any(jnp.array(flows, bool))
+        return jnp.any(jnp.array([*map(jnp.any, stored_mantissas(outs))], bool))
 
     each = [None] * len(leaves)
     output_reached = jax.vmap(

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from synflow_jax.paths.any_entry import ANY_ENTRY, replaced
+from synflow_jax.paths.any_entry import ANY_ENTRY, LEAST, replaced, stored_mantissas
 from synflow_jax.precision import cast_floating, scoring_dtype, split_floating, widened
 from synflow_jax.transform.interpreter import Settings, interpret
-from synflow_jax.transform.network_flow import ones, total_flow
+from synflow_jax.transform.network_flow import ones, total_flow, uniform
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.scaled import Scaled
 from synflow_jax.transform.values import (
@@ -64,7 +64,7 @@ def on_paths(
              [False]], dtype=bool)
     """
     run = program(_alive, apply_fn, checked_rules(rules))
-    return run(params, ones(input_shape))
+    return run(params, uniform(ones(input_shape)))
 
 
 def _alive(
@@ -93,13 +93,12 @@ def _alive(
         absolute=connects,
         after_rule=_zero_or_one,
         backend=backend,
+        least=LEAST,
     )
 
     def outputs_reached(weights):
         outs = interpret(apply_fn, merged(weights), (inputs,), settings)
-        outs = jax.tree.leaves(outs, is_leaf=lambda x: isinstance(x, Scaled))
-        flows = [out.mantissa for out in outs if isinstance(out, Scaled)]
-        return sum(map(jnp.sum, flows), jnp.zeros((), dtype))
+        return sum(map(jnp.sum, stored_mantissas(outs)), jnp.zeros((), dtype))
 
     found = jax.grad(outputs_reached)(weights)
     alive = [(gradient != 0) & (w != 0) for gradient, w in zip(found, weights)]

@@ -1,4 +1,4 @@
-"""Rules at flows of which equal positions are stored once: entries, moves and sums.
+"""Rules at flows of which equal positions are stored once: calls, entries, sums, products.
 
 Each is called as ``rule(refinement, apply, equation, *operands)``, with ``apply`` the rule
 for whole flows. It finds the classes of the result, and mostly applies that rule to what is
@@ -6,25 +6,23 @@ stored. NotImplemented says that the operands must be whole; so it is for every 
 that is not known here, such as one to which a user gave the rule of another.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from synflow_jax.transform.class_moves import moved
 from synflow_jax.transform.classes import (
-    NOTHING,
-    Classes,
     Maps,
     compressed,
-    every_position,
-    one_class,
+    of_rows,
     useful,
 )
 from synflow_jax.transform.control_flow import call
 from synflow_jax.transform.elementwise import nonlinearity
-from synflow_jax.transform.origins import reshaped_groups
 from synflow_jax.transform.refinement import Refinement, classed, maps_of, shape_of
 from synflow_jax.transform.scaled import Scaled
 from synflow_jax.transform.values import (
@@ -32,15 +30,30 @@ from synflow_jax.transform.values import (
     Equation,
     Value,
     carries_flow,
-    known,
     plain_or_flow,
 )
-from synflow_jax.xla.reading import read
 
 
 def through(refinement: Refinement, apply: Callable, equation: Equation, *operands: Value):
     """Calls and the like: the operands pass as they are."""
     return apply(equation, *operands)
+
+
+def rematerialised(
+    refinement: Refinement, apply: Callable, equation: Equation, *operands: Value
+):
+    """A call: few positions are stored, so nothing has to be computed again for memory."""
+    flows = [x for x in operands if carries_flow(x)]
+    stored = sum(math.prod(x.stored) for x in flows if isinstance(x, Classed))
+    whole = sum(math.prod(shape_of(x)) for x in flows)
+    all_classed = all(isinstance(x, Classed) for x in flows)
+    if not all_classed or stored > _FEW * whole:
+        return NotImplemented
+    return call(equation, *operands)
+
+
+# The share of its positions up to which a flow that is stored needs no rematerialisation.
+_FEW = 0.25
 
 
 def entrywise(
@@ -81,227 +94,6 @@ def activation(
     return call(equation, *operands)
 
 
-# --- moves --------------------------------------------------------------------------------
-
-
-def moving(refinement: Refinement, apply: Callable, equation: Equation, *operands: Value):
-    """Moves entries: what the move does to positions, it does to their classes."""
-    flow, *others = operands
-    move = _MOVES.get(equation.name)
-    if move is None or not isinstance(flow, Classed) or any(map(carries_flow, others)):
-        return NotImplemented
-    found = move(equation, flow)
-    if found is None:
-        return NotImplemented
-    axes, results = found
-    if axes:  # along these the flow must be whole
-        flow = refinement.expanded(flow, axes)
-        if not isinstance(flow, Classed):
-            return NotImplemented
-    return _moved(apply, equation, flow, results, others)
-
-
-# The result of a move: a function of the arrays that are stored, and the classes.
-_Moved = tuple[Callable[[Array], Array], Maps]
-# A move: the axes along which the flow must be whole first, and for each result what moves
-# the flow; None if the whole flow must be moved.
-_Move = tuple[Sequence[int], list[_Moved]] | None
-
-
-def _moved(
-    apply: Callable,
-    equation: Equation,
-    flow: Classed,
-    results: Sequence[_Moved],
-    others: Sequence[Value] = (),
-):
-    """The rule for whole flows, with other functions for the primitive itself."""
-
-    def bind(array, *_):
-        array = jnp.broadcast_to(array, flow.stored)
-        return [function(array) for function, _ in results]
-
-    shapes, maps = equation.out_shapes, [m for _, m in results]
-    stored = [compressed(*each) for each in zip(shapes, maps)]
-    outs = apply(equation._replace(bind=bind, out_shapes=stored), flow.value, *others)
-    return [classed(*each) for each in zip(outs, shapes, maps)]
-
-
-def _transpose(equation: Equation, flow: Classed) -> _Move:
-    order = equation.params["permutation"]
-    maps = tuple(flow.maps[axis] for axis in order)
-    return (), [(lambda x: lax.transpose(x, order), maps)]
-
-
-def _squeeze(equation: Equation, flow: Classed) -> _Move:
-    dims = equation.params["dimensions"]
-    maps = tuple(m for axis, m in enumerate(flow.maps) if axis not in dims)
-    return (), [(lambda x: lax.squeeze(x, dims), maps)]
-
-
-def _broadcast(equation: Equation, flow: Classed) -> _Move:
-    (shape,) = equation.out_shapes
-    dims = equation.params["broadcast_dimensions"]
-    maps: list[Classes | None] = [useful(one_class(n)) for n in shape]
-    for axis, to in enumerate(dims):
-        if flow.shape[axis] == shape[to]:
-            maps[to] = flow.maps[axis]
-    stored = compressed(shape, tuple(maps))
-    return (), [(lambda x: lax.broadcast_in_dim(x, stored, dims), tuple(maps))]
-
-
-def _reshape(equation: Equation, flow: Classed) -> _Move:
-    (shape,) = equation.out_shapes
-    if equation.params.get("dimensions") is not None or 0 in shape:
-        return None
-    maps: list[Classes | None] = [None] * len(shape)
-    mixed = []
-    for sources, results in reshaped_groups(flow.shape, shape):
-        inside = [flow.maps[k] for k in sources]
-        if len(sources) == len(results) == 1:
-            maps[results[0]] = inside[0]
-        elif all(m is not None and m.number == 1 for m in inside):
-            for k in results:
-                maps[k] = one_class(shape[k])
-        elif len(results) == 1 and all(m is not None for m in inside):
-            maps[results[0]] = _merged(inside)  # pyright: ignore[reportArgumentType]
-        else:
-            mixed += sources
-    stored = compressed(shape, tuple(maps))
-    return mixed, [(lambda x: lax.reshape(x, stored), tuple(maps))]
-
-
-def _merged(maps: Sequence[Classes]) -> Classes:
-    """The classes of several axes that become one: those of all combinations."""
-    labels = np.zeros(1, int)
-    for m in maps:
-        labels = (labels[:, None] * m.number + m.of).reshape(-1)
-    return Classes(labels)
-
-
-def _taken(labels: Sequence[np.ndarray | None], rest: Callable[[Array], Array]) -> _Moved:
-    """Moves along single axes. ``labels`` are the classes at the positions of the result,
-    along each axis that has classes; ``rest`` moves along the other axes."""
-    maps = [None if at is None else Classes(at) for at in labels]
-
-    def function(x):
-        x = rest(x)
-        for axis, (at, m) in enumerate(zip(labels, maps)):
-            if at is not None and m is not None:
-                x = read(x, axis, at[m.first])
-        return x
-
-    return function, tuple(None if m is None else useful(m) for m in maps)
-
-
-def _reverse(equation: Equation, flow: Classed) -> _Move:
-    dims = equation.params["dimensions"]
-    labels = [
-        None if m is None else m.of[::-1] if axis in dims else m.of
-        for axis, m in enumerate(flow.maps)
-    ]
-    whole = [axis for axis in dims if flow.maps[axis] is None]
-    return (), [_taken(labels, lambda x: lax.rev(x, whole))]
-
-
-def _slice(equation: Equation, flow: Classed) -> _Move:
-    params = equation.params
-    steps = params["strides"] or (1,) * len(flow.shape)
-    at = zip(params["start_indices"], params["limit_indices"], steps)
-    return (), [_sliced(flow, [slice(*each) for each in at])]
-
-
-def _sliced(flow: Classed, places: Sequence[slice]) -> _Moved:
-    labels = [None if m is None else m.of[at] for m, at in zip(flow.maps, places)]
-    whole = [at if m is None else slice(None) for m, at in zip(flow.maps, places)]
-
-    def rest(x):
-        return lax.slice(x, *zip(*(at.indices(n) for at, n in zip(whole, x.shape))))
-
-    return _taken(labels, rest)
-
-
-def _split(equation: Equation, flow: Classed) -> _Move:
-    sizes, axis = equation.params["sizes"], equation.params["axis"]
-    results, start = [], 0
-    for size in sizes:
-        places = [slice(None)] * len(flow.shape)
-        places[axis] = slice(start, start + size)
-        results.append(_sliced(flow, places))
-        start += size
-    return (), results
-
-
-def _pad(equation: Equation, flow: Classed) -> _Move:
-    (shape,), config = equation.out_shapes, equation.params["padding_config"]
-    labels, whole = [], []
-    for m, n, (low, high, interior) in zip(flow.maps, shape, config, strict=True):
-        whole.append((low, high, interior) if m is None else (0, 0, 0))
-        if m is None:
-            labels.append(None)
-            continue
-        at, hole = np.divmod(np.arange(n) - low, interior + 1)
-        inside = (hole == 0) & (at >= 0) & (at < m.size)
-        labels.append(np.where(inside, m.of[np.where(inside, at, 0)], NOTHING))
-
-    def rest(x):
-        return lax.pad(x, jnp.zeros((), x.dtype), whole)
-
-    return (), [_taken(labels, rest)]
-
-
-_MOVES: dict[str, Callable[[Equation, Classed], _Move]] = {
-    "transpose": _transpose,
-    "squeeze": _squeeze,
-    "broadcast_in_dim": _broadcast,
-    "reshape": _reshape,
-    "rev": _reverse,
-    "slice": _slice,
-    "split": _split,
-    "pad": _pad,
-}
-
-
-def joining(refinement: Refinement, apply: Callable, equation: Equation, *operands: Value):
-    """Concatenates classes as it does positions; along the other axes they are refined."""
-    if equation.name != "concatenate":
-        return NotImplemented
-    (shape,) = equation.out_shapes
-    axis = equation.params["dimension"]
-    flows = [x for x in operands if carries_flow(x)]
-    others = tuple(1 if k == axis else n for k, n in enumerate(shape))
-    maps = [*refinement.common(flows, others)]
-    # Along this axis a flow has its own classes; an array without flow is one class.
-    along = []
-    for x in operands:
-        n = shape_of(x)[axis] if carries_flow(x) else np.shape(x)[axis]
-        own = maps_of(x)[axis] if carries_flow(x) else one_class(n)
-        along.append(own or every_position(n))
-    labels, number = [], 0
-    for m in along:
-        labels.append(m.of + number)
-        number += m.number
-    maps[axis] = useful(Classes(np.concatenate(labels)))
-    if all(m is None for m in maps):
-        return NotImplemented
-    stored = []
-    for x, m in zip(operands, along):
-        own = (*maps[:axis], m, *maps[axis + 1 :])
-        if carries_flow(x):
-            stored.append(refinement.to(x, (*own[:axis], useful(m), *own[axis + 1 :])))
-            continue
-        each = compressed(np.shape(x), own)
-        fill = np.asarray(x).flat[0] if known(x) else np.zeros((), equation.dtype)
-        stored.append(np.broadcast_to(fill, each))
-
-    def bind(*arrays):
-        return [lax.concatenate(arrays, axis)]
-
-    maps = tuple(maps)
-    equation = equation._replace(bind=bind, out_shapes=[compressed(shape, maps)])
-    return [classed(out, shape, maps) for out in apply(equation, *stored)]
-
-
 # --- sums ---------------------------------------------------------------------------------
 
 
@@ -315,7 +107,7 @@ def summing(refinement: Refinement, apply: Callable, equation: Equation, flow: C
         return lax.reduce_sum(weighted(x, flow.maps, axes), axes)
 
     maps = tuple(m for axis, m in enumerate(flow.maps) if axis not in axes)
-    return _moved(apply, equation, flow, [(function, maps)])
+    return moved(apply, equation, flow, [(function, maps)])
 
 
 def weighted(x: Array, maps: Maps, axes: Iterable) -> Array:
@@ -363,6 +155,9 @@ def dot_general(
     """A matrix product keeps the classes along the axes that it does not sum over."""
     if equation.name != "dot_general":
         return NotImplemented
+    outs = _interpolated(refinement, apply, equation, left, right)
+    if outs is not None:
+        return outs
     (shape,) = equation.out_shapes
     contracted, batched = equation.params["dimension_numbers"]
     sides, free = [], []
@@ -373,6 +168,37 @@ def dot_general(
         free += [m for k, m in enumerate(own) if k not in (*summed, *batch)]
     maps = (*[None] * len(batched[0]), *free)
     equation = equation._replace(out_shapes=[compressed(shape, maps)])
+    return [classed(out, shape, maps) for out in apply(equation, *sides)]
+
+
+def _interpolated(
+    refinement: Refinement, apply: Callable, equation: Equation, left: Value, right: Value
+) -> list[Value] | None:
+    """A product with a known matrix along one axis that has classes, as in a linear or
+    cubic resizing: results that weigh the classes alike are a class. None if it is another
+    product."""
+    contracted, batched = equation.params["dimension_numbers"]
+    second = carries_flow(right)
+    flow, matrix = (right, left) if second else (left, right)
+    if carries_flow(matrix) or not isinstance(flow, Classed):
+        return None
+    if np.ndim(matrix) != 2 or len(contracted[0]) != 1 or len(batched[0]):
+        return None
+    (axis,), (row,) = contracted[second], contracted[not second]
+    classes = flow.maps[axis]
+    values = None if classes is None else refinement.value(matrix)
+    if classes is None or values is None:
+        return None
+    weights = np.abs(np.moveaxis(values, row, 1)).astype(float)
+    weights = weights @ (classes.of[:, None] == np.arange(classes.number))
+    weights = weights.astype(equation.dtype)  # [results, classes], as the flow meets them
+    found = of_rows(weights)
+    short = np.moveaxis(weights[found.first], 1, row)
+    kept = [m for k, m in enumerate(flow.maps) if k != axis]
+    maps = (useful(found), *kept) if second else (*kept, useful(found))
+    (shape,) = equation.out_shapes
+    equation = equation._replace(out_shapes=[compressed(shape, maps)])
+    sides = (short, flow.value) if second else (flow.value, short)
     return [classed(out, shape, maps) for out in apply(equation, *sides)]
 
 

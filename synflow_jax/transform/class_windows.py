@@ -40,7 +40,7 @@ from synflow_jax.xla.reading import combined, read
 # Multiply-adds of a convolution, on average over those of a network, from which equal
 # positions are computed once. ResNet-50 has 77 million at 224 pixels and 25 million at 32,
 # where a score would be a quarter faster, and XLA would compile half as long again.
-_LEAST = 2**25
+LEAST = 2**25
 
 # A convolution that has to be computed at more than this share of the positions is computed
 # at all of them.
@@ -97,10 +97,10 @@ def conv_general_dilated(
     return [classed(normalised(out, exponent), shape, tuple(maps))]
 
 
-def are_worthwhile(jaxpr: core.Jaxpr) -> bool:
+def are_worthwhile(jaxpr: core.Jaxpr, least: int) -> bool:
     """Whether the convolutions of a network are large enough for classes."""
     work = [*_work(jaxpr)]
-    return bool(work) and sum(work) >= _LEAST * len(work)
+    return bool(work) and sum(work) >= least * len(work)
 
 
 def _work(jaxpr: core.Jaxpr) -> Iterator[int]:

@@ -14,14 +14,14 @@ from jaxtyping import Array, PyTree
 
 from synflow_jax.transform import parameters as plain
 from synflow_jax.transform.advice import unknown
-from synflow_jax.transform.class_windows import are_worthwhile
+from synflow_jax.transform.class_windows import LEAST, are_worthwhile
 from synflow_jax.transform.classes import one_class, useful
 from synflow_jax.transform.integers import Starts, of_tokens
 from synflow_jax.transform.origins import Origins
 from synflow_jax.transform.refinement import Refinement
 from synflow_jax.transform.results import check_results, named, of_the_package
 from synflow_jax.transform.rules import CALL, ENTRYWISE, flow_rules
-from synflow_jax.transform.scaled import normalised
+from synflow_jax.transform.scaled import Scaled, normalised
 from synflow_jax.transform.undecided import of_undecided
 from synflow_jax.transform.values import (
     Classed,
@@ -71,7 +71,9 @@ class Settings(NamedTuple):
         raises ValueError to refuse the equation. None for nothing.
       backend: the devices that the flow is traced for.
       once: whether equal positions of `Uniform` inputs are computed once; None if that is
-        faster. Never with ``after_rule`` or ``before_rule``.
+        faster. Never with ``before_rule``.
+      least: the multiply-adds of a convolution, on average over those of the network, from
+        which it is faster.
     """
 
     dtype: np.dtype
@@ -82,6 +84,7 @@ class Settings(NamedTuple):
     before_rule: Callable[..., None] | None = None
     backend: Backend = ANYWHERE
     once: bool | None = None
+    least: int = LEAST
 
 
 def interpret(
@@ -100,10 +103,10 @@ def interpret(
     inputs, args = split_fixed(varying_with(args, params))
     traced, shape = jax.make_jaxpr(apply_fn, return_shape=True)(params, *args)
     once, marked = settings.once, any(isinstance(x, Uniform) for x in inputs)
-    if settings.before_rule or settings.after_rule or not marked:
+    if settings.before_rule or not marked:
         once = False
     elif once is None:
-        once = are_worthwhile(traced.jaxpr)
+        once = are_worthwhile(traced.jaxpr, settings.least)
     sources = [_source(x, settings.dtype, once) for x in inputs]
     stored = [*map(_as_array, jax.tree.leaves(params))]
     kept = [None] * len(stored) if masks is None else jax.tree.leaves(masks)
@@ -263,13 +266,21 @@ class _Interpreter(NamedTuple):
         if treat is None:
             return outs
         # A flow that a rule only passes on is the same object, and was treated before.
-        passed = {id(plain_or_flow(x)) for x in operands if carries_flow(x)}
-        return [
-            treat(out)
-            if carries_flow(out) and id(plain_or_flow(out)) not in passed
-            else out
-            for out in outs
-        ]
+        passed = {id(_stored(x)) for x in operands if carries_flow(x)}
+
+        def treated(out):
+            if not carries_flow(out) or id(_stored(out)) in passed:
+                return out
+            if isinstance(out, Classed):
+                return dataclasses.replace(out, value=treat(out.value))
+            return treat(out)
+
+        return [*map(treated, outs)]
+
+
+def _stored(flow: Value) -> Scaled:
+    """What is stored of a flow, without its history."""
+    return plain_or_flow(flow.value if isinstance(flow, Classed) else flow)
 
 
 def _applied(

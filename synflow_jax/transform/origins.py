@@ -22,7 +22,7 @@ from synflow_jax.transform.values import Plain, known
 from synflow_jax.xla.jaxprs import parameters, typed
 
 # Entries up to which an array is computed while tracing.
-_MOST = 2**20
+_MOST = 2**22
 
 
 class Origins:
@@ -57,7 +57,7 @@ class Origins:
             return one_class(size)
         _, made = self._made.get(id(array), (None, None))
         found = self._of_equation(made, axis, size) if made else None
-        if found is None and (value := self._value(array)) is not None:
+        if found is None and (value := self.value(array)) is not None:
             rows = np.moveaxis(value, axis, 0).reshape(size, -1)
             seen: dict[bytes, int] = {}
             labels = [seen.setdefault(row.tobytes(), len(seen)) for row in rows]
@@ -94,7 +94,7 @@ class Origins:
         """The classes of an array that is broadcast to a size along an axis."""
         return one_class(size) if np.shape(array)[axis] == 1 else self.classes(array, axis)
 
-    def _value(self, array: Plain) -> np.ndarray | None:
+    def value(self, array: Plain) -> np.ndarray | None:
         """The values of an array that depends on no parameter and no input, if it is
         small."""
         if isinstance(array, np.ndarray | np.generic):

@@ -3,6 +3,7 @@
 import dataclasses
 
 from synflow_jax.transform import (
+    class_moves,
     class_rules,
     class_windows,
     contractions,
@@ -153,8 +154,8 @@ ENTRYWISE = frozenset(
 _AT_CLASSES = {
     **dict.fromkeys(ENTRYWISE, class_rules.entrywise),
     **dict.fromkeys(
-        "transpose squeeze broadcast_in_dim reshape rev slice split pad".split(),
-        class_rules.moving,
+        "transpose squeeze broadcast_in_dim reshape rev slice split pad tile".split(),
+        class_moves.moving,
     ),
     **dict.fromkeys(
         "jit pjit closed_call core_call composite custom_jvp_call custom_vjp_call "
@@ -175,7 +176,9 @@ _AT_CLASSES = {
     **dict.fromkeys(["reduce_window_max", "reduce_window_min"], class_windows.largest),
     "reduce_sum": class_rules.summing,
     "reduce_window_sum": class_windows.summing,
-    "concatenate": class_rules.joining,
+    **dict.fromkeys(["checkpoint", "remat2"], class_rules.rematerialised),
+    "concatenate": class_moves.joining,
+    "gather": class_moves.gather,
     "dot_general": class_rules.dot_general,
     "conv_general_dilated": class_windows.conv_general_dilated,
 }

@@ -1,5 +1,6 @@
 """Equal positions are computed once: the same flow and the same scores as whole."""
 
+import functools
 import math
 
 import hypothesis
@@ -12,7 +13,8 @@ from jax import lax
 
 import synflow_jax as sj
 from synflow_jax import models
-from synflow_jax.transform import scaled
+from synflow_jax.paths.reached import on_paths
+from synflow_jax.transform import interpreter, scaled
 from synflow_jax.transform.classes import (
     NOTHING,
     Classes,
@@ -279,6 +281,26 @@ def squeezed(p, x):
     return x * jax.nn.sigmoid(jnp.einsum("nhwi,io->nhwo", gate, p["out"]))
 
 
+def shuffled_pixels(x, r=2):
+    """Channels become pixels."""
+    n, h, w, c = x.shape
+    x = x.reshape(n, h, w, r, r, c // r**2).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(n, r * h, r * w, c // r**2)
+
+
+def patches(x, r=2):
+    """Pixels become channels."""
+    n, h, w, c = x.shape
+    x = x.reshape(n, h // r, r, w // r, r, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(n, h // r, w // r, r * r * c)
+
+
+def taken(x):
+    """Positions that are read out of order, twice, or of an axis without classes."""
+    x = jnp.take(jnp.take(x, jnp.array([5, 5, 0, 9, 3, 1]), 1), jnp.arange(8) * 2, 2)
+    return jnp.tile(x[..., jnp.array([2, 0, 1])], (1, 2, 1, 1))
+
+
 def rows_and_columns(x):
     y, z = x[:, ::2, 1:-1], x[:, ::-1]
     return jnp.concatenate([y.transpose(0, 2, 1, 3), z[:, :, :11]], axis=2)
@@ -299,6 +321,14 @@ STEM = {"stem": (3, 3, 3, 4)}
 def stem(p, x):
     return jax.nn.relu(conv(x, p["stem"]))
 
+
+RESIZED = {k: (3, 3, *s[2:]) if k[:2] == "up" else s for k, s in unet_shapes(2, 2).items()}
+UPS = {
+    "bilinear": resized("bilinear"),
+    "cubic": resized("cubic"),
+    "nearest": resized("nearest"),
+    "repeated": repeated,
+}
 
 # Of each network: parameters, the shape of an input, the network.
 NETWORKS = {
@@ -360,20 +390,34 @@ NETWORKS = {
     ),
     "U-Net": (unet_shapes(2, 2), (32, 40, 2), lambda p, x: unet(p, x, 2, transposed)),
     "deep U-Net": (unet_shapes(3, 2), (64, 64, 2), lambda p, x: unet(p, x, 3, transposed)),
-    "U-Net, bilinear": (
-        {k: (3, 3, *s[2:]) if k[:2] == "up" else s for k, s in unet_shapes(2, 2).items()},
-        (32, 32, 2),
-        lambda p, x: unet(p, x, 2, resized("bilinear")),
+    **{
+        f"U-Net, {name}": (RESIZED, (32, 32, 2), lambda p, x, up=up: unet(p, x, 2, up))
+        for name, up in UPS.items()
+    },
+    "resized to any size": (
+        STEM | {"next": (3, 3, 4, 4)},
+        (22, 27, 3),
+        lambda p, x: conv(
+            jax.image.resize(
+                jax.image.resize(stem(p, x), (1, 9, 31, 4), "linear"),
+                (1, 25, 14, 4),
+                "nearest",
+            ),
+            p["next"],
+        ),
     ),
-    "U-Net, nearest": (
-        {k: (3, 3, *s[2:]) if k[:2] == "up" else s for k, s in unet_shapes(2, 2).items()},
-        (32, 32, 2),
-        lambda p, x: unet(p, x, 2, resized("nearest")),
+    "pixel shuffle": (
+        STEM | {"wide": (3, 3, 4, 16), "next": (3, 3, 4, 4), "last": (1, 1, 16, 2)},
+        (12, 14, 3),
+        lambda p, x: conv(
+            patches(conv(shuffled_pixels(conv(stem(p, x), p["wide"])), p["next"])),
+            p["last"],
+        ),
     ),
-    "U-Net, repeated": (
-        {k: (3, 3, *s[2:]) if k[:2] == "up" else s for k, s in unet_shapes(2, 2).items()},
-        (32, 32, 2),
-        lambda p, x: unet(p, x, 2, repeated),
+    "positions that are read": (
+        {"stem": (3, 3, 3, 3), "next": (3, 3, 3, 4)},
+        (16, 16, 3),
+        lambda p, x: conv(taken(stem(p, x)), p["next"]),
     ),
     "batch norms": (
         STEM | {"one": NORM, "other": NORM, "next": (3, 3, 4, 4)},
@@ -473,6 +517,52 @@ def test_scores_are_those_of_the_whole_flow(name):
     agree(network, drawn(shapes), shape)
 
 
+def paths(network, params, shape):
+    """Which weights lie on a path, after some of each leaf are dropped, and how many the
+    shortest path needs."""
+    rng = np.random.default_rng(1)
+    some = jax.tree.map(lambda w: jnp.where(rng.random(w.shape) > 0.6, w, 0), params)
+    is_any = lambda name, leaf: True  # noqa: E731
+    reached = on_paths(network, some, shape)
+    return reached, sj.fewest_weights(network, params, shape, prunable=is_any)
+
+
+def agree_on_paths(network, params, shape):
+    found = []
+    for once in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(interpreter, "are_worthwhile", lambda *_, once=once: once)
+            # Another function for each: a program is compiled once for a function.
+            found.append(paths(functools.partial(network), params, shape))
+    (one, fewest), (other, same) = found
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert fewest == same
+
+
+FEW = ("a chain", "strides", "U-Net, nearest", "squeeze and excitation", "positions")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in FEW else pytest.param(name, marks=pytest.mark.long)
+        for name in NETWORKS
+    ],
+)
+def test_paths_are_those_of_the_whole_flow(name):
+    shapes, shape, network = NETWORKS[name]
+    agree_on_paths(network, drawn(shapes), shape)
+
+
+@pytest.mark.long
+@hypothesis.given(fuzz.networks(fuzz.BLOCKS), fuzz.seeds)
+@fuzz.few(40)
+def test_paths_of_many_random_networks_are_those_of_the_whole_flow(case, seed):
+    pairs, _ = case
+    params = fuzz.initialised(pairs, False, seed)
+    agree_on_paths(fuzz.network(pairs, False, 0), params, fuzz.inputs(False))
+
+
 def agree_on_random(case, seed):
     pairs, _ = case
     params = fuzz.initialised(pairs, False, seed)
@@ -503,17 +593,12 @@ def test_scores_of_the_papers_networks_are_those_of_the_whole_flow(name):
 # --- what is stored -----------------------------------------------------------------------
 
 
-def largest_array(network, params, shape):
-    """Entries of the largest array that one score makes."""
-    inputs = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-
-    def score(params, x):
-        return jax.grad(lambda p: total_flow(network, p, uniform(x), once=True).mantissa)(
-            params
-        )
-
-    traced = jax.make_jaxpr(score)(params, inputs)
-    return max(math.prod(v.aval.shape) for v in all_results(traced.jaxpr))
+def largest_array(function, *args):
+    """Entries of the largest array with positions and channels that a function makes. (The
+    matrices of a resizing are traced, and dropped by the compiler.)"""
+    traced = jax.make_jaxpr(function)(*args)
+    shapes = (v.aval.shape for v in all_results(traced.jaxpr))
+    return max(math.prod(shape) for shape in shapes if len(shape) > 2)
 
 
 def all_results(jaxpr):
@@ -523,11 +608,33 @@ def all_results(jaxpr):
             yield from all_results(inner)
 
 
-def test_what_is_stored_does_not_grow_with_the_image():
-    shapes, _, network = NETWORKS["U-Net"]
+@pytest.mark.parametrize(
+    "name", ["U-Net", "pixel shuffle", "rematerialised", *(f"U-Net, {up}" for up in UPS)]
+)
+def test_what_is_stored_does_not_grow_with_the_image(name):
+    shapes, (*_, channels), network = NETWORKS[name]
     params = jax.eval_shape(lambda: drawn(shapes))
-    small, large = (largest_array(network, params, (n, n, 2)) for n in (128, 512))
+
+    def score(params, x):
+        return jax.grad(lambda p: total_flow(network, p, uniform(x), once=True).mantissa)(
+            params
+        )
+
+    images = (jax.ShapeDtypeStruct((1, n, n, channels), jnp.float32) for n in (128, 512))
+    small, large = (largest_array(score, params, image) for image in images)
     assert large == small < 60 * 60 * 10
+
+
+def test_what_a_question_about_paths_stores_does_not_grow_with_the_image():
+    shapes, _, network = NETWORKS["U-Net, nearest"]
+    params = jax.eval_shape(lambda: drawn(shapes))
+
+    def reached(n):
+        return largest_array(lambda p: on_paths(network, p, (n, n, 2)), params)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "are_worthwhile", lambda *_: True)
+        assert reached(256) == 256 * 256 * 2  # the image itself
 
 
 def test_small_convolutions_are_computed_at_every_position():
