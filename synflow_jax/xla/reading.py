@@ -97,14 +97,17 @@ def combined(x: Array, axis: int, matrix: np.ndarray) -> Array:
       >>> combined(jnp.array([[1.0, 2.0]]), 1, np.array([[1, 1], [0, 3]]))
       Array([[3., 6.]], dtype=float32)
     """
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    rows = x.reshape(math.prod(before), x.shape[axis], math.prod(after))
+    one = len(rows) == 1  # as it is for one image: two axes, so nothing is transposed
     out = lax.dot_general(
         jnp.asarray(matrix, x.dtype),
-        x,
-        (((1,), (axis,)), ((), ())),
+        rows[0] if one else rows,
+        (((1,), (0 if one else 1,)), ((), ())),
         precision=lax.Precision.HIGHEST,
     )
-    order = [*range(1, axis + 1), 0, *range(axis + 1, x.ndim)]
-    return out if axis == 0 else lax.transpose(out, order)
+    out = out if one else lax.transpose(out, (1, 0, 2))
+    return out.reshape(*before, len(matrix), *after)
 
 
 def _is_float(x: Array) -> bool:
