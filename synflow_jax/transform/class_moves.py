@@ -291,12 +291,16 @@ def gather(
     values = None if axis is None else refinement.value(places)
     if axis is None or values is None:
         return NotImplemented
-    at, classes = values.reshape(-1), flow.maps[axis]
-    if ((at < 0) | (at >= flow.shape[axis])).any() or classes is None:
+    at = values.reshape(-1)
+    if ((at < 0) | (at >= flow.shape[axis])).any():
         return NotImplemented
     labels = [None if m is None else m.of for m in flow.maps]
-    labels[axis] = classes.of[at]
-    return moved(apply, equation, flow, [_taken(labels, lambda x: x)], [places])
+    if (own := labels[axis]) is None:
+        result = _taken(labels, lambda x: jnp.take(x, at, axis, mode="clip"))
+    else:
+        labels[axis] = own[at]
+        result = _taken(labels, lambda x: x)
+    return moved(apply, equation, flow, [result], [places])
 
 
 def _axis_read(

@@ -183,7 +183,7 @@ class _Interpreter(NamedTuple):
         functions that it has traced before.
         """
         step = functools.partial(self.step, line=line)
-        consts = [self.origins.constant(_as_array(x)) for x in consts]
+        consts = [self.origins.constant(x, _as_array(x)) for x in consts]
         return evaluate(jaxpr, consts, args, step)
 
     def step(self, eqn: core.JaxprEqn, operands: list[Value], line: str) -> Sequence[Value]:

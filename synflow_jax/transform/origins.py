@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.extend import core
+from jaxtyping import Array
 
 from synflow_jax.transform.classes import Classes, one_class, refined, useful
 from synflow_jax.transform.parameters import as_written
@@ -33,13 +34,15 @@ class Origins:
         # By the identity of an array: itself, and its equation with operands and the number
         # of the result; or None for a constant of the model.
         self._made: dict[int, tuple[Any, Any]] = {}
+        # By the identity of a constant's array: what the model closes over.
+        self._given: dict[int, Any] = {}
         self._known: dict[int, tuple[Any, bool]] = {}
         self._values: dict[int, tuple[Any, np.ndarray | None]] = {}
 
-    def constant(self, array: Any) -> Any:
-        """Notes an array that the model closes over; returns it."""
-        if not isinstance(array, Tracer):
-            self._made[id(array)] = array, None
+    def constant(self, given: Any, array: Array) -> Array:
+        """Notes what the model closes over and its array in the program; returns that."""
+        if not isinstance(given, Tracer):
+            self._made[id(array)], self._given[id(array)] = (array, None), given
         return array
 
     def follow(
@@ -119,7 +122,8 @@ class Origins:
             if found:
                 _, made = self._made[id(array)]
                 if made is None:
-                    found = array.is_fully_addressable
+                    given = self._given[id(array)]
+                    found = getattr(given, "is_fully_addressable", True)
                 else:
                     eqn, operands, _ = made
                     found = not eqn.effects and all(map(self._is_known, operands))
@@ -130,7 +134,7 @@ class Origins:
         """The array, computed anew from the equations that made it."""
         _, made = self._made.get(id(array), (None, None))
         if made is None:
-            return np.asarray(array)
+            return np.asarray(self._given.get(id(array), array))
         if id(array) not in done:
             eqn, operands, number = made
             inner = [self._computed(x, done) for x in operands]

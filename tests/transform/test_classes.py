@@ -609,7 +609,11 @@ def all_results(jaxpr):
 
 
 @pytest.mark.parametrize(
-    "name", ["U-Net", "pixel shuffle", "rematerialised", *(f"U-Net, {up}" for up in UPS)]
+    "name",
+    [
+        *("U-Net", "pixel shuffle", "positions that are read", "rematerialised"),
+        *(f"U-Net, {up}" for up in UPS),
+    ],
 )
 def test_what_is_stored_does_not_grow_with_the_image(name):
     shapes, (*_, channels), network = NETWORKS[name]
