@@ -44,12 +44,11 @@ def rematerialised(
 ):
     """A call: few positions are stored, so nothing has to be computed again for memory."""
     flows = [x for x in operands if carries_flow(x)]
-    stored = sum(math.prod(x.stored) for x in flows if isinstance(x, Classed))
-    whole = sum(math.prod(shape_of(x)) for x in flows)
-    all_classed = all(isinstance(x, Classed) for x in flows)
-    if not all_classed or stored > _FEW * whole:
+    if not all(isinstance(x, Classed) for x in flows):
         return NotImplemented
-    return call(equation, *operands)
+    stored = sum(math.prod(x.stored) for x in flows)
+    whole = sum(math.prod(x.shape) for x in flows)
+    return call(equation, *operands) if stored <= _FEW * whole else NotImplemented
 
 
 # The share of its positions up to which a flow that is stored needs no rematerialisation.
