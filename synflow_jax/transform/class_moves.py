@@ -21,7 +21,14 @@ from synflow_jax.transform.classes import (
 )
 from synflow_jax.transform.origins import reshaped_groups
 from synflow_jax.transform.refinement import Refinement, classed, maps_of, shape_of
-from synflow_jax.transform.values import Classed, Equation, Value, carries_flow, known
+from synflow_jax.transform.values import (
+    Classed,
+    Equation,
+    Plain,
+    Value,
+    carries_flow,
+    known,
+)
 from synflow_jax.xla.reading import read
 
 
@@ -203,6 +210,18 @@ def _split(equation: Equation, flow: Classed) -> Move:
     return (), results
 
 
+def _unstack(equation: Equation, flow: Classed) -> Move:
+    axis = equation.params["axis"]
+    return (), [_entry(flow, axis, at) for at in range(flow.shape[axis])]
+
+
+def _entry(flow: Classed, axis: int, at: int) -> Moved:
+    places = [slice(None)] * len(flow.shape)
+    places[axis] = slice(at, at + 1)
+    taken, maps = _sliced(flow, places)
+    return lambda x: lax.squeeze(taken(x), (axis,)), (*maps[:axis], *maps[axis + 1 :])
+
+
 def _pad(equation: Equation, flow: Classed) -> Move:
     (shape,), config = equation.out_shapes, equation.params["padding_config"]
     labels, whole = [], []
@@ -236,6 +255,7 @@ _MOVES: dict[str, Callable[[Equation, Classed], Move]] = {
     "rev": _reverse,
     "slice": _slice,
     "split": _split,
+    "unstack": _unstack,
     "pad": _pad,
     "tile": _tile,
 }
@@ -268,17 +288,53 @@ def joining(refinement: Refinement, apply: Callable, equation: Equation, *operan
         own = (*maps[:axis], m, *maps[axis + 1 :])
         if carries_flow(x):
             stored.append(refinement.to(x, (*own[:axis], useful(m), *own[axis + 1 :])))
-            continue
-        each = compressed(np.shape(x), own)
-        fill = np.asarray(x).flat[0] if known(x) else np.zeros((), equation.dtype)
-        stored.append(np.broadcast_to(fill, each))
-
-    def bind(*arrays):
-        return [lax.concatenate(arrays, axis)]
-
+        else:
+            stored.append(_without_flow(equation, x, own))
     maps = tuple(maps)
-    equation = equation._replace(bind=bind, out_shapes=[compressed(shape, maps)])
+    equation = equation._replace(out_shapes=[compressed(shape, maps)])
     return [classed(out, shape, maps) for out in apply(equation, *stored)]
+
+
+def stacking(refinement: Refinement, apply: Callable, equation: Equation, *operands: Value):
+    """Stacks arrays along a new axis, which has no classes; the others are refined."""
+    if equation.name != "stack":
+        return NotImplemented
+    (shape,), axis = equation.out_shapes, equation.params["axis"]
+    flows = [x for x in operands if carries_flow(x)]
+    maps = refinement.common(flows, (*shape[:axis], *shape[axis + 1 :]))
+    if all(m is None for m in maps):
+        return NotImplemented
+    stored = [
+        refinement.to(x, maps) if carries_flow(x) else _without_flow(equation, x, maps)
+        for x in operands
+    ]
+    maps = (*maps[:axis], None, *maps[axis:])
+    equation = equation._replace(out_shapes=[compressed(shape, maps)])
+    return [classed(out, shape, maps) for out in apply(equation, *stored)]
+
+
+def _without_flow(equation: Equation, array: Plain, maps: Maps) -> np.ndarray:
+    """What stands for an array of parameters among flows that are joined: any array of its
+    shape, since no flow enters by it."""
+    fill = np.asarray(array).flat[0] if known(array) else np.zeros((), equation.dtype)
+    return np.broadcast_to(fill, compressed(np.shape(array), maps))
+
+
+def slicing(
+    refinement: Refinement, apply: Callable, equation: Equation, flow: Value, *starts: Value
+):
+    """Cuts out a part that begins at known positions, as close to the end as it fits."""
+    if equation.name != "dynamic_slice" or not isinstance(flow, Classed):
+        return NotImplemented
+    at = [None if carries_flow(start) else refinement.value(start) for start in starts]
+    if any(start is None for start in at):
+        return NotImplemented
+    sizes = equation.params["slice_sizes"]
+    places = []
+    for start, size, n in zip(at, sizes, flow.shape, strict=True):
+        first = min(max(int(start), 0), n - size)
+        places.append(slice(first, first + size))
+    return moved(apply, equation, flow, [_sliced(flow, places)], starts)
 
 
 def gather(

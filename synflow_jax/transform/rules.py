@@ -154,7 +154,8 @@ ENTRYWISE = frozenset(
 _AT_CLASSES = {
     **dict.fromkeys(ENTRYWISE, class_rules.entrywise),
     **dict.fromkeys(
-        "transpose squeeze broadcast_in_dim reshape rev slice split pad tile".split(),
+        "transpose squeeze broadcast_in_dim reshape rev slice split unstack pad "
+        "tile".split(),
         class_moves.moving,
     ),
     **dict.fromkeys(
@@ -178,6 +179,8 @@ _AT_CLASSES = {
     "reduce_window_sum": class_windows.summing,
     **dict.fromkeys(["checkpoint", "remat2"], class_rules.rematerialised),
     "concatenate": class_moves.joining,
+    "stack": class_moves.stacking,
+    "dynamic_slice": class_moves.slicing,
     "gather": class_moves.gather,
     "dot_general": class_rules.dot_general,
     "conv_general_dilated": class_windows.conv_general_dilated,

@@ -301,6 +301,22 @@ def taken(x):
     return jnp.tile(x[..., jnp.array([2, 0, 1])], (1, 2, 1, 1))
 
 
+def branches(p, x):
+    """Two branches and an array without flow, stacked and taken apart again; then a part
+    that begins at a known place, or as close to the end as it fits."""
+    one, other = stem(p, x), conv(stem(p, x), p["next"])
+    stacked = jnp.stack([one, other, jnp.ones_like(one)], 2)
+    first, second, _ = jnp.unstack(stacked, axis=2)
+    part = (1, first.shape[1] - 3, 8, first.shape[3])
+    return conv(lax.dynamic_slice(first * 2 + second, (0, 2, 99, 0), part), p["last"])
+
+
+def rows(p, x):
+    """Stacked in another order along an axis that had classes."""
+    above, *_, below = jnp.unstack(stem(p, x), axis=1)
+    return conv(jnp.stack([below, above, above], 1), p["next"])
+
+
 def rows_and_columns(x):
     y, z = x[:, ::2, 1:-1], x[:, ::-1]
     return jnp.concatenate([y.transpose(0, 2, 1, 3), z[:, :, :11]], axis=2)
@@ -419,6 +435,12 @@ NETWORKS = {
         (16, 16, 3),
         lambda p, x: conv(taken(stem(p, x)), p["next"]),
     ),
+    "branches": (
+        STEM | {"next": (3, 3, 4, 4), "last": (3, 3, 4, 4)},
+        (16, 18, 3),
+        branches,
+    ),
+    "rows": (STEM | {"next": (3, 3, 4, 4)}, (12, 14, 3), rows),
     "batch norms": (
         STEM | {"one": NORM, "other": NORM, "next": (3, 3, 4, 4)},
         (16, 16, 3),
@@ -613,6 +635,7 @@ def all_results(jaxpr):
     [
         *("U-Net", "pixel shuffle", "positions that are read", "rematerialised"),
         *(f"U-Net, {up}" for up in UPS),
+        "branches",
     ],
 )
 def test_what_is_stored_does_not_grow_with_the_image(name):
