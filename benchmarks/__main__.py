@@ -1,4 +1,5 @@
-"""All benchmarks in under 15 minutes: tables, results/bench.json and docs/bench.png.
+"""All benchmarks in under 15 minutes: results/bench.json, docs/bench.png and the tables of
+README.md and docs/speed.md.
 
     python -m benchmarks --before COMMIT   # needs the extras `bench` and `plots`
     python -m benchmarks --against COMMIT  # ratios between two commits, by network
@@ -15,7 +16,17 @@ import pathlib
 import tempfile
 import time
 
-from benchmarks import against, figure, flow, loop, measuring, scaling, selection, whole
+from benchmarks import (
+    against,
+    figure,
+    flow,
+    loop,
+    measuring,
+    pages,
+    scaling,
+    selection,
+    whole,
+)
 
 RESULTS, FIGURE = pathlib.Path("results/bench.json"), pathlib.Path("docs/bench.png")
 
@@ -99,11 +110,11 @@ def main(argv=None):
     results["seconds"] = round(time.perf_counter() - start)
     if not args.quick:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        shown = figure.read(RESULTS.parent)
+        shown = pages.read(RESULTS.parent)
         figure.draw(shown, FIGURE)
-        console.print(f"wrote {RESULTS} and {FIGURE} after {results['seconds']} s")
-        console.print("README.md shows this table (a test compares them):")
-        print(figure.markdown(shown))
+        pages.write(shown)
+        written = ", ".join(map(str, (RESULTS, FIGURE, *pages.PAGES)))
+        console.print(f"wrote {written} after {results['seconds']} s")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,15 @@
-"""The figure and the table of the README, from results/bench.json.
+"""The figure of docs/speed.md, from results/bench.json.
 
-    python -m benchmarks.figure    # draws docs/bench.png again and prints the table
-
-A network that `benchmarks.loop --out results/loop_cpu.jsonl` ran for more rounds than fit
-into `make bench` is shown with those.
+python -m benchmarks.figure    # draws docs/bench.png again
 """
 
-import json
 import pathlib
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-NAMES = {
-    "mlp": "MLP 784-100x5-10",
-    "resnet20": "ResNet-20, CIFAR",
-    "resnet18": "ResNet-18, CIFAR",
-    "vgg16_cifar": "VGG-16, CIFAR",
-    "vgg19_imagenet": "VGG-19, ImageNet, 224x224",
-}
+from benchmarks import pages
 
 # Colours of Okabe and Ito; the markers differ as well.
 STYLES = {
@@ -35,18 +25,6 @@ SETTINGS = {
     "legend.frameon": False,
     "lines.markersize": 5,
 }
-
-
-def read(folder=pathlib.Path("results")):
-    """The results, with the longer runs in the place of the short ones."""
-    results = json.loads((folder / "bench.json").read_text())
-    lines = (folder / "loop_cpu.jsonl").read_text().splitlines()
-    longer = {row["network"]: row for row in map(json.loads, lines)}
-    results["loop"] = [
-        max(row, longer.get(row["network"], row), key=lambda row: row["rounds"])
-        for row in results["loop"]
-    ]
-    return results
 
 
 def draw(results, path):
@@ -72,7 +50,9 @@ def _loops(axes, rows):
         if key == "prune_s":
             texts = [f"{row['times_faster']:.1f} x" for row in rows]
             axes.bar_label(bars, texts, padding=3, fontsize=8)
-    axes.set_yticks(places, [NAMES[row["network"]].replace(", ", "\n", 1) for row in rows])
+    axes.set_yticks(
+        places, [pages.NAMES[row["network"]].replace(", ", "\n", 1) for row in rows]
+    )
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlabel("milliseconds a round")
@@ -91,30 +71,5 @@ def _selections(axes, rows):
     axes.legend(fontsize=8)
 
 
-def markdown(results):
-    """The table of the README: what the user waits for, and of it the rounds."""
-    lines = [
-        "| to 10^2 in 100 rounds | weights | `synflow prune` | again, with its cache "
-        "| PyTorch | of it the rounds: ours, PyTorch's |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    loops = {row["network"]: row for row in results["loop"]}
-    for row in results["whole"]:
-        loop = loops[row["network"]]
-        lines.append(
-            f"| {NAMES[row['network']]} | {loop['weights'] / 1e6:.2f} million "
-            f"| {_short(row['cold_s'])} s | {_short(row['again_s'])} s "
-            f"| {_short(row['pytorch_s'])} s "
-            f"| {_short(loop['prune_s'])} s, {_short(loop['pytorch_s'])} s |"
-        )
-    return "\n".join(lines)
-
-
-def _short(seconds):
-    return f"{seconds:.{max(0, 2 - len(str(int(seconds))) + (seconds < 1))}f}"
-
-
 if __name__ == "__main__":
-    found = read()
-    draw(found, pathlib.Path("docs/bench.png"))
-    print(markdown(found))
+    draw(pages.read(), pathlib.Path("docs/bench.png"))

@@ -16,6 +16,7 @@ from benchmarks import (
     figure,
     loop,
     measuring,
+    pages,
     resolution,
     selection,
     sparse_training,
@@ -168,13 +169,25 @@ def test_the_peak_is_what_a_function_adds():
     assert peak is None or 2**26 < peak < 2**28
 
 
-def test_the_readme_shows_what_was_measured():
-    results = figure.read(ROOT / "results")
-    assert figure.markdown(results) in (ROOT / "README.md").read_text()
+TABLES = [(page, table) for page, tables in pages.PAGES.items() for table in tables]
+
+
+@pytest.mark.parametrize(("page", "table"), TABLES, ids=lambda x: getattr(x, "__name__", x))
+def test_the_pages_show_what_was_measured(page, table):
+    assert table(pages.read(ROOT / "results")) in (ROOT / page).read_text()
+
+
+def test_a_table_takes_the_place_of_the_one_that_begins_alike():
+    head, rule = "| network | ms |", "|---|---:|"
+    page = f"Before.\n\n{head}\n{rule}\n| old | 1 |\n| older | 2 |\n\nAfter.\n"
+    table = f"{head}\n{rule}\n| new | 3 |"
+    assert pages.replaced(page, table) == f"Before.\n\n{table}\n\nAfter.\n"
+    with pytest.raises(ValueError, match="0 tables begin with '| network | ms |'"):
+        pages.replaced("No table.", table)
 
 
 def test_the_figure_is_drawn(tmp_path):
-    figure.draw(figure.read(ROOT / "results"), tmp_path / "bench.png")
+    figure.draw(pages.read(ROOT / "results"), tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 20_000
 
 

@@ -1,0 +1,263 @@
+"""The tables of README.md and docs/speed.md, from the results that are committed.
+
+    python -m benchmarks.pages    # writes them again
+
+Each table is found on its page by its first line.
+"""
+
+import json
+import pathlib
+
+NAMES = {
+    "mlp": "MLP 784-100x5-10",
+    "resnet20": "ResNet-20, CIFAR",
+    "resnet18": "ResNet-18, CIFAR",
+    "vgg16_cifar": "VGG-16, CIFAR",
+    "vgg19_imagenet": "VGG-19, ImageNet",
+    "resnet50_imagenet": "ResNet-50, ImageNet",
+    "unet of 2 levels": "U-Net, 2 levels",
+    "unet of 4 levels": "U-Net, 4 levels",
+    "resizing unet of 2 levels": "U-Net, 2 levels, resizing",
+    "3d unet of 2 levels": "U-Net of volumes, 2 levels",
+}
+
+MB = 2**20
+
+
+def read(folder=pathlib.Path("results")):
+    """All parts: those of `make bench`, and one score against the resolution."""
+    results = json.loads((folder / "bench.json").read_text())
+    lines = (folder / "resolution_cpu.jsonl").read_text().splitlines()
+    return {**results, "resolution": [*map(json.loads, lines)]}
+
+
+def waited(results):
+    """What the user waits for, and of it the rounds."""
+    loops = {row["network"]: row for row in results["loop"]}
+    rows = [
+        [
+            NAMES[row["network"]],
+            _million(loops[row["network"]]["weights"]),
+            *(f"{_short(row[key])} s" for key in ("cold_s", "again_s", "pytorch_s")),
+            "{} s, {} s".format(
+                *(_short(loops[row["network"]][key]) for key in ("prune_s", "pytorch_s"))
+            ),
+        ]
+        for row in results["whole"]
+    ]
+    head = (
+        "to 10^2 in 100 rounds",
+        "weights",
+        "`synflow prune`",
+        "again, with its cache",
+        "PyTorch",
+        "of it the rounds: ours, PyTorch's",
+    )
+    return _table(head, rows)
+
+
+def processes(results):
+    """Whole processes, their programs and their peaks."""
+
+    def cell(row, kind):
+        programs = f"{row[f'{kind}_programs']}, " if f"{kind}_programs" in row else ""
+        return f"{row[f'{kind}_s']:.1f} s ({programs}{row[f'{kind}_peak_mb']:,})"
+
+    kinds = ("cold", "again", "before_cold", "before_again", "pytorch")
+    rows = [
+        [NAMES[row["network"]], *(cell(row, kind) for kind in kinds)]
+        for row in results["whole"]
+    ]
+    head = "network", "`synflow prune`", "again", "before", "before, again", "PyTorch"
+    return _table(head, rows)
+
+
+def loops(results):
+    """A hundred rounds, their floor, compiling and memory."""
+
+    def ms(row, key):
+        return f"{1e3 * row[key] / row['rounds']:.4g}"
+
+    rows = [
+        [
+            NAMES[row["network"]],
+            ms(row, "prune_s"),
+            ms(row, "pytorch_s"),
+            f"{row['times_faster']:.2f}",
+            f"{1e3 * row['floor_s'] / row['rounds']:.3g}",
+            f"{row['times_floor']:.1f}",
+            f"{row['compile_s']:.1f} s",
+            "—" if row["peak_over_weights"] is None else f"{row['peak_over_weights']:.1f}",
+        ]
+        for row in results["loop"]
+    ]
+    head = (
+        "network",
+        "ms a round",
+        "PyTorch",
+        "times faster",
+        "floor",
+        "times the floor",
+        "compiling",
+        "peak",
+    )
+    return _table(head, rows)
+
+
+def scores(results):
+    """One score beside the plain way to compute it."""
+    rows = [
+        [
+            row["network"],
+            _million(row["weights"]),
+            f"{row['score_ms']:.4g} ({row['abs_and_grad_ms']:.4g})",
+            f"{row['speedup']:.2f}",
+            f"{row['compile_ratio']:.2f}",
+            "{:.3g} ({:.3g})".format(
+                row["temp_bytes"] / 1e6, row["abs_and_grad_temp_bytes"] / 1e6
+            ),
+        ]
+        for row in results["score"]
+    ]
+    head = (
+        "network",
+        "weights",
+        "one score",
+        "times faster",
+        "compiling, times as long",
+        "temporary MB",
+    )
+    return _table(head, rows)
+
+
+def scores_in_loops(results):
+    """The same in the body of a loop."""
+    rows = [
+        [
+            row["network"],
+            f"{row['score_ms']:.4g} ({row['abs_and_grad_ms']:.4g})",
+            f"{row['speedup']:.1f}",
+        ]
+        for row in results["score_in_loop"]
+    ]
+    return _table(("network", "one score in a loop", "times faster"), rows)
+
+
+def resolutions(results):
+    """One score against the pixels along an axis."""
+
+    def cells(row, form, *keys, unit=1.0):
+        return ["—" if key not in row else form.format(row[key] / unit) for key in keys]
+
+    rows = [
+        [
+            NAMES[row["network"]],
+            str(row["pixels"]),
+            *cells(row, "{:,.0f}", "once_ms", "whole_ms", "pytorch_ms"),
+            *cells(row, "{:,.0f}", "once_temp_bytes", "whole_temp_bytes", unit=MB),
+            *cells(row, "{:.1f}", "once_compile_s", "whole_compile_s"),
+        ]
+        for row in results["resolution"]
+    ]
+    head = (
+        "network",
+        "pixels",
+        "ms once",
+        "all",
+        "PyTorch",
+        "MB once",
+        "all",
+        "compiling, s, once",
+        "all",
+    )
+    return _table(head, rows)
+
+
+def selections(results):
+    """One selection beside others, which do less."""
+    others = ("keep_top", "numpy_partition", "top_k", "sort")
+
+    def cell(row, name):
+        found = row.get(f"{name}_ms")
+        return "—" if found is None else f"{found:.2f}"
+
+    rows = [
+        [f"{row['scores']:,}", str(row["leaves"]), *(cell(row, name) for name in others)]
+        for row in results["selection"]
+    ]
+    head = (
+        "scores",
+        "leaves",
+        "keep_top",
+        "numpy.partition",
+        "lax.top_k",
+        "stable sort",
+    )
+    return "\n".join([_line(head), "|---:" * 6 + "|", *map(_line, rows)])
+
+
+def scaling(results):
+    """A round against weights, rounds and batches."""
+    rows = [
+        [row["axis"], f"{row['value']:,}", f"{row['ms']:.4g}", f"{row['times_one']:.2f}"]
+        for row in results["scaling"]
+    ]
+    last = "relative to the first row, or to pruning without a batch"
+    return _table(("axis", "value", "ms", last), rows)
+
+
+PAGES = {
+    "README.md": [waited],
+    "docs/speed.md": [
+        processes,
+        loops,
+        scores,
+        scores_in_loops,
+        resolutions,
+        selections,
+        scaling,
+    ],
+}
+
+
+def replaced(text, table):
+    """The page with a table in the place of the one that begins alike."""
+    head = table.splitlines()[0]
+    lines = text.splitlines()
+    if lines.count(head) != 1:
+        raise ValueError(f"{lines.count(head)} tables begin with {head!r}; wanted one.")
+    start = stop = lines.index(head)
+    while stop < len(lines) and lines[stop].startswith("|"):
+        stop += 1
+    return "\n".join([*lines[:start], *table.splitlines(), *lines[stop:]]) + "\n"
+
+
+def write(results, root=pathlib.Path()):
+    """Writes every table of every page."""
+    for page, tables in PAGES.items():
+        path = root / page
+        text = path.read_text()
+        for table in tables:
+            text = replaced(text, table(results))
+        path.write_text(text)
+
+
+def _table(head, rows):
+    """Markdown, the numbers aligned on the right."""
+    return "\n".join([_line(head), "|---|" + "---:|" * (len(head) - 1), *map(_line, rows)])
+
+
+def _line(cells):
+    return f"| {' | '.join(cells)} |"
+
+
+def _million(weights):
+    return f"{weights / 1e6:.2f} million"
+
+
+def _short(seconds):
+    return f"{seconds:.{max(0, 2 - len(str(int(seconds))) + (seconds < 1))}f}"
+
+
+if __name__ == "__main__":
+    write(read())
