@@ -5,15 +5,17 @@ whose windows read the same classes, in the same order, are the same function of
 weights. The functions are called as those of `transform.class_rules`.
 """
 
+import functools
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
-from jaxtyping import Array
 
 from synflow_jax.transform.classes import (
+    NOTHING,
     Classes,
     Window,
     every_position,
@@ -35,7 +37,7 @@ from synflow_jax.transform.values import (
 )
 from synflow_jax.xla.class_convolutions import Line, conv_of_lines
 from synflow_jax.xla.jaxprs import jaxprs_in, typed
-from synflow_jax.xla.reading import combined, read
+from synflow_jax.xla.reading import combined_axes, read_windows
 
 # Multiply-adds of a convolution, on average over those of a network, from which equal
 # positions are computed once. ResNet-50 has 77 million at 224 pixels and 25 million at 32,
@@ -147,23 +149,28 @@ def largest(refinement: Refinement, apply: Callable, equation: Equation, flow: C
     if any(each.base_dilation > 1 for each in windows):
         return NotImplemented
     found = _found(flow, windows)
-    # For each offset in the window the entries there, and where there are none.
     mantissa, exponent = plain_or_flow(flow.value)
-    entries = [(mantissa, np.zeros((1,) * len(found), bool))]
-    for axis, (_, reads) in enumerate(found):
-        along = [-1 if k == axis else 1 for k in range(len(found))]
-        entries = [
-            (read(x, axis, column), outside | (column < 0).reshape(along))
-            for x, outside in entries
-            for column in reads.T
-        ]
+    slides = {k: reads for k, (_, reads) in enumerate(found) if not windows[k].is_trivial}
+    nowhere = _nowhere(slides, mantissa.ndim)
     entries = [
-        jnp.where(jnp.asarray(outside), -jnp.inf, x) if outside.any() else x
-        for x, outside in entries
+        jnp.where(jnp.asarray(at), -jnp.inf, x) if at.any() else x
+        for x, at in zip(read_windows(mantissa, slides), nowhere, strict=True)
     ]
     (shape,) = equation.out_shapes
     out = normalised(first_largest(entries), exponent)
     return [classed(out, shape, tuple(useful(m) for m, _ in found))]
+
+
+def _nowhere(slides: Mapping[int, np.ndarray], ndim: int) -> Iterator[np.ndarray]:
+    """For each entry of the window, in raster order, the classes at which it reads
+    nothing."""
+    axes = sorted(slides)
+    others = [axis for axis in range(ndim) if axis not in slides]
+    for columns in itertools.product(*(slides[axis].T for axis in axes)):
+        at = np.zeros((), bool)
+        for column in columns:
+            at = np.logical_or.outer(at, column == NOTHING)
+        yield np.expand_dims(at, others)
 
 
 def summing(refinement: Refinement, apply: Callable, equation: Equation, flow: Classed):
@@ -173,20 +180,19 @@ def summing(refinement: Refinement, apply: Callable, equation: Equation, flow: C
     windows = _windows(equation)
     found = _found(flow, windows)
     mantissa, exponent = plain_or_flow(flow.value)
-    for axis, (slides, (m, reads)) in enumerate(zip(windows, found)):
-        if not slides.is_trivial:
-            mantissa = _summed(mantissa, axis, m, reads)
+    products = {}
+    for axis, (slides, (_, reads)) in enumerate(zip(windows, found)):
+        if slides.is_trivial:
+            continue
+        counts = (reads[..., None] == np.arange(mantissa.shape[axis])).sum(1)
+        if counts.size <= _DENSE:
+            products[axis] = counts
+        else:
+            mantissa = functools.reduce(jnp.add, read_windows(mantissa, {axis: reads}))
+    mantissa = combined_axes(mantissa, products)
     (shape,) = equation.out_shapes
     out = normalised(mantissa, exponent)
     return [classed(out, shape, tuple(useful(m) for m, _ in found))]
-
-
-def _summed(x: Array, axis: int, found: Classes, reads: np.ndarray) -> Array:
-    counts = (reads[..., None] == np.arange(x.shape[axis])).sum(1)
-    if counts.size <= _DENSE:
-        return combined(x, axis, counts)
-    columns = [read(x, axis, column) for column in reads.T]
-    return sum(columns[1:], columns[0])
 
 
 # Entries of a matrix up to which a sum over windows is a product with it.

@@ -4,6 +4,7 @@ Neither this nor its derivative is a gather or a scatter: a scatter that adds is
 CPU and adds in any order on a GPU.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -15,7 +16,8 @@ from jaxtyping import Array
 # Multiply-adds up to which the product with a matrix of zeros and ones is taken, which
 # compiles faster than slices do.
 _SMALL = 2**21
-# And up to which one product is taken for several axes.
+# And up to which one product is taken for several axes: a program compiles the slower the
+# more products it has.
 _JOINT = 2**24
 # Number of slices up to which they are concatenated.
 _PIECES = 12
@@ -65,20 +67,66 @@ def read_axes(x: Array, reads: Mapping[int, np.ndarray]) -> Array:
       Array([[3., 3., 0.],
              [1., 1., 0.]], dtype=float32)
     """
-    axes = sorted(reads)
-    adjacent = axes == [*range(axes[0], axes[0] + len(axes))] if axes else False
-    work = x.size * math.prod(len(at) for at in reads.values())
-    if len(axes) == 1 or not adjacent or work > _JOINT or not _is_float(x):
+    if _fits_one_product(x, {axis: len(at) for axis, at in reads.items()}):
+        one_hot = {k: at[:, None] == np.arange(x.shape[k]) for k, at in reads.items()}
+        return combined_axes(x, one_hot)
+    for axis, at in reads.items():
+        x = read(x, axis, at)
+    return x
+
+
+def read_windows(x: Array, windows: Mapping[int, np.ndarray]) -> list[Array]:
+    """What the entries of a window read, one array for each, in raster order.
+
+    Args:
+      x: floating, any shape.
+      windows: for each axis along which the window slides [results, window] positions; -1
+        reads zero.
+
+    Returns:
+      Arrays like ``x`` in which those axes are as long as the results.
+
+    Example:
+      >>> read_windows(jnp.array([1.0, 2.0, 3.0]), {0: np.array([[0, 1], [2, -1]])})
+      [Array([1., 3.], dtype=float32), Array([2., 0.], dtype=float32)]
+    """
+    axes = sorted(windows)
+    entries, columns = [x], {axis: windows[axis].T for axis in axes}
+    if _fits_one_product(x, {axis: at.size for axis, at in columns.items()}):
+        # Along each axis all results of one entry, then those of the next.
+        entries = [read_axes(x, {axis: at.reshape(-1) for axis, at in columns.items()})]
+        for axis, at in columns.items():
+            entries = [part for x in entries for part in jnp.split(x, len(at), axis)]
+        return entries
+    for axis, at in columns.items():
+        entries = [read(x, axis, each) for x in entries for each in at]
+    return entries
+
+
+def combined_axes(x: Array, matrices: Mapping[int, np.ndarray]) -> Array:
+    """`combined` along several axes, by one product where that is small.
+
+    Args:
+      x: floating, any shape.
+      matrices: for each axis that is summed over [results, length of the axis] numbers.
+
+    Returns:
+      An array like ``x`` in which those axes are as long as their matrices.
+
+    Example:
+      >>> x = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+      >>> combined_axes(x, {0: np.array([[1, 1]]), 1: np.array([[1, 2]])})
+      Array([[16.]], dtype=float32)
+    """
+    axes = sorted(matrices)
+    if not _fits_one_product(x, {axis: len(matrices[axis]) for axis in axes}):
         for axis in axes:
-            x = read(x, axis, reads[axis])
+            x = combined(x, axis, matrices[axis])
         return x
-    # One product for all axes: a program compiles the slower the more products it has.
     first, last, shape = axes[0], axes[-1] + 1, x.shape
-    matrix = np.ones((1, 1), bool)
-    for axis in axes:
-        matrix = np.kron(matrix, reads[axis][:, None] == np.arange(shape[axis]))
+    matrix = functools.reduce(np.kron, (matrices[axis] for axis in axes))
     x = x.reshape(*shape[:first], -1, *shape[last:])
-    lengths = (len(reads[axis]) for axis in axes)
+    lengths = (len(matrices[axis]) for axis in axes)
     return combined(x, first, matrix).reshape(*shape[:first], *lengths, *shape[last:])
 
 
@@ -108,6 +156,13 @@ def combined(x: Array, axis: int, matrix: np.ndarray) -> Array:
     )
     out = out if one else lax.transpose(out, (1, 0, 2))
     return out.reshape(*before, len(matrix), *after)
+
+
+def _fits_one_product(x: Array, lengths: Mapping[int, int]) -> bool:
+    """Whether results of given lengths along some axes are read by one product."""
+    axes = sorted(lengths)
+    adjacent = len(axes) > 1 and axes == [*range(axes[0], axes[0] + len(axes))]
+    return adjacent and _is_float(x) and x.size * math.prod(lengths.values()) <= _JOINT
 
 
 def _is_float(x: Array) -> bool:

@@ -1,6 +1,7 @@
 """Equal positions are computed once: the same flow and the same scores as whole."""
 
 import functools
+import itertools
 import math
 
 import hypothesis
@@ -27,7 +28,7 @@ from synflow_jax.transform.classes import (
 from synflow_jax.transform.network_flow import ones, total_flow, uniform
 from synflow_jax.transform.origins import reshaped_groups
 from synflow_jax.xla.jaxprs import jaxprs_in
-from synflow_jax.xla.reading import read
+from synflow_jax.xla.reading import combined_axes, read, read_windows
 from tests.transform import test_fuzz as fuzz
 
 # --- classes of an axis -------------------------------------------------------------------
@@ -130,6 +131,29 @@ def test_reading_is_taking_and_its_transpose_adds(axis, entries, by_slices):
     counts = (entries[:, None] == np.arange(5)).sum(0).astype(np.float32)
     want = np.moveaxis(np.broadcast_to(counts, (*np.delete(shape, axis), 5)), -1, axis)
     np.testing.assert_array_equal(back, want)
+
+
+@pytest.mark.parametrize("most", [0, 2**24], ids=["axis by axis", "one product"])
+def test_windows_along_two_axes(most):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 5, 4, 3)).astype(np.float32)
+    windows = {1: rng.integers(-1, 5, (6, 2)), 2: rng.integers(-1, 4, (3, 3))}
+    padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))  # -1 reads the zero at the end
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("synflow_jax.xla.reading._JOINT", most)
+        got, transpose = jax.vjp(lambda x: read_windows(x, windows), jnp.asarray(x))
+        summed = combined_axes(jnp.asarray(x), {1: np.eye(3, 5), 2: np.full((2, 4), 2)})
+        (back,) = transpose([jnp.ones_like(each) for each in got])
+    pairs = itertools.product(windows[1].T, windows[2].T)
+    for one, (rows, columns) in zip(got, pairs, strict=True):
+        np.testing.assert_array_equal(one, padded[:, rows][:, :, columns])
+    counts = [(windows[k].reshape(-1, 1) == np.arange(x.shape[k])).sum(0) for k in (1, 2)]
+    np.testing.assert_array_equal(
+        back,
+        np.broadcast_to(np.outer(*counts)[None, :, :, None].astype(np.float32), x.shape),
+    )
+    total = np.repeat(2 * x[:, :3].sum(2, keepdims=True), 2, 2)
+    np.testing.assert_allclose(summed, total, 1e-5, 1e-5)
 
 
 def test_no_gather_and_no_scatter():
