@@ -105,8 +105,8 @@ class Origins:
         if id(array) not in self._values:
             value = None
             if self._is_known(array):
-                with jax.ensure_compile_time_eval():
-                    value = np.asarray(jax.jit(lambda: self._computed(array, {}))())
+                # One program, also inside a trace.
+                value = np.asarray(_run(lambda: self._computed(array, {})))
             self._values[id(array)] = array, value
         return self._values[id(array)][1]
 
@@ -140,6 +140,10 @@ class Origins:
             inner = [self._computed(x, done) for x in operands]
             done[id(array)] = as_written(eqn, inner)[number]
         return done[id(array)]
+
+
+def _run(function: Callable[[], Array]) -> Array:
+    return jax.jit(function).lower().compile()()
 
 
 def same_axis(before: Sequence[int], after: Sequence[int], axis: int) -> int | None:
