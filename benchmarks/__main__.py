@@ -1,4 +1,4 @@
-"""All benchmarks in under 15 minutes: results/bench.json, docs/bench.png and the tables of
+"""All benchmarks in 15 to 25 minutes: results/bench.json, docs/bench.png and the tables of
 README.md and docs/speed.md.
 
     python -m benchmarks --before COMMIT   # needs the extras `bench` and `plots`

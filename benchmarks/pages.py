@@ -28,7 +28,8 @@ def read(folder=pathlib.Path("results")):
     """All parts: those of `make bench`, and one score against the resolution."""
     results = json.loads((folder / "bench.json").read_text())
     lines = (folder / "resolution_cpu.jsonl").read_text().splitlines()
-    return {**results, "resolution": [*map(json.loads, lines)]}
+    latest = {(row["network"], row["pixels"]): row for row in map(json.loads, lines)}
+    return {**results, "resolution": [*latest.values()]}
 
 
 def waited(results):
@@ -60,6 +61,8 @@ def processes(results):
     """Whole processes, their programs and their peaks."""
 
     def cell(row, kind):
+        if f"{kind}_s" not in row:  # it was not compared with a commit
+            return "—"
         programs = f"{row[f'{kind}_programs']}, " if f"{kind}_programs" in row else ""
         return f"{row[f'{kind}_s']:.1f} s ({programs}{row[f'{kind}_peak_mb']:,})"
 
@@ -193,7 +196,7 @@ def selections(results):
         "lax.top_k",
         "stable sort",
     )
-    return "\n".join([_line(head), "|---:" * 6 + "|", *map(_line, rows)])
+    return "\n".join([_line(head), "|---:" * len(head) + "|", *map(_line, rows)])
 
 
 def scaling(results):
@@ -233,13 +236,13 @@ def replaced(text, table):
 
 
 def write(results, root=pathlib.Path()):
-    """Writes every table of every page."""
+    """Writes every table of every page, or nothing."""
+    texts = {page: (root / page).read_text() for page in PAGES}
     for page, tables in PAGES.items():
-        path = root / page
-        text = path.read_text()
         for table in tables:
-            text = replaced(text, table(results))
-        path.write_text(text)
+            texts[page] = replaced(texts[page], table(results))
+    for page, text in texts.items():
+        (root / page).write_text(text)
 
 
 def _table(head, rows):

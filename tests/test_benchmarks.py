@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -174,7 +175,8 @@ TABLES = [(page, table) for page, tables in pages.PAGES.items() for table in tab
 
 @pytest.mark.parametrize(("page", "table"), TABLES, ids=lambda x: getattr(x, "__name__", x))
 def test_the_pages_show_what_was_measured(page, table):
-    assert table(pages.read(ROOT / "results")) in (ROOT / page).read_text()
+    text, results = (ROOT / page).read_text(), pages.read(ROOT / "results")
+    assert pages.replaced(text, table(results)) == text
 
 
 def test_a_table_takes_the_place_of_the_one_that_begins_alike():
@@ -182,8 +184,21 @@ def test_a_table_takes_the_place_of_the_one_that_begins_alike():
     page = f"Before.\n\n{head}\n{rule}\n| old | 1 |\n| older | 2 |\n\nAfter.\n"
     table = f"{head}\n{rule}\n| new | 3 |"
     assert pages.replaced(page, table) == f"Before.\n\n{table}\n\nAfter.\n"
-    with pytest.raises(ValueError, match="0 tables begin with '| network | ms |'"):
-        pages.replaced("No table.", table)
+    for number, text in enumerate(("No table.", page, page + page)):
+        if number != 1:
+            message = re.escape(
+                f"{number} tables begin with '| network | ms |'; wanted one."
+            )
+            with pytest.raises(ValueError, match=message):
+                pages.replaced(text, table)
+
+
+def test_a_column_is_empty_where_no_commit_was_compared():
+    results = pages.read(ROOT / "results")
+    for row in results["whole"]:
+        for key in [key for key in row if key.startswith("before")]:
+            del row[key]
+    assert pages.processes(results).count("| — | — |") == len(results["whole"])
 
 
 def test_the_figure_is_drawn(tmp_path):

@@ -25,6 +25,7 @@ from synflow_jax.transform.values import (
     Classed,
     Equation,
     Plain,
+    Tokens,
     Value,
     carries_flow,
     known,
@@ -326,7 +327,7 @@ def slicing(
     """Cuts out a part that begins at known positions, as close to the end as it fits."""
     if equation.name != "dynamic_slice" or not isinstance(flow, Classed):
         return NotImplemented
-    at = [None if carries_flow(start) else refinement.value(start) for start in starts]
+    at = [None if _varies(start) else refinement.value(start) for start in starts]
     if any(start is None for start in at):
         return NotImplemented
     sizes = equation.params["slice_sizes"]
@@ -341,7 +342,7 @@ def gather(
     refinement: Refinement, apply: Callable, equation: Equation, flow: Value, places: Value
 ):
     """Reads known positions of one axis, as the resizing to nearest neighbours does."""
-    if equation.name != "gather" or not isinstance(flow, Classed) or carries_flow(places):
+    if equation.name != "gather" or not isinstance(flow, Classed) or _varies(places):
         return NotImplemented
     axis = _axis_read(equation, flow.shape, np.shape(places))
     values = None if axis is None else refinement.value(places)
@@ -357,6 +358,11 @@ def gather(
         labels[axis] = own[at]
         result = _taken(labels, lambda x: x)
     return moved(apply, equation, flow, [result], [places])
+
+
+def _varies(places: Value) -> bool:
+    """Whether places depend on the input, as its integers do."""
+    return carries_flow(places) or isinstance(places, Tokens)
 
 
 def _axis_read(

@@ -105,7 +105,6 @@ class Origins:
         if id(array) not in self._values:
             value = None
             if self._is_known(array):
-                # One program, also inside a trace.
                 value = np.asarray(_run(lambda: self._computed(array, {})))
             self._values[id(array)] = array, value
         return self._values[id(array)][1]
@@ -143,7 +142,9 @@ class Origins:
 
 
 def _run(function: Callable[[], Array]) -> Array:
-    return jax.jit(function).lower().compile()()
+    """The result of one program, also inside a trace and where nothing else is compiled."""
+    with jax.disable_jit(False):
+        return jax.jit(function).lower().compile()()
 
 
 def same_axis(before: Sequence[int], after: Sequence[int], axis: int) -> int | None:

@@ -17,8 +17,8 @@ from jaxtyping import Array
 # compiles faster than slices do.
 _SMALL = 2**21
 # And up to which one product is taken for several axes: a program compiles the slower the
-# more products it has.
-_JOINT = 2**24
+# more products it has. Its matrix, a constant of the program, has at most so many entries.
+_JOINT, _ENTRIES = 2**24, 2**20
 # Number of slices up to which they are concatenated.
 _PIECES = 12
 
@@ -161,8 +161,11 @@ def combined(x: Array, axis: int, matrix: np.ndarray) -> Array:
 def _fits_one_product(x: Array, lengths: Mapping[int, int]) -> bool:
     """Whether results of given lengths along some axes are read by one product."""
     axes = sorted(lengths)
-    adjacent = len(axes) > 1 and axes == [*range(axes[0], axes[0] + len(axes))]
-    return adjacent and _is_float(x) and x.size * math.prod(lengths.values()) <= _JOINT
+    if len(axes) < 2 or axes != [*range(axes[0], axes[0] + len(axes))] or not _is_float(x):
+        return False
+    results = math.prod(lengths.values())
+    entries = results * math.prod(x.shape[axis] for axis in axes)
+    return x.size * results <= _JOINT and entries <= _ENTRIES
 
 
 def _is_float(x: Array) -> bool:

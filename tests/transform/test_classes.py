@@ -158,8 +158,14 @@ def test_windows_along_two_axes(most):
 
 def test_no_gather_and_no_scatter():
     entries = np.random.default_rng(0).integers(-1, 5, 100)
-    for fixed in (entries, np.sort(entries)):
-        total = jax.grad(lambda x, at=fixed: jnp.sum(jnp.sin(read(x, 1, at))))
+    slides = {1: entries.reshape(50, 2), 2: entries.reshape(20, 5) % 3}
+    for function in (
+        lambda x: read(x, 1, entries),
+        lambda x: read(x, 1, np.sort(entries)),
+        lambda x: sum(read_windows(x, slides)),
+        lambda x: combined_axes(x, {1: np.ones((2, 5)), 2: np.ones((2, 3))}),
+    ):
+        total = jax.grad(lambda x, function=function: jnp.sum(jnp.sin(function(x))))
         text = str(jax.make_jaxpr(total)(jnp.ones((2, 5, 3))))
         assert "gather" not in text and "scatter" not in text
 
@@ -464,6 +470,14 @@ NETWORKS = {
         (16, 18, 3),
         branches,
     ),
+    "a stack with parameters": (
+        STEM | {"added": (1, 12, 14, 4), "next": (3, 3, 4, 4)},
+        (12, 14, 3),
+        lambda p, x: conv(
+            jnp.stack([stem(p, x), jax.nn.sigmoid(stem(p, x)), p["added"]]).sum(0),
+            p["next"],
+        ),
+    ),
     "rows": (STEM | {"next": (3, 3, 4, 4)}, (12, 14, 3), rows),
     "batch norms": (
         STEM | {"one": NORM, "other": NORM, "next": (3, 3, 4, 4)},
@@ -686,6 +700,44 @@ def test_what_a_question_about_paths_stores_does_not_grow_with_the_image():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "are_worthwhile", lambda *_: True)
         assert reached(256) == 256 * 256 * 2  # the image itself
+
+
+def test_places_that_the_input_gives_are_no_known_places():
+    def read(p, x):
+        image, places = x
+        part = lax.dynamic_slice(conv(image, p), (0, places[0, 0], 0, 0), (1, 3, 8, 2))
+        return part, jnp.take(conv(image, p), places[0], 1)
+
+    kernel = jnp.ones((3, 3, 1, 2))
+    inputs = (
+        jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32),
+        jax.ShapeDtypeStruct((1, 2), jnp.int32),
+    )
+
+    def flow(p, once):
+        return scaled.log(total_flow(read, p, uniform(ones(inputs)), once=once))
+
+    once, whole = (jax.jit(functools.partial(flow, once=k))(kernel) for k in (True, False))
+    np.testing.assert_allclose(once, whole, rtol=1e-6)
+
+
+def test_known_arrays_are_computed_where_nothing_is_compiled():
+    def flow(p):
+        network = lambda p, x: resized("bilinear")(x, p)  # noqa: E731
+        return scaled.log(total_flow(network, p, uniform(ones((8, 8, 1))), once=True))
+
+    kernel = jnp.ones((3, 3, 1, 2))
+    with jax.disable_jit():
+        eager = flow(kernel)
+    np.testing.assert_allclose(eager, flow(kernel), rtol=1e-6)
+
+
+def test_pooling_keeps_no_large_matrix_in_the_program():
+    x = jnp.ones((1, 36, 36, 1))
+    slides = {axis: np.arange(36)[:, None] + np.arange(-1, 2) for axis in (1, 2)}
+    slides = {axis: np.where(at < 36, at, -1) for axis, at in slides.items()}
+    consts = jax.make_jaxpr(lambda x: read_windows(x, slides))(x).consts
+    assert max((np.size(x) for x in consts), default=0) <= 2**20
 
 
 def test_small_convolutions_are_computed_at_every_position():
