@@ -327,13 +327,12 @@ def slicing(
     """Cuts out a part that begins at known positions, as close to the end as it fits."""
     if equation.name != "dynamic_slice" or not isinstance(flow, Classed):
         return NotImplemented
-    at = [None if _varies(start) else refinement.value(start) for start in starts]
-    if any(start is None for start in at):
-        return NotImplemented
-    sizes = equation.params["slice_sizes"]
     places = []
-    for start, size, n in zip(at, sizes, flow.shape, strict=True):
-        first = min(max(int(start), 0), n - size)
+    for start, size, n in zip(starts, equation.params["slice_sizes"], flow.shape):
+        value = None if _varies(start) else refinement.value(start)
+        if value is None:
+            return NotImplemented
+        first = min(max(int(value), 0), n - size)
         places.append(slice(first, first + size))
     return moved(apply, equation, flow, [_sliced(flow, places)], starts)
 
