@@ -1,7 +1,4 @@
-"""The figure of docs/speed.md, from results/bench.json.
-
-python -m benchmarks.figure    # draws docs/bench.png again
-"""
+"""The figure of docs/speed.md, from results/bench.json: `python -m benchmarks.figure`."""
 
 import pathlib
 

@@ -8,6 +8,8 @@ Each table is found on its page by its first line.
 import json
 import pathlib
 
+from experiments.harness.tables import Table, markdown
+
 NAMES = {
     "mlp": "MLP 784-100x5-10",
     "resnet20": "ResNet-20, CIFAR",
@@ -196,7 +198,7 @@ def selections(results):
         "lax.top_k",
         "stable sort",
     )
-    return "\n".join([_line(head), "|---:" * len(head) + "|", *map(_line, rows)])
+    return _table(head, rows).replace("|---|", "|---:|", 1)  # the first are numbers too
 
 
 def scaling(results):
@@ -246,12 +248,7 @@ def write(results, root=pathlib.Path()):
 
 
 def _table(head, rows):
-    """Markdown, the numbers aligned on the right."""
-    return "\n".join([_line(head), "|---|" + "---:|" * (len(head) - 1), *map(_line, rows)])
-
-
-def _line(cells):
-    return f"| {' | '.join(cells)} |"
+    return markdown(Table("", head, rows))
 
 
 def _million(weights):

@@ -25,7 +25,6 @@ from synflow_jax.transform.values import (
     Classed,
     Equation,
     Plain,
-    Tokens,
     Value,
     carries_flow,
     known,
@@ -200,13 +199,17 @@ def _sliced(flow: Classed, places: Sequence[slice]) -> Moved:
     return _taken(labels, rest)
 
 
+def _part(flow: Classed, axis: int, start: int, size: int) -> Moved:
+    places = [slice(None)] * len(flow.shape)
+    places[axis] = slice(start, start + size)
+    return _sliced(flow, places)
+
+
 def _split(equation: Equation, flow: Classed) -> Move:
     sizes, axis = equation.params["sizes"], equation.params["axis"]
     results, start = [], 0
     for size in sizes:
-        places = [slice(None)] * len(flow.shape)
-        places[axis] = slice(start, start + size)
-        results.append(_sliced(flow, places))
+        results.append(_part(flow, axis, start, size))
         start += size
     return (), results
 
@@ -217,9 +220,7 @@ def _unstack(equation: Equation, flow: Classed) -> Move:
 
 
 def _entry(flow: Classed, axis: int, at: int) -> Moved:
-    places = [slice(None)] * len(flow.shape)
-    places[axis] = slice(at, at + 1)
-    taken, maps = _sliced(flow, places)
+    taken, maps = _part(flow, axis, at, 1)
     return lambda x: lax.squeeze(taken(x), (axis,)), (*maps[:axis], *maps[axis + 1 :])
 
 
@@ -329,7 +330,7 @@ def slicing(
         return NotImplemented
     places = []
     for start, size, n in zip(starts, equation.params["slice_sizes"], flow.shape):
-        value = None if _varies(start) else refinement.value(start)
+        value = refinement.value(start)
         if value is None:
             return NotImplemented
         first = min(max(int(value), 0), n - size)
@@ -341,10 +342,10 @@ def gather(
     refinement: Refinement, apply: Callable, equation: Equation, flow: Value, places: Value
 ):
     """Reads known positions of one axis, as the resizing to nearest neighbours does."""
-    if equation.name != "gather" or not isinstance(flow, Classed) or _varies(places):
+    if equation.name != "gather" or not isinstance(flow, Classed):
         return NotImplemented
-    axis = _axis_read(equation, flow.shape, np.shape(places))
-    values = None if axis is None else refinement.value(places)
+    values = refinement.value(places)
+    axis = None if values is None else _axis_read(equation, flow.shape, values.shape)
     if axis is None or values is None:
         return NotImplemented
     at = values.reshape(-1)
@@ -357,11 +358,6 @@ def gather(
         labels[axis] = own[at]
         result = _taken(labels, lambda x: x)
     return moved(apply, equation, flow, [result], [places])
-
-
-def _varies(places: Value) -> bool:
-    """Whether places depend on the input, as its integers do."""
-    return carries_flow(places) or isinstance(places, Tokens)
 
 
 def _axis_read(

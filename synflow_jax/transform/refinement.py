@@ -24,6 +24,7 @@ from synflow_jax.transform.values import (
     Inverse,
     Plain,
     Stopped,
+    Tokens,
     Value,
     as_array,
     carries_flow,
@@ -117,10 +118,12 @@ class Refinement:
 
         return self._plainly(array, at, function)
 
-    def value(self, array: Plain) -> np.ndarray | None:
+    def value(self, value: Value) -> np.ndarray | None:
         """The values of an array that depends on no parameter and no input, if it is
-        small; None of any other."""
-        return self._origins.value(array)
+        small; None of any other, such as a flow or integers of the input."""
+        if carries_flow(value) or isinstance(value, Tokens):
+            return None
+        return self._origins.value(value)
 
     def _plainly(self, array: Plain, key, function: Callable[[Array], Array]) -> Plain:
         key = (id(array), key)
