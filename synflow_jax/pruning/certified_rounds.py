@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, ArrayLike
 
 from synflow_jax.masks import count_on
@@ -12,6 +13,7 @@ from synflow_jax.pruning.rounds import WHOLE, Choice, Plan, PruneInfo, Scored
 from synflow_jax.pruning.schedules import as_density, num_kept
 from synflow_jax.selection import budget
 from synflow_jax.xla import counts
+from synflow_jax.xla.placement import varying_with
 
 # The largest number of rounds. Each round removes at least one weight.
 MAX_ROUNDS = 10_000
@@ -98,9 +100,13 @@ def _choose(targets: Targets, number: ArrayLike, scored: Scored) -> Choice:
     k = counts.larger(k, targets.k)
     # If all scores are zero nothing flows, and no weight is the right one to remove.
     every = jax.tree.leaves(scored.every)
-    whole = sum(score.size for score in every)
-    number = counts.number_where(backend, lambda s: s > 0, every, whole)
-    k = counts.where(~counts.is_zero(number), k, before)
+    flows = lax.cond(
+        affordable.total > 0,
+        lambda every: varying_with(jnp.bool_(True), every),
+        lambda every: jnp.any(jnp.stack([jnp.any(score > 0) for score in every])),
+        every,
+    )
+    k = counts.where(flows, k, before)
     stopped = counts.equal(k, before) & (before > targets.k)
     return Choice(k, stopped, near=affordable.next)
 

@@ -13,7 +13,8 @@ from jaxtyping import Array, Integer
 
 from synflow_jax.precision import scoring_dtype
 from synflow_jax.selection.arguments import size_of_scores
-from synflow_jax.selection.top_k import keep_top, to_key
+from synflow_jax.selection.keys import to_key
+from synflow_jax.selection.top_k import keep_top
 from synflow_jax.trees import Masks, Scores
 
 

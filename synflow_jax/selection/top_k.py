@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from synflow_jax.precision import scoring_dtype
 from synflow_jax.selection.arguments import as_count, size_of_scores
+from synflow_jax.selection.keys import of_eligible, to_key, to_score
 from synflow_jax.selection.threshold import (
     Bracket,
     around,
@@ -144,9 +145,7 @@ def _selected(
     ranked = _join(backend, ranked, groups, always)
     keys = [to_key(array) for array in ranked]
     if masks is not None:
-        lowest = jnp.iinfo(_key_type(dtype)).min
-        eligible = _join(backend, masks, groups, always)
-        keys = [jnp.where(m, key, lowest) for m, key in zip(eligible, keys)]
+        keys = [*map(of_eligible, keys, _join(backend, masks, groups, always))]
     limits, measure = jnp.iinfo(keys[0].dtype), counting(backend, keys)
     start = Bracket(
         low=jnp.asarray(limits.min, keys[0].dtype),
@@ -237,31 +236,6 @@ def _split(
     return leaves
 
 
-def to_key(scores: Array) -> Int[Array, "..."]:
-    """Maps scores to integers that sort like them.
-
-    NaN becomes the second lowest integer, the lowest marks entries that may not be kept,
-    the highest is unused.
-    """
-    signed = _key_type(scores.dtype)
-    lowest = jnp.iinfo(signed).min
-    bits = lax.bitcast_convert_type(scores, signed)
-    # Floats store a sign and an absolute value, integers are in two's complement. Minus
-    # zero becomes zero.
-    keys = jnp.where(bits < 0, lowest - bits, bits)
-    return jnp.where(jnp.isnan(scores), lowest + 1, keys)
-
-
-def _to_score(keys: Array) -> Float[Array, "..."]:
-    """The inverse of `to_key`."""
-    bits = jnp.where(keys < 0, jnp.iinfo(keys.dtype).min - keys, keys)
-    return lax.bitcast_convert_type(bits, f"float{8 * keys.dtype.itemsize}")
-
-
-def _key_type(dtype) -> jnp.dtype:
-    return jnp.dtype({4: jnp.int32, 8: jnp.int64}[jnp.dtype(dtype).itemsize])
-
-
 def _count_nonfinite(backend: Backend, keys: list[Array]) -> Integer[Array, ""]:
     dtype = keys[0].dtype
     lowest = jnp.iinfo(dtype).min
@@ -284,9 +258,9 @@ def _total_removed(
 
     def removed(key):
         counts = (key > nan) & (key < threshold)
-        return jnp.where(counts, _to_score(key), jnp.zeros((), _to_score(key).dtype))
+        return jnp.where(counts, to_score(key), jnp.zeros((), to_score(key).dtype))
 
-    score = _to_score(threshold)
+    score = to_score(threshold)
     none = counts.is_zero(ties) | (threshold <= nan)
     number = counts.as_float(ties, score.dtype)
     tied = jnp.where(none, jnp.zeros_like(score), number * score)

@@ -8,10 +8,8 @@ For arrays that lie on several devices the results are plain reductions: only nu
 exchanged, no entries.
 """
 
-import functools
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Integer, UInt
 
@@ -112,9 +110,7 @@ def sum_of(backend: Backend, value: Callable[..., Array], *leaves: Array) -> Arr
     if not _in_rows(backend) or not width:
         return jnp.sum(value(*leaves))
     flat, size = [leaf.reshape(-1) for leaf in leaves], width * _ROWS
-    sums = value(*(x[:size].reshape(_ROWS, width) for x in flat))
-    while len(sums) > 1:  # fused into one loop, which adds 16 rows to each other
-        sums = sums[: len(sums) // 2] + sums[len(sums) // 2 :]
+    sums = _added(value(*(x[:size].reshape(_ROWS, width) for x in flat)))
     columns = jnp.sum(sums.reshape(-1, _COLUMNS), axis=0)
     return jnp.sum(columns) + jnp.sum(value(*(x[size:] for x in flat)))
 
@@ -122,12 +118,12 @@ def sum_of(backend: Backend, value: Callable[..., Array], *leaves: Array) -> Arr
 def sums_of(
     backend: Backend, value: Callable[..., Array], candidates: Array, *leaves: Array
 ) -> Array:
-    """`sum_of` for each of several candidates, with the code of one.
+    """`sum_of` for each of several candidates, in one pass.
 
     Args:
       backend: where it runs.
-      value: takes a candidate and equally shaped slices of the leaves, and returns floats
-        of that shape.
+      value: takes candidates and slices of the leaves, whose shapes can be broadcast, and
+        returns floats of the broadcast shape.
       candidates: an array with one axis.
       leaves: arrays of one shape.
 
@@ -137,11 +133,23 @@ def sums_of(
       >>> sums_of(cpu, at_least, jnp.array([2.0, 3.0]), jnp.arange(4.0)).tolist()
       [5.0, 3.0]
     """
+    width = leaves[0].size // (_ROWS * _COLUMNS) * _COLUMNS
+    if not _in_rows(backend):
+        # Separate reductions, which XLA on a GPU can fuse into one pass over the leaves.
+        return jnp.stack([jnp.sum(value(candidate, *leaves)) for candidate in candidates])
+    if not width:
+        flat = (leaf.reshape(1, -1) for leaf in leaves)
+        return jnp.sum(value(candidates[:, None], *flat), axis=1)
+    flat, size = [leaf.reshape(-1) for leaf in leaves], width * _ROWS
+    # All candidates for a few columns, then for the next: each entry is read once.
+    rows = (x[:size].reshape(_ROWS, -1, 1, _COLUMNS) for x in flat)
+    columns = _added(value(candidates.reshape(1, 1, -1, 1), *rows)).sum(0)
+    rest = value(candidates[:, None], *(x[None, size:] for x in flat))
+    return jnp.sum(columns, axis=1) + jnp.sum(rest, axis=1)
 
-    def one(candidate):
-        return sum_of(backend, functools.partial(value, candidate), *leaves)
 
-    if _in_rows(backend):
-        return jax.vmap(one)(candidates)
-    # Separate reductions, which XLA on a GPU can fuse into one pass over the leaves.
-    return jnp.stack([one(candidate) for candidate in candidates])
+def _added(rows: Array) -> Array:
+    """The sum of the rows: fused into one loop, which adds 16 of them to each other."""
+    while len(rows) > 1:
+        rows = rows[: len(rows) // 2] + rows[len(rows) // 2 :]
+    return rows[0]

@@ -63,7 +63,7 @@ def test_a_budget_pays_for_as_many_of_the_lowest_as_cost_no_more(scores, eligibl
 
 def test_a_budget_for_everything_leaves_nothing():
     scores, eligible = [jnp.array([1.0, 2.0])], [jnp.array([True, True])]
-    kept, price = within(ONE, scores, eligible, jnp.float32(3.0))
+    kept, price, _ = within(ONE, scores, eligible, jnp.float32(3.0))
     assert kept == 0 and price == jnp.inf
 
 
