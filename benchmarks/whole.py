@@ -8,13 +8,15 @@
 `synflow prune NAME --density 0.01` in 100 rounds, with an empty cache and again with the
 cache that it left; and PyTorch, from loading the same weights to saved masks. The processes
 take turns, and a time is the median of the turns. Peak memory and the number of programs
-that are compiled, or read from the cache, are those of the first turn.
+that are compiled, or read from the cache, are those of the first turn, and so is what JAX
+says of tracing, lowering and compiling them.
 """
 
 import argparse
 import importlib.util
 import os
 import pathlib
+import re
 import shutil
 import statistics
 import subprocess
@@ -105,6 +107,30 @@ def pytorch(name, folder):
     return lambda: process(command, PYTHONPATH=str(ROOT))
 
 
+# Python and the imports of the command, and nothing else.
+START = "import jax; from synflow_jax.cli import commands, pruning; jax.devices()"
+
+# What JAX logs of each program with ``JAX_LOG_COMPILES``. The tracing of a function that is
+# not lowered by itself is part of that of another one.
+LOWERED = re.compile(r"jaxpr to MLIR module conversion jit\((\w+)\) in ([\d.]+) sec")
+COMPILED = re.compile(r"XLA compilation of jit\(\w+\) in ([\d.]+) sec")
+
+
+def parts_of(log):
+    """Seconds of tracing, lowering and compiling. Programs are compiled beside the tracing
+    of others, so their sum can be longer than the process."""
+    lowered = LOWERED.findall(log)
+    traced = [
+        re.findall(rf"Finished tracing {name} for jit in ([\d.]+) sec", log)
+        for name in {name for name, _ in lowered}
+    ]
+    return {
+        "tracing": sum(float(seconds) for each in traced for seconds in each),
+        "lowering": sum(float(seconds) for _, seconds in lowered),
+        "compiling": sum(float(seconds) for seconds in COMPILED.findall(log)),
+    }
+
+
 def measured(name, *, turns=3, with_pytorch=True, before=None):
     """The row of one network. ``before`` is the tree of an earlier commit; it runs once."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -122,13 +148,16 @@ def measured(name, *, turns=3, with_pytorch=True, before=None):
         if before is not None:
             earlier = Ours(name, before, folders[1])
             found |= {"before_cold": [earlier.cold()], "before_again": [earlier.again()]}
-    row = {"network": name, "turns": turns}
+        start, *_ = process([sys.executable, "-c", START], PYTHONPATH=str(ROOT))
+    row = {"network": name, "turns": turns, "start_s": round(start, 2)}
     for key, values in found.items():
         seconds, peaks, errors = zip(*values)
         row[f"{key}_s"] = round(statistics.median(seconds), 2)
         row[f"{key}_peak_mb"] = round(peaks[0] / 2**20)
         if key != "pytorch":
             row[f"{key}_programs"] = errors[0].count("Finished XLA compilation of")
+    for part, seconds in parts_of(found["cold"][0][-1]).items():
+        row[f"{part}_s"] = round(seconds, 2)
     return row
 
 

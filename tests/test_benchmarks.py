@@ -190,6 +190,18 @@ def test_a_table_takes_the_place_of_the_one_that_begins_alike():
             pages.replaced(text, table)
 
 
+def test_the_parts_of_a_process_are_read_from_what_jax_logs():
+    log = """Finished tracing score for jit in 0.5 sec
+    Finished tracing rounds for jit in 1.5 sec
+    Finished jaxpr to MLIR module conversion jit(rounds) in 0.25 sec
+    Finished XLA compilation of jit(rounds) in 2.0 sec
+    Finished tracing ones for jit in 0.25 sec
+    Finished jaxpr to MLIR module conversion jit(ones) in 0.5 sec
+    Finished XLA compilation of jit(ones) in 1.0 sec"""
+    want = {"tracing": 1.75, "lowering": 0.75, "compiling": 3.0}
+    assert whole.parts_of(log) == want
+
+
 def test_a_column_is_empty_where_no_commit_was_compared():
     results = pages.read(ROOT / "results")
     for row in results["whole"]:
