@@ -1,11 +1,12 @@
-"""Masks are chaotic; are accuracies? Pairs of weights that differ in their last bits.
+"""Masks are chaotic; are accuracies? Masks of weights that were changed a little.
 
   python -m experiments chaos --scale smoke|cpu|paper
 
-A hundred rounds build on each other, and where scores tie rounding decides, so weights that
-differ by half a unit in the last place of a float32 end in other masks. How many weights do
-the two masks share, and do the two networks train to different accuracies, more different
-than those of one network whose images come in another order?
+A hundred rounds build on each other, so that one weight that goes a round sooner changes
+what later rounds score. How many weights do the masks share of two networks whose weights
+differ by a unit in the last place, by a millionth, by a tenth? And where masks differ, does
+one network train to other accuracies under the two, more different than under one mask when
+its images come in another order?
 """
 
 import dataclasses
@@ -28,53 +29,86 @@ from synflow_jax import models
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """Two masks of nearly the same weights, and what they train to.
+class Masks:
+    """What the masks of changed weights share with those of the weights as they are.
 
     Attributes:
       network: a name that `networks.module_of` takes.
       dataset: a name that `experiments.datasets.load.load` takes.
-      compression: log10 of (weights / weights kept).
-      seed: of the weights, of what is done to their last bits, and of the order of images.
-      training: how; None to compare masks only.
+      seed: of the weights, and of their changes.
+      compressions: log10 of (weights / weights kept).
+      changes: sizes, relative to each weight; 0 is one unit in the last place.
       rounds: of SynFlow.
     """
 
     network: str
     dataset: str
-    compression: float
     seed: int
-    training: Settings | None = None
+    compressions: tuple[float, ...]
+    changes: tuple[float, ...]
     rounds: int = methods.ROUNDS
 
     @property
     def name(self) -> str:
-        what = f"{self.network}-{self.compression:g}-s{self.seed}"
-        return what + ("-trained" if self.training else "")
+        return f"masks-{self.network}-s{self.seed}"
 
 
-def runs(scale: command.Scale) -> list[Run]:
-    """The runs of a scale."""
-    short = Settings(
-        epochs=8, learning_rate=0.1, decay="cosine", weight_decay=5e-4, augment=True
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One network trained under the masks of its weights and of changed ones.
+
+    Attributes:
+      network: a name that `networks.module_of` takes.
+      dataset: a name that `experiments.datasets.load.load` takes.
+      seed: of the weights, of their change, and of the order of images.
+      compression: log10 of (weights / weights kept).
+      change: its size, relative to each weight.
+      training: how.
+      rounds: of SynFlow.
+    """
+
+    network: str
+    dataset: str
+    seed: int
+    compression: float
+    change: float
+    training: Settings
+    rounds: int = methods.ROUNDS
+
+    @property
+    def name(self) -> str:
+        return f"pair-{self.network}-{self.compression:g}-s{self.seed}"
+
+
+def runs(scale: command.Scale) -> list[Masks | Pair]:
+    """The runs of a scale; cpu is all there is to do."""
+    training = Settings(
+        epochs=10, learning_rate=0.1, decay="cosine", weight_decay=5e-4, augment=False
     )
     if scale == "smoke":
-        one = dataclasses.replace(short, epochs=1, batch=64)
-        return [Run("mlp_bn", "digits", 1.0, 0, one, rounds=5)]
-    small = "vgg16_eighth", "cifar10_20k"
+        one = dataclasses.replace(training, epochs=1, batch=64)
+        return [
+            Masks("mlp_bn", "digits", 0, (1.0,), (0.0, 0.1), rounds=5),
+            Pair("mlp_bn", "digits", 0, 1.0, 0.1, one, rounds=5),
+        ]
+    small, changes = ("mlp_bn", "fashion_mnist"), (0.0, 1e-6, 1e-4, 1e-2, 1e-1)
+    nets = small, ("convnet_bn", "cifar10_20k"), ("vgg16_cifar", "cifar10_20k")
     return [
-        *(Run(*small, 2.5, seed, short) for seed in range(3)),
-        *(Run(*small, c, seed) for c in (1.0, 2.0, 3.0) for seed in range(3)),
         *(
-            Run("vgg16_cifar", "cifar10_20k", c, seed)
-            for c in (1.0, 2.0, 3.0, 4.0)
+            Pair(*small, seed, c, 1e-6, training)
+            for c in (1.5, 2.0, 2.5)
+            for seed in range(5)
+        ),
+        *(
+            Masks(*net, seed, (1.0, 2.0, 3.0, 4.0)[: 4 if net == nets[-1] else 3], changes)
+            for net in nets
             for seed in range(3)
         ),
     ]
 
 
-def execute(run: Run, context: Context) -> Iterator[Row]:
-    """A row on the two masks, and one on each training."""
+def execute(run: Masks | Pair, context: Context) -> Iterator[Row]:
+    """A row for each change and compression, or one on the masks and one a training."""
     loaded = cached(run.dataset, context.data_dir)
     module = networks.module_of(run.network, loaded.num_classes)
     shape = loaded.train_images.shape[1:]
@@ -82,42 +116,69 @@ def execute(run: Run, context: Context) -> Iterator[Row]:
     apply_fn, params = sj.from_linen(module, variables)
     score = sj.synflow(apply_fn, shape)
 
-    def pruned(params: PyTree) -> PyTree:
-        density = 10.0**-run.compression
+    def pruned(params: PyTree, compression: float) -> PyTree:
+        density = 10.0**-compression
         return sj.prune(score, params, density, rounds=run.rounds, keep_connected=False)[0]
 
-    near = last_bits_changed(params, run.seed)
-    one, other = pruned(params), pruned(near)
-    yield {"kind": "masks", "shared": round(shared(params, one, other), 4)}
-    if run.training is None:
+    if isinstance(run, Pair):
+        one = pruned(params, run.compression)
+        other = pruned(moved(params, run.change, run.seed), run.compression)
+        yield {"kind": "pair", "shared": round(shared(params, one, other), 4)}
+        plan = steps.plan(module, run.training, loaded)
+        yield from _trained(plan, loaded, variables, (one, other), run.seed, context)
         return
-    plan = steps.plan(module, run.training, loaded)
+    for number, compression in enumerate(run.compressions):
+        one = pruned(params, compression)
+        for change in run.changes:
+            other = pruned(moved(params, change, run.seed), compression)
+            yield {
+                "kind": "masks",
+                "compression": compression,
+                "change": change,
+                "shared": round(shared(params, one, other), 4),
+            }
+        context.advance((number + 1) / len(run.compressions))
+
+
+def _trained(plan, loaded, variables, masks, seed, context) -> Iterator[Row]:
+    """A row on each training: first the masks change while weights and order stay, then the
+    order alone."""
+    one, other = masks
     splits = steps.on_device(plan, loaded)
-    # The masks change while weights and order stay; then the order alone.
     trained = {"first": (one, 0), "other masks": (other, 0), "other order": (one, 1000)}
-    for number, (what, (masks, added)) in enumerate(trained.items()):
+    for number, (what, (own, added)) in enumerate(trained.items()):
 
         def advance(fraction, number=number):
             context.advance((number + fraction) / len(trained))
 
-        state = steps.start(plan, variables, masks)
-        order = run.seed + added
-        _, history = loop.train(plan, state, splits, order, advance=advance)
+        state = steps.start(plan, variables, own)
+        _, history = loop.train(plan, state, splits, seed + added, advance=advance)
         accuracies = [epoch.accuracy for epoch in history]
         best, last = max(accuracies), accuracies[-1]
         yield {"kind": "trained", "what": what, "best": best, "last": last}
 
 
-def last_bits_changed(params: PyTree, seed: int) -> PyTree:
-    """Each number moved to the next float above or below, by chance."""
+def moved(params: PyTree, change: float, seed: int) -> PyTree:
+    """Weights changed by chance.
+
+    Args:
+      params: floating leaves.
+      change: the standard deviation of the change, relative to each weight. 0: each goes to
+        the next float above or below.
+      seed: of the draws.
+    """
     draw = np.random.default_rng(seed)
 
-    def moved(leaf):
+    def one(leaf):
         leaf = np.asarray(leaf)
+        if change:
+            return jnp.asarray(
+                leaf * (1 + change * draw.standard_normal(leaf.shape)), leaf.dtype
+            )
         towards = np.where(draw.random(leaf.shape) < 0.5, np.inf, -np.inf)
         return jnp.asarray(np.nextafter(leaf, towards.astype(leaf.dtype)))
 
-    return jax.tree.map(moved, params)
+    return jax.tree.map(one, params)
 
 
 def shared(params: PyTree, one: PyTree, other: PyTree) -> float:
@@ -128,12 +189,12 @@ def shared(params: PyTree, one: PyTree, other: PyTree) -> float:
 
 EXPERIMENT = command.Experiment(
     name="chaos",
-    about="Masks and accuracies of weights that differ in their last bits.",
+    about="Masks and accuracies of weights that were changed a little.",
     runs=runs,
     execute=execute,
     figures={"chaos.png": figures.draw},
     tables=figures.tables,
-    cost=lambda run: 450 if run.training else 15,
+    cost=lambda run: 60 if isinstance(run, Pair) else 30,
 )
 
 
