@@ -53,9 +53,9 @@ def within(
     Example:
       >>> cpu = Backend(cpu=True, one_device=True)
       >>> scores, eligible = [jnp.array([4.0, 1.0, 2.0, 2.0])], [jnp.ones(4, bool)]
-      >>> within(cpu, scores, eligible, jnp.float32(3.5))
-      Affordable(kept=Array(2, dtype=uint32), next=Array(2., dtype=float32),
-                 total=Array(9., dtype=float32))
+      >>> kept, lowest, total = within(cpu, scores, eligible, jnp.float32(3.5))
+      >>> int(kept), float(lowest), float(total)
+      (2, 2.0, 9.0)
     """
     # The keys that the selection searches, too: they are computed once for both.
     dtype = jax.dtypes.canonicalize_dtype(scoring_dtype(*scores))
