@@ -112,6 +112,7 @@ START = "import jax; from synflow_jax.cli import commands, pruning; jax.devices(
 
 # What JAX logs of each program with ``JAX_LOG_COMPILES``. The tracing of a function that is
 # not lowered by itself is part of that of another one.
+TRACED = re.compile(r"Finished tracing (\w+) for jit in ([\d.]+) sec")
 LOWERED = re.compile(r"jaxpr to MLIR module conversion jit\((\w+)\) in ([\d.]+) sec")
 COMPILED = re.compile(r"XLA compilation of jit\(\w+\) in ([\d.]+) sec")
 
@@ -120,12 +121,9 @@ def parts_of(log):
     """Seconds of tracing, lowering and compiling. Programs are compiled beside the tracing
     of others, so their sum can be longer than the process."""
     lowered = LOWERED.findall(log)
-    traced = [
-        re.findall(rf"Finished tracing {name} for jit in ([\d.]+) sec", log)
-        for name in {name for name, _ in lowered}
-    ]
+    names = {name for name, _ in lowered}
     return {
-        "tracing": sum(float(seconds) for each in traced for seconds in each),
+        "tracing": sum(float(s) for name, s in TRACED.findall(log) if name in names),
         "lowering": sum(float(seconds) for _, seconds in lowered),
         "compiling": sum(float(seconds) for seconds in COMPILED.findall(log)),
     }

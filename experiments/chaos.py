@@ -91,17 +91,21 @@ def runs(scale: command.Scale) -> list[Masks | Pair]:
             Masks("mlp_bn", "digits", 0, (1.0,), (0.0, 0.1), rounds=5),
             Pair("mlp_bn", "digits", 0, 1.0, 0.1, one, rounds=5),
         ]
-    small, changes = ("mlp_bn", "fashion_mnist"), (0.0, 1e-6, 1e-4, 1e-2, 1e-1)
-    nets = small, ("convnet_bn", "cifar10_20k"), ("vgg16_cifar", "cifar10_20k")
+    changes = 0.0, 1e-6, 1e-4, 1e-2, 1e-1
+    compressions = {
+        ("mlp_bn", "fashion_mnist"): (1.0, 2.0, 3.0),
+        ("convnet_bn", "cifar10_20k"): (1.0, 2.0, 3.0),
+        ("vgg16_cifar", "cifar10_20k"): (1.0, 2.0, 3.0, 4.0),
+    }
     return [
         *(
-            Pair(*small, seed, c, 1e-6, training)
+            Pair("mlp_bn", "fashion_mnist", seed, c, 1e-6, training)
             for c in (1.5, 2.0, 2.5)
             for seed in range(5)
         ),
         *(
-            Masks(*net, seed, (1.0, 2.0, 3.0, 4.0)[: 4 if net == nets[-1] else 3], changes)
-            for net in nets
+            Masks(*net, seed, own, changes)
+            for net, own in compressions.items()
             for seed in range(3)
         ),
     ]

@@ -14,6 +14,7 @@ from synflow_jax.pruning.schedules import as_density, num_kept
 from synflow_jax.selection import budget
 from synflow_jax.xla import counts
 from synflow_jax.xla.placement import varying_with
+from synflow_jax.xla.reductions import any_positive
 
 # The largest number of rounds. Each round removes at least one weight.
 MAX_ROUNDS = 10_000
@@ -103,7 +104,7 @@ def _choose(targets: Targets, number: ArrayLike, scored: Scored) -> Choice:
     flows = lax.cond(
         affordable.total > 0,
         lambda every: varying_with(jnp.bool_(True), every),
-        lambda every: jnp.any(jnp.stack([jnp.any(score > 0) for score in every])),
+        any_positive,
         every,
     )
     k = counts.where(flows, k, before)

@@ -11,7 +11,7 @@ def to_key(scores: Float[Array, "..."]) -> Int[Array, "..."]:
     NaN becomes the second lowest integer, the lowest marks entries that may not be kept,
     the highest is unused.
     """
-    signed = key_type(scores.dtype)
+    signed = _key_type(scores.dtype)
     lowest = jnp.iinfo(signed).min
     bits = lax.bitcast_convert_type(scores, signed)
     # Floats store a sign and an absolute value, integers are in two's complement. Minus
@@ -31,6 +31,6 @@ def of_eligible(keys: Int[Array, "..."], eligible: Bool[Array, "..."]) -> Int[Ar
     return jnp.where(eligible, keys, jnp.iinfo(keys.dtype).min)
 
 
-def key_type(dtype: DTypeLike) -> jnp.dtype:
+def _key_type(dtype: DTypeLike) -> jnp.dtype:
     """The integers that are keys of scores of a type."""
     return jnp.dtype({4: jnp.int32, 8: jnp.int64}[jnp.dtype(dtype).itemsize])

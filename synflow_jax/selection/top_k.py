@@ -37,7 +37,7 @@ from synflow_jax.trees import Masks, Scores, check_masks
 from synflow_jax.xla import counts
 from synflow_jax.xla.backends import Backend, on_backend
 from synflow_jax.xla.placement import varying_with
-from synflow_jax.xla.reductions import sum_of
+from synflow_jax.xla.reductions import any_positive, sum_of
 
 # Leaves with at least this many entries are not concatenated: copying one would take longer
 # than a loop of its own. Smaller ones would take longer to compile than all their copies.
@@ -172,10 +172,11 @@ def _selected(
         # Counted before they are split: code for each leaf would take long to compile.
         counts.number_where(backend, lambda mask: mask, kept, size),
         _total_removed(backend, keys, bracket.low, ties),
+        # Zero is the threshold only where fewer scores are positive than are kept.
         lax.cond(
             (bracket.low > 0) & ~counts.is_zero(k),
             lambda keys: varying_with(jnp.bool_(True), keys),
-            _any_positive,
+            any_positive,
             keys,
         ),
         _count_nonfinite(backend, keys),
@@ -265,12 +266,6 @@ def _total_removed(
     number = counts.as_float(ties, score.dtype)
     tied = jnp.where(none, jnp.zeros_like(score), number * score)
     return sum((sum_of(backend, removed, key) for key in keys), tied)
-
-
-def _any_positive(keys: list[Array]) -> Bool[Array, ""]:
-    # Hardly ever evaluated, so the shortest code: zero is the threshold only where fewer
-    # scores are positive than are kept.
-    return jnp.any(jnp.stack([jnp.any(key > 0) for key in keys]))
 
 
 def _keep_reaching(keys: list[Array], bracket: Bracket, num_removed: Any) -> list[Array]:

@@ -8,10 +8,10 @@ For arrays that lie on several devices the results are plain reductions: only nu
 exchanged, no entries.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Integer, UInt
+from jaxtyping import Array, Bool, Int, Integer, UInt
 
 from synflow_jax.xla.backends import Backend
 
@@ -92,6 +92,16 @@ def _sum_field(values: UInt[Array, "rows columns"]) -> Integer[Array, ""]:
     return jnp.sum(jnp.sum(values, axis=0, dtype=jnp.int16), dtype=jnp.uint32)
 
 
+def any_positive(leaves: Sequence[Array]) -> Bool[Array, ""]:
+    """Whether any entry is above zero: the shortest code, for what is hardly ever asked.
+
+    Example:
+      >>> bool(any_positive([jnp.array([-1.0, 0.0]), jnp.array([2.0])]))
+      True
+    """
+    return jnp.any(jnp.stack([jnp.any(leaf > 0) for leaf in leaves]))
+
+
 def sum_of(backend: Backend, value: Callable[..., Array], *leaves: Array) -> Array:
     """The sum, over all entries, of an elementwise function.
 
@@ -133,19 +143,19 @@ def sums_of(
       >>> sums_of(cpu, at_least, jnp.array([2.0, 3.0]), jnp.arange(4.0)).tolist()
       [5.0, 3.0]
     """
-    width = leaves[0].size // (_ROWS * _COLUMNS) * _COLUMNS
     if not _in_rows(backend):
         # Separate reductions, which XLA on a GPU can fuse into one pass over the leaves.
         return jnp.stack([jnp.sum(value(candidate, *leaves)) for candidate in candidates])
-    if not width:
-        flat = (leaf.reshape(1, -1) for leaf in leaves)
-        return jnp.sum(value(candidates[:, None], *flat), axis=1)
-    flat, size = [leaf.reshape(-1) for leaf in leaves], width * _ROWS
+    flat = [leaf.reshape(-1) for leaf in leaves]
+    size = flat[0].size // (_ROWS * _COLUMNS) * _ROWS * _COLUMNS
+    rest = value(candidates[:, None], *(x[None, size:] for x in flat))
+    rest = jnp.sum(rest, axis=1)
+    if not size:
+        return rest
     # All candidates for a few columns, then for the next: each entry is read once.
     rows = (x[:size].reshape(_ROWS, -1, 1, _COLUMNS) for x in flat)
     columns = _added(value(candidates.reshape(1, 1, -1, 1), *rows)).sum(0)
-    rest = value(candidates[:, None], *(x[None, size:] for x in flat))
-    return jnp.sum(columns, axis=1) + jnp.sum(rest, axis=1)
+    return jnp.sum(columns, axis=1) + rest
 
 
 def _added(rows: Array) -> Array:

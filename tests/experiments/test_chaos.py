@@ -1,4 +1,4 @@
-"""Pairs of weights that differ in their last bits: a run, and what is made of rows."""
+"""Masks of weights that were changed a little: the runs, and what is made of rows."""
 
 import functools
 
