@@ -89,11 +89,12 @@ def main(argv=None):
     parser.add_argument(
         "--out", type=pathlib.Path, help="with --against: JSON lines are added to it"
     )
+    parser.add_argument("--turns", type=int, default=3, help="processes of each commit, with --against")
     parser.add_argument("names", nargs="*", help="networks to compare with a commit")
     args = parser.parse_args(argv)
     console, start = measuring.console(), time.perf_counter()
     if args.against:
-        against.run(args.against, args.names, console, args.out)
+        against.run(args.against, args.names, console, args.out, turns=args.turns)
         return
     if not args.quick and importlib.util.find_spec("torch") is None:
         parser.error("PyTorch is not installed: pip install -e '.[bench,plots]'.")

@@ -1,7 +1,9 @@
-"""Two commits beside each other: the first call of `prune`, and a round.
+"""Two commits beside each other: the first call of `prune`, what of it is tracing and
+compiling, a round, and one score with its temporary memory.
 
     python -m benchmarks --against COMMIT              # all networks but the largest
     python -m benchmarks --against COMMIT mlp resnet20 --out results/zoo_cpu.jsonl
+    python -m benchmarks --against COMMIT unet2@512    # U-Nets, by levels and pixels
 
 For each network processes of both take turns, and the ratios are those of the medians.
 """
@@ -45,7 +47,7 @@ def compared(name, before, *, turns=3, rounds=5):
         for key, tree in (("now", whole.ROOT), ("before", before)):
             found[key].append(times(tree, name, rounds, turns))
     row = {"network": name}
-    for part in ("first_s", "round_ms"):
+    for part in PARTS:
         now, then = (
             statistics.median(row[part] for row in found[key]) for key in ("now", "before")
         )
@@ -54,14 +56,24 @@ def compared(name, before, *, turns=3, rounds=5):
     return row
 
 
+# What is measured, and its column.
+PARTS = {
+    "first_s": "first s",
+    "compiling_s": "compiling s",
+    "round_ms": "round ms",
+    "score_ms": "score ms",
+    "score_mb": "score MB",
+}
+
+
 def table(rows):
-    shown = Table(title="Now and before; ratios below 1 are faster now")
+    shown = Table(title="Now (relative to before; below 1 is less now)")
     shown.add_column("network")
-    columns = ["first s", "before", "ratio", "round ms", "before", "ratio"]
-    for column in columns:
+    for column in PARTS.values():
         shown.add_column(column, justify="right")
     for row in rows:
-        shown.add_row(row["network"], *(f"{v:g}" for k, v in row.items() if k != "network"))
+        cells = (f"{row[part]:.4g} ({row[f'{part}_ratio']:.2f})" for part in PARTS)
+        shown.add_row(row["network"], *cells)
     return shown
 
 

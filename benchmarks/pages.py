@@ -77,6 +77,22 @@ def processes(results):
     return _table(head, rows)
 
 
+def parts(results):
+    """Where a process with an empty cache spends its time."""
+    loops = {row["network"]: row for row in results["loop"]}
+    names = ("cold", "start", "tracing", "lowering", "compiling")
+    rows = [
+        [
+            NAMES[row["network"]],
+            *(f"{row[f'{name}_s']:.1f} s" for name in names),
+            f"{loops[row['network']]['prune_s']:.1f} s",
+        ]
+        for row in results["whole"]
+    ]
+    head = "network", "whole", "start and imports", *names[2:], "rounds"
+    return _table(head, rows)
+
+
 def loops(results):
     """A hundred rounds, their floor, compiling and memory."""
 
@@ -215,6 +231,7 @@ PAGES = {
     "README.md": [waited],
     "docs/speed.md": [
         processes,
+        parts,
         loops,
         scores,
         scores_in_loops,

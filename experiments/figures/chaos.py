@@ -114,7 +114,9 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
             look = {"color": colors[network], "marker": _MARKERS[compressions.index(c)]}
             x = [change or _LAST_BIT for change in own]
             medians = [statistics.median(values) for values in own.values()]
-            left.plot(x, medians, **look, ms=4, lw=1.1, label=f"{network}, {power(c)}")
+            left.plot(
+                x, medians, **look, ms=4, lw=1.1, label=f"{network}, {style.power(c)}"
+            )
         left.set_xscale("log")
         left.set_ylim(0, 103)
         left.set_xlabel("relative change of the weights (first: last bit)")
@@ -131,7 +133,7 @@ def draw(rows: list[Row], path: pathlib.Path) -> None:
                 x = [place + step] * len(apart)
                 right.plot(x, apart, marker, color=color, alpha=0.7, label=label)
         right.axhline(0, color=style.PALE, lw=1.1, zorder=1)
-        right.set_xticks(range(len(trained)), [power(c) for c in trained])
+        right.set_xticks(range(len(trained)), [style.power(c) for c in trained])
         right.set_xlim(-0.6, len(trained) - 0.4)
         right.set_xlabel("compression (weights / weights kept)")
         right.set_ylabel("difference in accuracy (points)")

@@ -28,7 +28,7 @@ from synflow_jax.transform.values import Classed, Equation, Rule, Value, carries
 # A question is asked once or a few times, where scores are computed a hundred times: equal
 # positions are computed once from larger convolutions on (`Settings.least`), since more has
 # to be compiled. U-Nets of 2 levels have that many at 512 pixels, VGG-19 at 224.
-LEAST = 2**29
+LEAST = 2 * 10**8
 
 
 def replaced(others: Mapping[str, Rule], rules: Mapping[str, Rule]) -> dict[str, Rule]:

@@ -72,8 +72,8 @@ class Settings(NamedTuple):
       backend: the devices that the flow is traced for.
       once: whether equal positions of `Uniform` inputs are computed once; None if that is
         faster. Never with ``before_rule``.
-      least: the multiply-adds of a convolution, on average over those of the network, from
-        which it is faster.
+      least: the multiply-adds of a convolution, on average (`are_worthwhile`), from which
+        it is faster.
     """
 
     dtype: np.dtype
