@@ -5,6 +5,7 @@ CPU and adds in any order on a GPU.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -47,8 +48,7 @@ def read(x: Array, axis: int, entries: np.ndarray) -> Array:
     work = len(entries) * x.size
     if len(pieces) > 1 and (work <= _SMALL or len(pieces) > _PIECES):
         return combined(x, axis, entries[:, None] == np.arange(length))
-    parts = [_piece(x, axis, *piece) for piece in pieces]
-    return parts[0] if len(parts) == 1 else lax.concatenate(parts, axis)
+    return _joined(x, axis, pieces)
 
 
 def read_axes(x: Array, reads: Mapping[int, np.ndarray]) -> Array:
@@ -191,12 +191,33 @@ def _pieces(entries: np.ndarray) -> list[tuple[int, int, int]]:
     return pieces
 
 
-def _piece(x: Array, axis: int, start: int, step: int, number: int) -> Array:
-    shape = (*x.shape[:axis], number, *x.shape[axis + 1 :])
-    if start < 0:
-        return jnp.zeros(shape, x.dtype)
-    if step:
-        stop = start + step * (number - 1) + 1
-        return lax.slice_in_dim(x, start, stop, step, axis)
-    one = lax.slice_in_dim(x, start, start + 1, 1, axis)
-    return one if number == 1 else lax.broadcast_in_dim(one, shape, range(x.ndim))
+def _joined(x: Array, axis: int, pieces: list[tuple[int, int, int]]) -> Array:
+    """Runs of positions, one after the other.
+
+    The axis is cut where a run begins or ends, and runs consist of those parts: the
+    derivative is then one concatenation of sums of parts. That of slices would be a sum of
+    arrays as large as ``x``, one for each slice.
+    """
+    ends = {0, x.shape[axis]}
+    for start, step, number in pieces:
+        if start >= 0:
+            ends |= {start, start + step * (number - 1) + 1}
+    cuts = sorted(ends)
+    sizes = [stop - start for start, stop in itertools.pairwise(cuts)]
+    parts = lax.split(x, sizes, axis)
+    out = []
+    for start, step, number in pieces:
+        shape = (*x.shape[:axis], number, *x.shape[axis + 1 :])
+        if start < 0:
+            out.append(jnp.zeros(shape, x.dtype))
+            continue
+        first, last = (cuts.index(k) for k in (start, start + step * (number - 1) + 1))
+        own = parts[first:last]
+        if step == 1:
+            out += own
+        elif step == 0:
+            out.append(lax.broadcast_in_dim(own[0], shape, range(x.ndim)))
+        else:
+            whole = own[0] if len(own) == 1 else lax.concatenate(own, axis)
+            out.append(lax.slice_in_dim(whole, 0, None, step, axis))
+    return out[0] if len(out) == 1 else lax.concatenate(out, axis)
