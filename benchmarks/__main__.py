@@ -89,7 +89,9 @@ def main(argv=None):
     parser.add_argument(
         "--out", type=pathlib.Path, help="with --against: JSON lines are added to it"
     )
-    parser.add_argument("--turns", type=int, default=3, help="processes of each commit, with --against")
+    parser.add_argument(
+        "--turns", type=int, default=3, help="processes of each commit, with --against"
+    )
     parser.add_argument("names", nargs="*", help="networks to compare with a commit")
     args = parser.parse_args(argv)
     console, start = measuring.console(), time.perf_counter()
