@@ -269,25 +269,28 @@ def _pruned(
     schedules = {"exponential": exponential, "linear": linear}
     flow_of = _flow_of(apply_fn, input_shape)
     whole = jax.tree.map(lambda leaf: np.ones(np.shape(leaf), bool), params)
-    # The flow is compiled while the rounds are traced.
-    with futures.ThreadPoolExecutor(1) as beside:
+    # The flow is compiled while the rounds are traced. What is said there is caught too:
+    # all threads have the same filters of warnings, so none may outlast the other's.
+    with (
+        warnings.catch_warnings(record=True) as said,
+        futures.ThreadPoolExecutor(1) as beside,
+    ):
+        warnings.simplefilter("always")
+        # Said by the command, of any criterion.
+        warnings.filterwarnings("ignore", "all scores of .* leaves are 0")
         before = beside.submit(flow_of, params, whole)
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            # Said by the command, of any criterion.
-            warnings.filterwarnings("ignore", "all scores of .* leaves are 0")
-            masks, info = prune(
-                _criterion(options, network),
-                params,
-                options.density,
-                rounds=options.rounds,
-                schedule=schedules.get(options.schedule) or certified(options.max_ratio),
-                scope=options.scope,
-                allocation=_allocation(options),
-                prunable=_prunable(options),
-                on_round=on_round,
-            )
-        after = flow_of(params, masks)
+        masks, info = prune(
+            _criterion(options, network),
+            params,
+            options.density,
+            rounds=options.rounds,
+            schedule=schedules.get(options.schedule) or certified(options.max_ratio),
+            scope=options.scope,
+            allocation=_allocation(options),
+            prunable=_prunable(options),
+            on_round=on_round,
+        )
+    after = flow_of(params, masks)
     for text in dict.fromkeys(str(w.message) for w in said if w.category is UserWarning):
         say(f"warning: {text}")
     # Scores of synflow have shown already whether flow reaches every leaf.
