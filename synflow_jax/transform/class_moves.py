@@ -2,6 +2,7 @@
 it does to their classes. The functions are called as those of `transform.class_rules`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -147,25 +148,31 @@ _SHORT = 8
 
 def _merged(flow: Classed, axes: Sequence[int]) -> Classes | None:
     """The classes of several axes that become one: those of all combinations."""
-    labels = np.zeros(1, int)
+    labels, numbers = np.zeros(1, int), []
     for axis in axes:
         m, n = flow.maps[axis], flow.shape[axis]
         if m is None and n > _SHORT:
             return None
         m = m or every_position(n)
         labels = (labels[:, None] * m.number + m.of).reshape(-1)
-    return useful(Classes(labels))
+        numbers.append(m.number)
+    return useful(Classes.stored(labels, math.prod(numbers)))
 
 
-def _taken(labels: Sequence[np.ndarray | None], rest: Callable[[Array], Array]) -> Moved:
+def _taken(
+    flow: Classed, labels: Sequence[np.ndarray | None], rest: Callable[[Array], Array]
+) -> Moved:
     """Moves along single axes. ``labels`` are the classes at the positions of the result,
     along each axis that has classes; ``rest`` moves along the other axes."""
-    maps = [None if at is None else Classes(at) for at in labels]
+    maps = [
+        old if at is None or old is None or np.array_equal(at, old.of) else Classes(at)
+        for at, old in zip(labels, flow.maps)
+    ]
 
     def function(x):
         x = rest(x)
-        for axis, (at, m) in enumerate(zip(labels, maps)):
-            if at is not None and m is not None:
+        for axis, (at, old, m) in enumerate(zip(labels, flow.maps, maps)):
+            if at is not None and m is not None and m is not old:
                 x = read(x, axis, at[m.first])
         return x
 
@@ -179,7 +186,7 @@ def _reverse(equation: Equation, flow: Classed) -> Move:
         for axis, m in enumerate(flow.maps)
     ]
     whole = [axis for axis in dims if flow.maps[axis] is None]
-    return (), [_taken(labels, lambda x: lax.rev(x, whole))]
+    return (), [_taken(flow, labels, lambda x: lax.rev(x, whole))]
 
 
 def _slice(equation: Equation, flow: Classed) -> Move:
@@ -196,7 +203,7 @@ def _sliced(flow: Classed, places: Sequence[slice]) -> Moved:
     def rest(x):
         return lax.slice(x, *zip(*(at.indices(n) for at, n in zip(whole, x.shape))))
 
-    return _taken(labels, rest)
+    return _taken(flow, labels, rest)
 
 
 def _part(flow: Classed, axis: int, start: int, size: int) -> Moved:
@@ -239,14 +246,14 @@ def _pad(equation: Equation, flow: Classed) -> Move:
     def rest(x):
         return lax.pad(x, jnp.zeros((), x.dtype), whole)
 
-    return (), [_taken(labels, rest)]
+    return (), [_taken(flow, labels, rest)]
 
 
 def _tile(equation: Equation, flow: Classed) -> Move:
     reps = equation.params["reps"]
     labels = [None if m is None else np.tile(m.of, n) for m, n in zip(flow.maps, reps)]
     whole = [n if m is None else 1 for m, n in zip(flow.maps, reps)]
-    return (), [_taken(labels, lambda x: jnp.tile(x, whole))]
+    return (), [_taken(flow, labels, lambda x: jnp.tile(x, whole))]
 
 
 _MOVES: dict[str, Callable[[Equation, Classed], Move]] = {
@@ -282,7 +289,7 @@ def joining(refinement: Refinement, apply: Callable, equation: Equation, *operan
     for m in along:
         labels.append(m.of + number)
         number += m.number
-    maps[axis] = useful(Classes(np.concatenate(labels)))
+    maps[axis] = useful(Classes.stored(np.concatenate(labels), number))
     if all(m is None for m in maps):
         return NotImplemented
     stored = []
@@ -353,10 +360,10 @@ def gather(
         return NotImplemented
     labels = [None if m is None else m.of for m in flow.maps]
     if (own := labels[axis]) is None:
-        result = _taken(labels, lambda x: jnp.take(x, at, axis, mode="clip"))
+        result = _taken(flow, labels, lambda x: jnp.take(x, at, axis, mode="clip"))
     else:
         labels[axis] = own[at]
-        result = _taken(labels, lambda x: x)
+        result = _taken(flow, labels, lambda x: x)
     return moved(apply, equation, flow, [result], [places])
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from synflow_jax.transform.class_moves import moved
 from synflow_jax.transform.classes import (
+    Classes,
     Maps,
     compressed,
     of_rows,
@@ -124,14 +125,21 @@ def weighted(x: Array, maps: Maps, axes: Iterable) -> Array:
 
 def largest(refinement: Refinement, apply: Callable, equation: Equation, flow: Classed):
     """The largest over an axis. Classes are in the order of their first positions, so the
-    first among equals is the same."""
+    first among equals is the same; what belongs to no position must not be among them."""
     if equation.name not in ("reduce_max", "reduce_min", "reduce_or", "reduce_and"):
         return NotImplemented
     axes = equation.params["axes"]
+    inside = refinement.to(
+        flow,
+        tuple(
+            Classes(m.of) if m is not None and axis in axes else m
+            for axis, m in enumerate(flow.maps)
+        ),
+    )
     maps = tuple(m for axis, m in enumerate(flow.maps) if axis not in axes)
     (shape,) = equation.out_shapes
     equation = equation._replace(out_shapes=[compressed(shape, maps)])
-    return [classed(out, shape, maps) for out in apply(equation, flow.value)]
+    return [classed(out, shape, maps) for out in apply(equation, inside)]
 
 
 def along_axis(refinement: Refinement, apply: Callable, equation: Equation, flow: Classed):

@@ -37,7 +37,7 @@ from synflow_jax.transform.values import (
 )
 from synflow_jax.xla.class_convolutions import Line, conv_of_lines
 from synflow_jax.xla.jaxprs import jaxprs_in, typed
-from synflow_jax.xla.reading import combined_axes, read_windows
+from synflow_jax.xla.reading import combined_axes, read_axes, read_windows
 
 # Multiply-adds of a convolution, on average over those of a network, from which equal
 # positions are computed once: in a hundred scores they save what they cost to compile.
@@ -81,10 +81,15 @@ def conv_general_dilated(
     lines, along = [], []
     for axis, slides in zip(space, windows):
         classes = image.maps[axis] or every_position(image.shape[axis])
-        found, reads = read_by(classes, slides)
-        entries, at = segments(classes, slides, found)
+        if slides.is_trivial:  # each entry by itself, as it is stored
+            found, entries = classes, np.arange(classes.number)
+            line = Line(entries[:, None], entries, entries)
+        else:
+            found, reads = read_by(classes, slides)
+            line = Line(reads, *segments(classes, slides, found))
+            line = _rounded(line, slides, found)
         along.append(found)
-        lines.append(Line(reads, entries, at))
+        lines.append(line)
     points = all(each.is_trivial for each in windows)
     computed = math.prod(found.number for found in along)
     if not points and computed > _MOST * math.prod(found.size for found in along):
@@ -93,14 +98,50 @@ def conv_general_dilated(
     if not isinstance(image, Classed):
         return NotImplemented
     mantissa, weights, exponent = factors(equation, image.value, kernel)
-    out = conv_of_lines(equation.backend, mantissa, weights, params, lines)
+    out, ats = conv_of_lines(equation.backend, mantissa, weights, params, lines)
     (shape,) = equation.out_shapes
     batch, _, *places = numbers.out_spec
     maps: list[Classes | None] = [None] * len(shape)
     maps[batch] = image.maps[numbers.lhs_spec[0]]
-    for place, found in zip(places, along):
+    reads = {}
+    for place, found, at in zip(places, along, ats):
+        number = out.shape[place]
+        if number >= min(found.size, _LONG * found.number + _STEP):
+            reads[place] = at
+        elif number > found.number:
+            found = Classes.stored(at[found.of], number)
         maps[place] = useful(found)
+    out = read_axes(out, reads)
     return [classed(normalised(out, exponent), shape, tuple(maps))]
+
+
+# The results of a convolution lie between others that belong to no position, where its
+# window is half in one part of the image and half in another. They stay there, so that
+# nothing has to be read, unless the axis is about so many times as long.
+_LONG = 1.5
+
+# Results along an axis are made a multiple of so many, so that equal blocks of a network,
+# each of which adds classes at the edges, are mostly of equal shapes and compiled once.
+_STEP = 4
+
+
+def _rounded(line: Line, slides: Window, found: Classes) -> Line:
+    """More results than classes: the last of them once more."""
+    number = _multiple(found.number)
+    if found.number == found.size or number > _MOST * found.size:
+        return line
+    reads = _lengthened(line.reads, number)
+    positions = _multiple((len(line.entries) - slides.reach) // slides.stride + 1)
+    length = (positions - 1) * slides.stride + slides.reach
+    return Line(reads, _lengthened(line.entries, length), line.at)
+
+
+def _multiple(number: int) -> int:
+    return -(-number // _STEP) * _STEP
+
+
+def _lengthened(rows: np.ndarray, length: int) -> np.ndarray:
+    return np.concatenate([rows, rows[-1:].repeat(max(0, length - len(rows)), 0)])
 
 
 def are_worthwhile(jaxpr: core.Jaxpr, least: int) -> bool:
@@ -145,9 +186,10 @@ def _windows(equation: Equation) -> list[Window]:
 
 
 def _found(flow: Classed, windows: Sequence[Window]) -> list[tuple[Classes, np.ndarray]]:
+    along = (m or every_position(n) for m, n in zip(flow.maps, flow.shape))
     return [
-        read_by(m or every_position(n), each)
-        for m, n, each in zip(flow.maps, flow.shape, windows)
+        (m, np.arange(m.number)[:, None]) if each.is_trivial else read_by(m, each)
+        for m, each in zip(along, windows)
     ]
 
 

@@ -19,11 +19,13 @@ NOTHING = -1
 
 
 class Classes:
-    """The classes of the positions of one axis, numbered by their first occurrence.
+    """The classes of the positions of one axis, and where each is stored: numbered by their
+    first occurrence, or (`stored`) as they happen to lie.
 
     Attributes:
-      of: [positions] integers; the class of each position.
-      first: [classes] integers, ascending; the first position of each class.
+      of: [positions] integers; where what belongs to each position is stored.
+      first: [entries] integers; of each entry that is stored the first position. 0 if it
+        belongs to none: such an entry is never read, and counts nothing.
     """
 
     __slots__ = ("_key", "first", "of")
@@ -34,8 +36,21 @@ class Classes:
         order = np.argsort(first)
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
-        self.of, self.first = rank[of.reshape(-1)], first[order]
-        self._key = self.of.tobytes()
+        self._set(rank[of.reshape(-1)], first[order])
+
+    @classmethod
+    def stored(cls, of: np.ndarray, number: int) -> "Classes":
+        """Of each position the place among a number of stored entries."""
+        classes = cls.__new__(cls)
+        places, at = np.unique(of, return_index=True)
+        first = np.zeros(number, int)
+        first[places] = at
+        classes._set(of, first)
+        return classes
+
+    def _set(self, of: np.ndarray, first: np.ndarray):
+        self.of, self.first = of, first
+        self._key = len(first), of.tobytes()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Classes) and self._key == other._key
@@ -53,12 +68,12 @@ class Classes:
 
     @property
     def number(self) -> int:
-        """Number of classes."""
+        """Number of entries that are stored."""
         return len(self.first)
 
     @property
     def counts(self) -> np.ndarray:
-        """[classes] the number of positions of each class."""
+        """[entries] the number of positions of each stored entry."""
         return np.bincount(self.of, minlength=self.number)
 
 
@@ -99,9 +114,14 @@ def of_rows(rows: np.ndarray) -> Classes:
 
 
 def refined(maps: Sequence[Classes]) -> Classes:
-    """Positions that are in one class of each of several maps are a class."""
+    """Positions that are in one class of each of several maps are a class. If one of them
+    has no larger classes, it is that map."""
     first, *others = dict.fromkeys(maps)
-    return of_rows(np.stack([m.of for m in (first, *others)], 1)) if others else first
+    if not others:
+        return first
+    found = of_rows(np.stack([m.of for m in (first, *others)], 1))
+    fine = (m for m in (first, *others) if np.count_nonzero(m.counts) == found.number)
+    return next(fine, found)
 
 
 def compressed(shape: Sequence[int], maps: Maps) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ def conv_of_lines(
     kernel: Array,
     settings: dict[str, Any],
     lines: Sequence[Line],
-) -> Array:
+) -> tuple[Array, list[np.ndarray]]:
     """Convolves the stored image at the results of each axis.
 
     Args:
@@ -54,15 +54,17 @@ def conv_of_lines(
       lines: for each spatial axis.
 
     Returns:
-      The results, in the layout of the output.
+      The results, in the layout of the output, perhaps among others; and for each axis
+      where they lie.
     """
     numbers = settings["dimension_numbers"]
     batch, channels = (image.shape[k] for k in numbers.lhs_spec[:2])
-    results = batch * math.prod(len(line.at) for line in lines)
+    results = batch * math.prod(len(line.reads) for line in lines)
     single = settings["feature_group_count"] == 1
     if single and results <= _PATCHES * channels:
-        return _conv_of_patches(image, kernel, numbers, lines)
-    space, places = numbers.lhs_spec[2:], numbers.out_spec[2:]
+        exact = [np.arange(len(line.at)) for line in lines]
+        return _conv_of_patches(image, kernel, numbers, lines), exact
+    space = numbers.lhs_spec[2:]
     image = read_axes(image, {k: line.entries for k, line in zip(space, lines)})
     ones = (1,) * len(lines)
     settings = {
@@ -73,8 +75,7 @@ def conv_of_lines(
         "preferred_element_type": None,
     }
     settings.pop("out_sharding", None)
-    out = conv(backend, image, kernel, settings)
-    return read_axes(out, {k: line.at for k, line in zip(places, lines)})
+    return conv(backend, image, kernel, settings), [line.at for line in lines]
 
 
 def _conv_of_patches(

@@ -21,6 +21,7 @@ from synflow_jax.transform.classes import (
     Classes,
     Window,
     entries_at,
+    one_class,
     read_by,
     refined,
     segments,
@@ -57,6 +58,14 @@ def test_classes_are_numbered_by_their_first_position(labels):
     for one, other in np.ndindex(len(labels), len(labels)):
         same = classes.of[one] == classes.of[other]
         assert same == (labels[one] == labels[other])
+
+
+def test_what_is_stored_may_belong_to_no_position():
+    classes = Classes.stored(np.array([1, 1, 4, 2]), 6)
+    assert classes.number == 6 and classes.counts.tolist() == [0, 2, 1, 0, 1, 0]
+    assert (classes.of[classes.first[classes.of]] == classes.of).all()
+    assert classes != Classes(classes.of)
+    assert refined([one_class(4), classes, Classes(classes.of)]) is classes
 
 
 @hypothesis.given(labels, st.data())
@@ -131,6 +140,18 @@ def test_reading_is_taking_and_its_transpose_adds(axis, entries, by_slices):
     counts = (entries[:, None] == np.arange(5)).sum(0).astype(np.float32)
     want = np.moveaxis(np.broadcast_to(counts, (*np.delete(shape, axis), 5)), -1, axis)
     np.testing.assert_array_equal(back, want)
+
+
+def test_the_derivative_of_runs_is_one_concatenation():
+    """Slices would be padded to the whole axis, one array for each run, and added."""
+    x, entries = jnp.ones((2, 400, 64)), np.r_[0:150, 140:260, 250:400]
+
+    def backwards(x, change):
+        return jax.vjp(lambda x: read(x, 1, entries), x)[1](change)
+
+    jaxpr = jax.make_jaxpr(backwards)(x, jnp.ones((2, len(entries), 64)))
+    names = [eqn.primitive.name for eqn in jaxpr.eqns]
+    assert "pad" not in names and names[-1] == "concatenate"
 
 
 @pytest.mark.parametrize("most", [0, 2**24], ids=["axis by axis", "one product"])
@@ -347,6 +368,17 @@ def rows(p, x):
     return conv(jnp.stack([below, above, above], 1), p["next"])
 
 
+def between_results(p, x):
+    """What a convolution leaves between its results is in no largest entry and no sum, also
+    where its window lies on columns there that are nowhere side by side."""
+    columns = jnp.where(jnp.arange(48) % 3 == 0, 10.0, 1.0)
+    y = conv(stem(p, x) * columns[None, None, :, None], p["next"])
+    z = conv(jnp.concatenate([y[:, ::-1], y[:, 1:-1]], 1), p["next"])
+    line = z.reshape(1, -1, 4)
+    ends = [z.max((1, 2)), z.mean(1).max(1), line.max(1), jax.nn.softmax(line, 1)[:, 7]]
+    return jnp.concatenate([*ends, jnp.cumsum(z, 1)[:, 3].mean(1)], -1)
+
+
 def rows_and_columns(x):
     y, z = x[:, ::2, 1:-1], x[:, ::-1]
     return jnp.concatenate([y.transpose(0, 2, 1, 3), z[:, :, :11]], axis=2)
@@ -504,6 +536,7 @@ NETWORKS = {
             p["next"],
         ),
     ),
+    "between results": (STEM | {"next": (3, 3, 4, 4)}, (40, 48, 3), between_results),
     "positions": (
         STEM | {"rows": (1, 16, 1, 4), "columns": (1, 1, 16, 1), "next": (3, 3, 4, 4)},
         (16, 16, 3),
