@@ -19,19 +19,12 @@ from synflow_jax.transform import (
     sharded,
     sorting,
 )
-from synflow_jax.transform.class_rules import weighted
+from synflow_jax.transform.class_rules import counted
 from synflow_jax.transform.elementwise import add, maximum
 from synflow_jax.transform.rules import flow_rules
 from synflow_jax.transform.scaled import Scaled
 from synflow_jax.transform.structural import pooled_entries
-from synflow_jax.transform.values import (
-    Classed,
-    Equation,
-    Rule,
-    Value,
-    carries_flow,
-    plain_or_flow,
-)
+from synflow_jax.transform.values import Classed, Equation, Rule, Value, carries_flow
 
 # A question is asked once or a few times, where scores are computed a hundred times: equal
 # positions are computed once from larger convolutions on (`Settings.least`), since more has
@@ -48,14 +41,8 @@ def replaced(others: Mapping[str, Rule], rules: Mapping[str, Rule]) -> dict[str,
 
 def stored_mantissas(outs: PyTree) -> list[Array]:
     """What is stored of each output that carries flow, times its number of positions."""
-    found = []
-    for x in jax.tree.leaves(outs, is_leaf=lambda x: isinstance(x, Scaled | Classed)):
-        if isinstance(x, Classed):
-            mantissa, _ = plain_or_flow(x.value)
-            found.append(weighted(mantissa, x.maps, range(mantissa.ndim)))
-        elif isinstance(x, Scaled):
-            found.append(x.mantissa)
-    return found
+    leaves = jax.tree.leaves(outs, is_leaf=lambda x: isinstance(x, Scaled | Classed))
+    return [counted(x).mantissa for x in leaves if isinstance(x, Scaled | Classed)]
 
 
 def _reduce_window_max(equation: Equation, flow: Scaled) -> list[Scaled]:

@@ -209,9 +209,15 @@ def _interpolated(
     return [classed(out, shape, maps) for out in apply(equation, *sides)]
 
 
+def counted(flow: Scaled | Classed) -> Scaled:
+    """What is stored of a flow, times the number of positions that it stands for."""
+    if not isinstance(flow, Classed):
+        return flow
+    mantissa, exponent = plain_or_flow(flow.value)
+    return Scaled(weighted(mantissa, flow.maps, range(mantissa.ndim)), exponent)
+
+
 def total_of(flow: Scaled | Classed) -> Scaled:
     """The sum of all entries of a flow."""
-    if not isinstance(flow, Classed):
-        return Scaled(jnp.sum(flow.mantissa), flow.exponent)
-    mantissa, exponent = plain_or_flow(flow.value)
-    return Scaled(jnp.sum(weighted(mantissa, flow.maps, range(mantissa.ndim))), exponent)
+    mantissa, exponent = counted(flow)
+    return Scaled(jnp.sum(mantissa), exponent)

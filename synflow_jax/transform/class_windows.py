@@ -103,15 +103,15 @@ def conv_general_dilated(
     batch, _, *places = numbers.out_spec
     maps: list[Classes | None] = [None] * len(shape)
     maps[batch] = image.maps[numbers.lhs_spec[0]]
-    reads = {}
+    taken_out = {}
     for place, found, at in zip(places, along, ats):
         number = out.shape[place]
         if number >= min(found.size, _LONG * found.number + _STEP):
-            reads[place] = at
+            taken_out[place] = at
         elif number > found.number:
             found = Classes.stored(at[found.of], number)
         maps[place] = useful(found)
-    out = read_axes(out, reads)
+    out = read_axes(out, taken_out)
     return [classed(normalised(out, exponent), shape, tuple(maps))]
 
 

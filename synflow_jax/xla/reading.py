@@ -198,21 +198,17 @@ def _joined(x: Array, axis: int, pieces: list[tuple[int, int, int]]) -> Array:
     derivative is then one concatenation of sums of parts. That of slices would be a sum of
     arrays as large as ``x``, one for each slice.
     """
-    ends = {0, x.shape[axis]}
-    for start, step, number in pieces:
-        if start >= 0:
-            ends |= {start, start + step * (number - 1) + 1}
-    cuts = sorted(ends)
-    sizes = [stop - start for start, stop in itertools.pairwise(cuts)]
-    parts = lax.split(x, sizes, axis)
+    stops = [start + step * (number - 1) + 1 for start, step, number in pieces]
+    inside = [(start, stop) for (start, *_), stop in zip(pieces, stops) if start >= 0]
+    cuts = sorted({0, x.shape[axis], *itertools.chain(*inside)})
+    parts = lax.split(x, np.diff(cuts).tolist(), axis)
     out = []
-    for start, step, number in pieces:
+    for (start, step, number), stop in zip(pieces, stops):
         shape = (*x.shape[:axis], number, *x.shape[axis + 1 :])
         if start < 0:
             out.append(jnp.zeros(shape, x.dtype))
             continue
-        first, last = (cuts.index(k) for k in (start, start + step * (number - 1) + 1))
-        own = parts[first:last]
+        own = parts[cuts.index(start) : cuts.index(stop)]
         if step == 1:
             out += own
         elif step == 0:
