@@ -1,5 +1,6 @@
 """Rounds as large as a share of the flow allows, so that none can cut the last path."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,6 @@ from synflow_jax.pruning.schedules import as_density, num_kept
 from synflow_jax.selection import budget
 from synflow_jax.xla import counts
 from synflow_jax.xla.placement import varying_with
-from synflow_jax.xla.reductions import any_positive
 
 # The largest number of rounds. Each round removes at least one weight.
 MAX_ROUNDS = 10_000
@@ -104,7 +104,7 @@ def _choose(targets: Targets, number: ArrayLike, scored: Scored) -> Choice:
     flows = lax.cond(
         affordable.total > 0,
         lambda every: varying_with(jnp.bool_(True), every),
-        any_positive,
+        functools.partial(counts.any_positive, backend),
         every,
     )
     k = counts.where(flows, k, before)

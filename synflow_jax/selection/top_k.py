@@ -11,6 +11,7 @@ Ties are broken by a second search: among the entries equal to the threshold, fo
 first few (`ties`).
 """
 
+import collections
 import functools
 import math
 from typing import Any, NamedTuple
@@ -37,11 +38,12 @@ from synflow_jax.trees import Masks, Scores, check_masks
 from synflow_jax.xla import counts
 from synflow_jax.xla.backends import Backend, on_backend
 from synflow_jax.xla.placement import varying_with
-from synflow_jax.xla.reductions import any_positive, sum_of
+from synflow_jax.xla.reductions import sum_of
 
-# Leaves with at least this many entries are not concatenated: copying one would take longer
-# than a loop of its own. Smaller ones would take longer to compile than all their copies.
-_LARGE = 2**18
+# Leaves with at least this many entries each, and at least so many in all leaves of their
+# size, are not concatenated: copying them would take longer than loops of their own, whose
+# code leaves of one size share. Compiling loops for others takes longer than all copies.
+_LARGE, _ENOUGH = 2**18, 2**20
 
 
 class Selection(NamedTuple):
@@ -176,7 +178,7 @@ def _selected(
         lax.cond(
             (bracket.low > 0) & ~counts.is_zero(k),
             lambda keys: varying_with(jnp.bool_(True), keys),
-            any_positive,
+            functools.partial(counts.any_positive, backend),
             keys,
         ),
         _count_nonfinite(backend, keys),
@@ -191,7 +193,8 @@ def _leaf_groups(backend: Backend, sizes: list[int]) -> list[slice]:
     there are more entries than a word counts, since one axis cannot have so many.
     """
     joins = backend.one_device and not counts.is_wide(sum(sizes))
-    small = [size < _LARGE and joins for size in sizes]
+    copies = collections.Counter(sizes)
+    small = [joins and (size < _LARGE or size * copies[size] < _ENOUGH) for size in sizes]
     starts = [i for i in range(len(sizes)) if i == 0 or not (small[i - 1] and small[i])]
     return [slice(*ends) for ends in zip(starts, [*starts[1:], len(sizes)])]
 

@@ -209,6 +209,13 @@ def number_where(
     return total([number(leaf) for leaf in leaves], size)
 
 
+def any_positive(backend: Backend, leaves: Sequence[Array]) -> Array:
+    """Whether any entry is above zero. They are counted: that shares most of its code with
+    other counts, where `jnp.any` would be compiled for each leaf."""
+    size = sum(leaf.size for leaf in leaves)
+    return ~is_zero(number_where(backend, lambda leaf: leaf > 0, leaves, size))
+
+
 def numbers_reaching(
     backend: Backend, keys: Sequence[Array], candidates: Array, size: int
 ) -> Any:

@@ -8,10 +8,10 @@ For arrays that lie on several devices the results are plain reductions: only nu
 exchanged, no entries.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Integer, UInt
+from jaxtyping import Array, Int, Integer, UInt
 
 from synflow_jax.xla.backends import Backend
 
@@ -90,16 +90,6 @@ def count_reaching(
 
 def _sum_field(values: UInt[Array, "rows columns"]) -> Integer[Array, ""]:
     return jnp.sum(jnp.sum(values, axis=0, dtype=jnp.int16), dtype=jnp.uint32)
-
-
-def any_positive(leaves: Sequence[Array]) -> Bool[Array, ""]:
-    """Whether any entry is above zero: the shortest code, for what is hardly ever asked.
-
-    Example:
-      >>> bool(any_positive([jnp.array([-1.0, 0.0]), jnp.array([2.0])]))
-      True
-    """
-    return jnp.any(jnp.stack([jnp.any(leaf > 0) for leaf in leaves]))
 
 
 def sum_of(backend: Backend, value: Callable[..., Array], *leaves: Array) -> Array:

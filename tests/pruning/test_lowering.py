@@ -108,8 +108,8 @@ def test_an_exported_prune_is_read_back_and_returns_the_same():
 def test_the_loop_takes_less_than_two_copies_of_the_weights():
     """Scores as they are compared, the masks and those before: 4 + 2 bytes a weight. Not
     the ranks of ties, and not which weights are 0."""
-    params = {"a/kernel": jnp.zeros((512, 512)), "b/kernel": jnp.zeros((512, 1024))}
-    score = sj.synflow(network, (512,))
+    params = {"a/kernel": jnp.zeros((1024, 1024)), "b/kernel": jnp.zeros((1024, 2048))}
+    score = sj.synflow(network, (1024,))
     compiled = sj.lower_prune(score, params, 0.1, platform="cpu").compile()
     weights = sum(leaf.nbytes for leaf in params.values())
     assert compiled.memory_analysis().temp_size_in_bytes < 2 * weights

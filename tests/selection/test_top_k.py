@@ -1,5 +1,7 @@
 """Exactly k, against the definition: a full stable sort."""
 
+import functools
+
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -9,8 +11,10 @@ import numpy as np
 import pytest
 
 import synflow_jax as sj
+from synflow_jax.selection import top_k
 from synflow_jax.selection.groups import select_per_layer
 from synflow_jax.selection.top_k import select
+from synflow_jax.xla.backends import Backend
 from tests import nets
 
 # A few fixed trees: values are drawn freely, shapes are not, so that the suite compiles
@@ -244,8 +248,10 @@ def test_large_trees_with_little_left_agree_with_a_stable_sort(alive):
 
 
 @pytest.mark.parametrize("eligible", [False, True])
-def test_large_leaves_among_small_ones_agree_with_a_stable_sort(eligible):
+def test_large_leaves_among_small_ones_agree_with_a_stable_sort(eligible, monkeypatch):
     """Small leaves are concatenated if they come before, between and after large ones."""
+    monkeypatch.setattr(top_k, "_LARGE", 2**16)
+    monkeypatch.setattr(top_k, "_ENOUGH", 2**16)
     shapes = [(3, 2), (7,), (300, 220), (5,), (70_000,), (), (0,), (4, 4)]
     rng = np.random.default_rng(0)
     scores = [np.float32(np.round(rng.standard_normal(shape), 3)) for shape in shapes]
@@ -261,6 +267,16 @@ def test_large_leaves_among_small_ones_agree_with_a_stable_sort(eligible):
         assert [mask.shape for mask in got] == shapes
         got = np.concatenate([np.ravel(mask) for mask in got])
         np.testing.assert_array_equal(got, np.isin(np.arange(flat.size), order[:k]))
+
+
+def test_leaves_are_apart_if_all_of_their_size_are_worth_their_code():
+    cpu, large = Backend(cpu=True, one_device=True), 2**18
+    groups = functools.partial(top_k._leaf_groups, cpu)
+    assert groups([9, large, 9]) == [slice(0, 3)]
+    assert groups([large, 9, 9, large, large, large]) == [
+        *(slice(0, 1), slice(1, 3), slice(3, 4), slice(4, 5), slice(5, 6))
+    ]
+    assert groups([9, 4 * large, 9, large]) == [slice(0, 1), slice(1, 2), slice(2, 4)]
 
 
 def test_a_small_leaf_more_makes_no_program_of_its_own():
