@@ -1,12 +1,10 @@
 """Rounds as large as a share of the flow allows, so that none can cut the last path."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, ArrayLike
 
 from synflow_jax.masks import count_on
@@ -14,7 +12,6 @@ from synflow_jax.pruning.rounds import WHOLE, Choice, Plan, PruneInfo, Scored
 from synflow_jax.pruning.schedules import as_density, num_kept
 from synflow_jax.selection import budget
 from synflow_jax.xla import counts
-from synflow_jax.xla.placement import varying_with
 
 # The largest number of rounds. Each round removes at least one weight.
 MAX_ROUNDS = 10_000
@@ -101,12 +98,7 @@ def _choose(targets: Targets, number: ArrayLike, scored: Scored) -> Choice:
     k = counts.larger(k, targets.k)
     # If all scores are zero nothing flows, and no weight is the right one to remove.
     every = jax.tree.leaves(scored.every)
-    flows = lax.cond(
-        affordable.total > 0,
-        lambda every: varying_with(jnp.bool_(True), every),
-        functools.partial(counts.any_positive, backend),
-        every,
-    )
+    flows = counts.any_positive(backend, affordable.total > 0, every)
     k = counts.where(flows, k, before)
     stopped = counts.equal(k, before) & (before > targets.k)
     return Choice(k, stopped, near=affordable.next)

@@ -175,12 +175,7 @@ def _selected(
         counts.number_where(backend, lambda mask: mask, kept, size),
         _total_removed(backend, keys, bracket.low, ties),
         # Zero is the threshold only where fewer scores are positive than are kept.
-        lax.cond(
-            (bracket.low > 0) & ~counts.is_zero(k),
-            lambda keys: varying_with(jnp.bool_(True), keys),
-            functools.partial(counts.any_positive, backend),
-            keys,
-        ),
+        counts.any_positive(backend, (bracket.low > 0) & ~counts.is_zero(k), keys),
         _count_nonfinite(backend, keys),
         unreached(backend, keys, sizes),
     )

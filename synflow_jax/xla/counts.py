@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, ArrayLike
 
 from synflow_jax.xla.backends import Backend
+from synflow_jax.xla.placement import varying_with
 from synflow_jax.xla.reductions import count_reaching, count_where
 
 # The type of a word. Tests choose a smaller one.
@@ -209,11 +211,16 @@ def number_where(
     return total([number(leaf) for leaf in leaves], size)
 
 
-def any_positive(backend: Backend, leaves: Sequence[Array]) -> Array:
-    """Whether any entry is above zero. They are counted: that shares most of its code with
-    other counts, where `jnp.any` would be compiled for each leaf."""
+def any_positive(backend: Backend, known: Array, leaves: Sequence[Array]) -> Array:
+    """Whether any entry is above zero; they are looked at only if that is not ``known``.
+    They are counted, which shares most of its code with other counts, where `jnp.any` would
+    be compiled for each leaf."""
     size = sum(leaf.size for leaf in leaves)
-    return ~is_zero(number_where(backend, lambda leaf: leaf > 0, leaves, size))
+
+    def look(leaves):
+        return ~is_zero(number_where(backend, lambda leaf: leaf > 0, leaves, size))
+
+    return lax.cond(known, lambda x: varying_with(jnp.bool_(True), x), look, leaves)
 
 
 def numbers_reaching(
