@@ -81,15 +81,10 @@ def conv_general_dilated(
     lines, along = [], []
     for axis, slides in zip(space, windows):
         classes = image.maps[axis] or every_position(image.shape[axis])
-        if slides.is_trivial:  # each entry by itself, as it is stored
-            found, entries = classes, np.arange(classes.number)
-            line = Line(entries[:, None], entries, entries)
-        else:
-            found, reads = read_by(classes, slides)
-            line = Line(reads, *segments(classes, slides, found))
-            line = _rounded(line, slides, found)
+        found, reads = read_by(classes, slides)
+        line = Line(reads, *segments(classes, slides, found))
         along.append(found)
-        lines.append(line)
+        lines.append(line if slides.is_trivial else _rounded(line, slides, found))
     points = all(each.is_trivial for each in windows)
     computed = math.prod(found.number for found in along)
     if not points and computed > _MOST * math.prod(found.size for found in along):
@@ -186,10 +181,9 @@ def _windows(equation: Equation) -> list[Window]:
 
 
 def _found(flow: Classed, windows: Sequence[Window]) -> list[tuple[Classes, np.ndarray]]:
-    along = (m or every_position(n) for m, n in zip(flow.maps, flow.shape))
     return [
-        (m, np.arange(m.number)[:, None]) if each.is_trivial else read_by(m, each)
-        for m, each in zip(along, windows)
+        read_by(m or every_position(n), each)
+        for m, n, each in zip(flow.maps, flow.shape, windows)
     ]
 
 

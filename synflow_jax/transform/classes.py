@@ -185,6 +185,8 @@ def read_by(classes: Classes, window: Window) -> tuple[Classes, np.ndarray]:
       The classes of its positions, and [classes, window] what the windows of each class
       read: classes of the axis, or `NOTHING`.
     """
+    if window.is_trivial:  # each entry by itself, as it is stored
+        return classes, np.arange(classes.number)[:, None]
     starts = np.arange(window.positions(classes.size)) * window.stride
     places = starts[:, None] + np.arange(window.size) * window.dilation
     rows = entries_at(classes, window, places)
@@ -211,6 +213,9 @@ def segments(
       each class of positions a position at which the window, without padding, reads what
       belongs to it.
     """
+    if window.is_trivial:
+        entries = np.arange(classes.number)
+        return entries, entries
     stride = window.stride
     # A gap between two runs that is shorter than what another run costs is no gap.
     most = max(1, -(-window.reach // stride))
