@@ -44,9 +44,9 @@ class Run:
       num_classes: its outputs.
       input_shape: of an image; those of the data are resized to it.
       method: a name of ``experiments.methods.PAPER``; of snip and grasp also with
-        "_evaluated": batch norm in evaluation mode, as in the first version of the authors'
-        code, of which their published densities are; or "certified": SynFlow in rounds that
-        cannot cut the network.
+        "_evaluated": batch norm and dropout in evaluation mode, as in the first version of
+        the authors' code, of which their published densities are; or "certified": SynFlow
+        in rounds that cannot cut the network.
       seed: of the weights, of random scores and of the choice of images.
       compressions: log10 of one over the density.
       rounds: of SynFlow; all others take one.
@@ -112,6 +112,7 @@ def the_runs(scale: command.Scale) -> list[Run]:
     else:
         cifar = dict.fromkeys(("snip", "grasp"), Images("cifar100", 10))
         imagenet = dict.fromkeys(("snip", "grasp"), Images("imagenet2012", 10, batch=50))
+    evaluated = ("snip_evaluated", "grasp_evaluated")
     vgg16 = ("vgg16_cifar", 100, (32, 32, 3))
     vgg19 = ("vgg19_imagenet", 1000, (224, 224, 3))
     return [
@@ -120,10 +121,15 @@ def the_runs(scale: command.Scale) -> list[Run]:
             seeds=5,
             compressions=_QUARTERS,
             looks_at=cifar,
-            also=("snip_evaluated", "grasp_evaluated"),
+            also=evaluated,
         ),
         *_certified("cifar", *vgg16, seeds=5, weights=(15, 14), of=14_761_664),
-        *_part("imagenet", *vgg19, compressions=_FOURFOLD, looks_at=imagenet),
+        *_part(
+            *("imagenet", *vgg19),
+            compressions=_FOURFOLD,
+            looks_at=imagenet,
+            also=evaluated,
+        ),
         *(
             Run("imagenet", *vgg19, "synflow", seed, _FOURFOLD[9:], methods.ROUNDS)
             for seed in (1, 2)
