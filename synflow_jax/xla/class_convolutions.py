@@ -4,10 +4,12 @@ A convolution along several axes reads the image along each axis by itself, so t
 window reads is given axis by axis (`Line`), in positions of the stored image.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array
@@ -15,6 +17,7 @@ from jaxtyping import Array
 from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.convolutions import conv
 from synflow_jax.xla.reading import read_axes
+from synflow_jax.xla.row_products import matrix_product
 
 
 class Line(NamedTuple):
@@ -63,7 +66,7 @@ def conv_of_lines(
     single = settings["feature_group_count"] == 1
     if single and results <= _PATCHES * channels:
         exact = [np.arange(len(line.at)) for line in lines]
-        return _conv_of_patches(image, kernel, numbers, lines), exact
+        return _conv_of_patches(backend, image, kernel, numbers, lines), exact
     space = numbers.lhs_spec[2:]
     image = read_axes(image, {k: line.entries for k, line in zip(space, lines)})
     ones = (1,) * len(lines)
@@ -79,7 +82,7 @@ def conv_of_lines(
 
 
 def _conv_of_patches(
-    image: Array, kernel: Array, numbers: Any, lines: Sequence[Line]
+    backend: Backend, image: Array, kernel: Array, numbers: Any, lines: Sequence[Line]
 ) -> Array:
     """One matrix product of what the windows read and the kernel."""
     image = lax.transpose(
@@ -96,12 +99,9 @@ def _conv_of_patches(
     patches = lax.transpose(patches, order)
     results = shape[::2]
     patches = patches.reshape(image.shape[0], *results, -1)
-    out = lax.dot_general(
-        patches,
-        kernel.reshape(-1, kernel.shape[-1]),
-        (((space + 1,), (0,)), ((), ())),
-        precision=lax.Precision.HIGHEST,
-    )
+    exactly = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    multiply = matrix_product if backend.cpu else exactly
+    out = multiply(patches, kernel.reshape(-1, kernel.shape[-1]))
     order = (0, space + 1, *range(1, space + 1))
     axes = [order[numbers.out_spec.index(axis)] for axis in range(out.ndim)]
     return lax.transpose(out, axes)

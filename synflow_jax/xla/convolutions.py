@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.placement import is_divided
+from synflow_jax.xla.row_products import matrix_product
 
 
 def conv(backend: Backend, image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
@@ -156,7 +157,8 @@ def conv_of_points(image: Array, kernel: Array, settings: dict[str, Any]) -> Arr
     steps = (1, *settings["window_strides"], 1)
     if set(steps) != {1}:
         image = lax.slice(image, [0] * image.ndim, image.shape, steps)
-    return _from_channels_last(_multiply(image, kernel), numbers)
+    out = matrix_product(image, kernel.reshape(-1, kernel.shape[-1]))
+    return _from_channels_last(out, numbers)
 
 
 def conv_of_patches(image: Array, kernel: Array, settings: dict[str, Any]) -> Array:
@@ -193,7 +195,8 @@ def conv_of_patches(image: Array, kernel: Array, settings: dict[str, Any]) -> Ar
     )
     patches = _transposed(patches, (1, 0, 2))
     patches = patches.reshape(batch, *(len(axis) for axis in axes), -1)
-    return _from_channels_last(_multiply(patches, kernel), numbers)
+    out = matrix_product(patches, kernel.reshape(-1, kernel.shape[-1]))
+    return _from_channels_last(out, numbers)
 
 
 def _entries_read(
@@ -228,16 +231,6 @@ def _channels_last(image: Array, kernel: Array, numbers: Any) -> tuple[Array, Ar
     out, into, *window = numbers.rhs_spec
     image = _transposed(image, (batch, *space, channels))
     return image, _transposed(kernel, (*window, into, out))
-
-
-def _multiply(patches: Array, kernel: Array) -> Array:
-    """Multiplies patches, [batch, *space, window * channels], by the kernel."""
-    return lax.dot_general(
-        patches,
-        kernel.reshape(-1, kernel.shape[-1]),
-        (((patches.ndim - 1,), (0,)), ((), ())),
-        precision=lax.Precision.HIGHEST,
-    )
 
 
 def _from_channels_last(out: Array, numbers: Any) -> Array:

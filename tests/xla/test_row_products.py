@@ -1,15 +1,18 @@
 """Products of a row with a large matrix, a part at a time, against the whole product."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import synflow_jax as sj
 from synflow_jax.pruning.criterion import score_on
 from synflow_jax.xla import row_products
 from synflow_jax.xla.backends import Backend
-from synflow_jax.xla.row_products import in_parts, row_product
+from synflow_jax.xla.row_products import in_parts, matrix_product, row_product
 from tests import nets
 
 CPU = Backend(True, True)
@@ -53,6 +56,41 @@ def test_value_and_derivatives_are_those_of_the_whole_product(small, masked):
     several = jax.vmap(row_product, (0, 0, None))
     rows, weights = jnp.stack([row, 2 * row]), jnp.stack([weight, -weight])
     nets.assert_close(several(rows, weights, mask)[1], 2 * got[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 3), (1, 16), (17,)])
+def test_a_product_of_few_rows_has_the_derivatives_of_any(shape):
+    keys = jax.random.split(jax.random.key(1), 3)
+    rows = jax.random.uniform(keys[0], (*shape, 24))
+    matrix = jax.random.uniform(keys[1], (24, 8))
+    change = jax.random.uniform(keys[2], (*shape, 8))
+
+    def results(product):
+        out, back = jax.vjp(product, rows, matrix)
+        _, in_matrix = jax.vjp(lambda matrix: product(rows, matrix), matrix)
+        _, in_rows = jax.vjp(lambda rows: product(rows, matrix), rows)
+        moves = jnp.cos(rows), jnp.exp(matrix)
+        moved = jax.jvp(product, (rows, matrix), moves)
+        return out, back(change), in_matrix(change), in_rows(change), moved
+
+    got, want = jax.jit(lambda: results(matrix_product))(), results(jnp.matmul)
+    nets.assert_close(got, want, rtol=1e-5)
+    several = jax.vmap(matrix_product)(jnp.stack([rows, -rows]), jnp.stack([matrix] * 2))
+    nets.assert_close(several[1], -got[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("pixels", [2, 4])
+def test_gradients_of_kernels_of_small_images_are_no_products_of_their_own(pixels):
+    params = jax.random.normal(jax.random.key(0), (3, 3, 64, 32))
+
+    def network(params, x):
+        numbers = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+        return lax.conv_general_dilated(x, params, (1, 1), "SAME", **numbers)
+
+    score = sj.synflow(network, (pixels, pixels, 64))
+    compiled = jax.jit(score_on(score, CPU)).lower(params, params > 0).compile().as_text()
+    results = re.findall(r"= f32\[([0-9,]*)\]\S* dot\(", compiled)
+    assert f"{pixels**2},32" in results and "576,32" not in results
 
 
 def test_infinities_behind_a_mask_stay_there(small):
