@@ -32,6 +32,8 @@ def pytest_configure(config):
     # Their lowest versions use names that JAX 0.8 deprecates.
     libraries = r"ignore::DeprecationWarning:(flax|equinox)\."
     config.addinivalue_line("filterwarnings", libraries)
+    # The lowest beartype minds how chex writes the types of optax.
+    config.addinivalue_line("filterwarnings", "ignore:.* deprecated by PEP 585")
     _share_compiled_programs(config)
 
 

@@ -177,7 +177,7 @@ def conv_of_patches(image: Array, kernel: Array, settings: dict[str, Any]) -> Ar
             space,
             kernel.shape,
             settings["window_strides"],
-            settings["padding"],
+            [tuple(map(int, around)) for around in settings["padding"]],
             settings["lhs_dilation"],
             settings["rhs_dilation"],
         )

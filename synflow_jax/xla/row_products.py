@@ -20,6 +20,9 @@ from synflow_jax.xla.placement import is_divided
 _LARGE = 2**23
 _PART = 2**20
 
+# Before version 0.10 JAX cannot transpose the loop over parts.
+_TRANSPOSES = jax.__version_info__ >= (0, 10)
+
 # The number of rows up to which the gradient of a product in the matrix is computed where
 # it is used. Each costs a multiply-add for each entry of the matrix.
 _FEW = 16
@@ -77,7 +80,8 @@ def in_parts(
     one_row = weight.ndim == 2 and rows.size == weight.shape[0]
     as_written = rows.ndim > 0 and numbers == (((rows.ndim - 1,), (0,)), ((), ()))
     return (
-        backend.cpu
+        _TRANSPOSES
+        and backend.cpu
         and one_row
         and as_written
         and weight.size >= _LARGE

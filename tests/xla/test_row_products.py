@@ -17,6 +17,9 @@ from tests import nets
 
 CPU = Backend(True, True)
 AS_WRITTEN = (((1,), (0,)), ((), ()))
+in_parts_only = pytest.mark.skipif(
+    not row_products._TRANSPOSES, reason="this JAX cannot transpose the loop over parts"
+)
 
 
 @pytest.fixture
@@ -38,6 +41,7 @@ def _whole(row, weight, mask):
     return row @ jnp.abs(weight if mask is None else jnp.where(mask, weight, 0))
 
 
+@in_parts_only
 @pytest.mark.parametrize("masked", [True, False])
 def test_value_and_derivatives_are_those_of_the_whole_product(small, masked):
     row, weight, mask, change = _case()
@@ -99,6 +103,7 @@ def test_infinities_behind_a_mask_stay_there(small):
     nets.assert_close(row_product(row, broken, mask), _whole(row, weight, mask), rtol=1e-5)
 
 
+@in_parts_only
 def test_parts_are_for_one_row_and_a_large_matrix_on_a_cpu(small):
     row, weight, *_ = _case()
     assert in_parts(CPU, row, weight, AS_WRITTEN)
@@ -111,6 +116,12 @@ def test_parts_are_for_one_row_and_a_large_matrix_on_a_cpu(small):
     assert not in_parts(CPU, row[:, :23], jnp.ones((23, 9)), AS_WRITTEN)
 
 
+def test_a_jax_that_cannot_transpose_the_loop_takes_the_whole_product(small, monkeypatch):
+    monkeypatch.setattr(row_products, "_TRANSPOSES", False)
+    row, weight, *_ = _case()
+    assert not in_parts(CPU, row, weight, AS_WRITTEN)
+
+
 def test_questions_about_paths_do_not_take_parts(small):
     """Their flow says how many weights a path has, and not how large they are."""
     params = {"a/kernel": jnp.ones((2, 24)), "b/kernel": 1e-9 * jnp.ones((24, 8))}
@@ -121,6 +132,7 @@ def test_questions_about_paths_do_not_take_parts(small):
     assert sj.fewest_weights(network, params, (2,)) == 2
 
 
+@in_parts_only
 def test_scores_of_a_large_layer_need_no_copy_of_it():
     params = {
         "first": jax.random.normal(jax.random.key(0), (2, 4096)),
