@@ -4,12 +4,10 @@ A convolution along several axes reads the image along each axis by itself, so t
 window reads is given axis by axis (`Line`), in positions of the stored image.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array
@@ -17,7 +15,7 @@ from jaxtyping import Array
 from synflow_jax.xla.backends import Backend
 from synflow_jax.xla.convolutions import conv
 from synflow_jax.xla.reading import read_axes
-from synflow_jax.xla.row_products import matrix_product
+from synflow_jax.xla.row_products import matrix_product, times
 
 
 class Line(NamedTuple):
@@ -99,8 +97,7 @@ def _conv_of_patches(
     patches = lax.transpose(patches, order)
     results = shape[::2]
     patches = patches.reshape(image.shape[0], *results, -1)
-    exactly = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-    multiply = matrix_product if backend.cpu else exactly
+    multiply = matrix_product if backend.cpu else times
     out = multiply(patches, kernel.reshape(-1, kernel.shape[-1]))
     order = (0, space + 1, *range(1, space + 1))
     axes = [order[numbers.out_spec.index(axis)] for axis in range(out.ndim)]

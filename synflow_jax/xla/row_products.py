@@ -42,14 +42,14 @@ def matrix_product(rows: Array, matrix: Array) -> Array:
       Shape [..., m].
     """
     if not 1 < math.prod(rows.shape[:-1]) <= _FEW:
-        return _times(rows, matrix)
+        return times(rows, matrix)
     out = _product_of_few(rows.reshape(-1, rows.shape[-1]), matrix)
     return out.reshape(*rows.shape[:-1], -1)
 
 
 @jax.custom_jvp
 def _product_of_few(rows, matrix):
-    return _times(rows, matrix)
+    return times(rows, matrix)
 
 
 @functools.partial(_product_of_few.defjvp, symbolic_zeros=True)
@@ -57,13 +57,13 @@ def _(primals, tangents):
     (rows, matrix), (of_rows, of_matrix) = primals, tangents
     changes = []
     if not isinstance(of_rows, SymbolicZero):
-        changes.append(_times(of_rows, matrix))
+        changes.append(times(of_rows, matrix))
     if not isinstance(of_matrix, SymbolicZero):
         # The transpose of each sum is an outer product of a row and of what flows back. The
         # product with the unit matrix has that computed before, and not for each entry.
         sums = jnp.stack([(row[:, None] * of_matrix).sum(0) for row in rows])
-        changes.append(_times(jnp.eye(len(rows), dtype=rows.dtype), sums))
-    return _times(rows, matrix), functools.reduce(jnp.add, changes)
+        changes.append(times(jnp.eye(len(rows), dtype=rows.dtype), sums))
+    return times(rows, matrix), functools.reduce(jnp.add, changes)
 
 
 def in_parts(
@@ -116,7 +116,7 @@ def _product(row, weight, mask):
     @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.nothing_saveable)
     def add(sums, part):
         row, *masked = part
-        return sums + _times(row[None], _absolute(*masked))[0], None
+        return sums + times(row[None], _absolute(*masked))[0], None
 
     return lax.scan(add, jnp.zeros_like(row, shape=weight.shape[1]), parts)[0]
 
@@ -125,7 +125,7 @@ def _product(row, weight, mask):
 def _(primals, tangents):
     (row, weight, mask), (of_row, of_weight, _) = primals, tangents
     _, signed = jax.jvp(lambda w: _absolute(w, mask), [weight], [of_weight])
-    change = _product(of_row, weight, mask) + _times(row[None], signed)[0]
+    change = _product(of_row, weight, mask) + times(row[None], signed)[0]
     return _product(row, weight, mask), change
 
 
@@ -134,7 +134,8 @@ def _absolute(weight: Array, mask: Array | None) -> Array:
     return jnp.abs(kept)
 
 
-def _times(rows: Array, matrix: Array) -> Array:
+def times(rows: Array, matrix: Array) -> Array:
+    """``rows @ matrix``, with no less precision than its factors have."""
     return jnp.matmul(rows, matrix, precision=lax.Precision.HIGHEST)
 
 

@@ -1,4 +1,4 @@
-"""Products of a row with a large matrix, a part at a time, against the whole product."""
+"""Products of few rows with a matrix against the plain product, and what they store."""
 
 import re
 
