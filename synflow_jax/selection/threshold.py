@@ -153,7 +153,8 @@ def sampled_candidates(
     if not backend.one_device:
         return None
     stride = _sample_stride(sum(key.size for key in keys))
-    sample = jnp.sort(jnp.concatenate([key.reshape(-1)[::stride] for key in keys]))
+    samples = (lax.slice(key.reshape(-1), (0,), (key.size,), (stride,)) for key in keys)
+    sample = jnp.sort(jnp.concatenate(list(samples)))
     weights = measure.weight(sample)
     totals = jnp.cumsum(weights)
     # The variance of a total over a sample of fixed size.

@@ -28,7 +28,7 @@ def placement_of(leaf: Any) -> NamedSharding | None:
     return None
 
 
-def placed(x: Array, placement: NamedSharding | None) -> Array:
+def placed(x: Any, placement: NamedSharding | None) -> Any:
     """In a compiled program: the array, divided as ``placement`` says.
 
     Over Explicit axes nothing is done, as its type says it already.

@@ -8,9 +8,10 @@ For arrays that lie on several devices the results are plain reductions: only nu
 exchanged, no entries.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Int, Integer, UInt
 
 from synflow_jax.xla.backends import Backend
@@ -50,11 +51,10 @@ def count_where(
     width = leaves[0].size // _ROWS
     if not _in_rows(backend) or width < _ROWS:
         return jnp.sum(holds(*leaves), dtype=jnp.uint32)
-    flat = [leaf.reshape(-1) for leaf in leaves]
-    rows = holds(*(x[: width * _ROWS].reshape(_ROWS, width) for x in flat))
-    rest = holds(*(x[width * _ROWS :] for x in flat))
+    first, rest = _cut(leaves, width * _ROWS)
+    rows = holds(*(x.reshape(_ROWS, width) for x in first))
     columns = jnp.sum(rows, axis=0, dtype=jnp.int8)
-    return jnp.sum(columns, dtype=jnp.uint32) + jnp.sum(rest, dtype=jnp.uint32)
+    return jnp.sum(columns, dtype=jnp.uint32) + jnp.sum(holds(*rest), dtype=jnp.uint32)
 
 
 def count_reaching(
@@ -70,14 +70,12 @@ def count_reaching(
     if not _in_rows(backend):
         counts = [jnp.sum(keys >= c, dtype=jnp.uint32) for c in candidates]
         return jnp.stack(counts)
-    flat = keys.reshape(-1)
-    width = flat.size // (_FIELD_ROWS * _SUM_ROWS)
-    size = width * _FIELD_ROWS * _SUM_ROWS
-    rest = flat[None, size:] >= candidates[:, None]
-    rest = jnp.sum(rest, axis=1, dtype=jnp.uint32)
+    width = keys.size // (_FIELD_ROWS * _SUM_ROWS)
+    (first,), (last,) = _cut([keys], width * _FIELD_ROWS * _SUM_ROWS)
+    rest = jnp.sum(last[None] >= candidates[:, None], axis=1, dtype=jnp.uint32)
     if not width:
         return rest
-    rows = flat[:size].reshape(_FIELD_ROWS, -1)
+    rows = first.reshape(_FIELD_ROWS, -1)
     shifts = [jnp.uint32(_FIELD_BITS * i) for i in range(CANDIDATES)]
     fields = [(rows >= c).astype(jnp.uint32) << s for c, s in zip(candidates, shifts)]
     columns = jnp.sum(sum(fields[1:], fields[0]), axis=0, dtype=jnp.uint32)
@@ -109,10 +107,10 @@ def sum_of(backend: Backend, value: Callable[..., Array], *leaves: Array) -> Arr
     width = leaves[0].size // (_ROWS * _COLUMNS) * _COLUMNS
     if not _in_rows(backend) or not width:
         return jnp.sum(value(*leaves))
-    flat, size = [leaf.reshape(-1) for leaf in leaves], width * _ROWS
-    sums = _added(value(*(x[:size].reshape(_ROWS, width) for x in flat)))
+    first, rest = _cut(leaves, width * _ROWS)
+    sums = _added(value(*(x.reshape(_ROWS, width) for x in first)))
     columns = jnp.sum(sums.reshape(-1, _COLUMNS), axis=0)
-    return jnp.sum(columns) + jnp.sum(value(*(x[size:] for x in flat)))
+    return jnp.sum(columns) + jnp.sum(value(*rest))
 
 
 def sums_of(
@@ -136,16 +134,26 @@ def sums_of(
     if not _in_rows(backend):
         # Separate reductions, which XLA on a GPU can fuse into one pass over the leaves.
         return jnp.stack([jnp.sum(value(candidate, *leaves)) for candidate in candidates])
-    flat = [leaf.reshape(-1) for leaf in leaves]
-    size = flat[0].size // (_ROWS * _COLUMNS) * _ROWS * _COLUMNS
-    rest = value(candidates[:, None], *(x[None, size:] for x in flat))
-    rest = jnp.sum(rest, axis=1)
+    size = leaves[0].size // (_ROWS * _COLUMNS) * _ROWS * _COLUMNS
+    first, last = _cut(leaves, size)
+    rest = jnp.sum(value(candidates[:, None], *(x[None] for x in last)), axis=1)
     if not size:
         return rest
     # All candidates for a few columns, then for the next: each entry is read once.
-    rows = (x[:size].reshape(_ROWS, -1, 1, _COLUMNS) for x in flat)
+    rows = (x.reshape(_ROWS, -1, 1, _COLUMNS) for x in first)
     columns = _added(value(candidates.reshape(1, 1, -1, 1), *rows)).sum(0)
     return jnp.sum(columns, axis=1) + rest
+
+
+def _cut(leaves: Sequence[Array], size: int) -> tuple[list[Array], list[Array]]:
+    """The first ``size`` entries of each leaf, and the rest, as flat arrays.
+
+    JAX 0.8 makes gathers of slices by indexing, with places in 32 bits, and a leaf can have
+    more than 2^31 entries.
+    """
+    flat = [leaf.reshape(-1) for leaf in leaves]
+    first = [lax.slice_in_dim(x, 0, size) for x in flat]
+    return first, [lax.slice_in_dim(x, size, x.size) for x in flat]
 
 
 def _added(rows: Array) -> Array:
