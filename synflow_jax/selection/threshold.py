@@ -153,8 +153,9 @@ def sampled_candidates(
     if not backend.one_device:
         return None
     stride = _sample_stride(sum(key.size for key in keys))
-    samples = (lax.slice(key.reshape(-1), (0,), (key.size,), (stride,)) for key in keys)
-    sample = jnp.sort(jnp.concatenate(list(samples)))
+    # Slices of lax, not by indexing, as in xla/reductions.
+    parts = [lax.slice_in_dim(key.reshape(-1), 0, None, stride) for key in keys]
+    sample = jnp.sort(jnp.concatenate(parts))
     weights = measure.weight(sample)
     totals = jnp.cumsum(weights)
     # The variance of a total over a sample of fixed size.

@@ -153,7 +153,7 @@ def _cut(leaves: Sequence[Array], size: int) -> tuple[list[Array], list[Array]]:
     """
     flat = [leaf.reshape(-1) for leaf in leaves]
     first = [lax.slice_in_dim(x, 0, size) for x in flat]
-    return first, [lax.slice_in_dim(x, size, x.size) for x in flat]
+    return first, [lax.slice_in_dim(x, size, None) for x in flat]
 
 
 def _added(rows: Array) -> Array:
