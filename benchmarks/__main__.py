@@ -5,8 +5,8 @@ README.md and docs/speed.md.
     python -m benchmarks --against COMMIT  # ratios between two commits, by network
     python -m benchmarks --quick           # seconds, no whole processes; writes nothing
 
-Each part by itself, and more of it: benchmarks.whole, .selection, .flow, .loop, .scaling,
-.depth.
+Each part by itself, and more: benchmarks.whole, .selection, .flow, .loop, .scaling,
+.depth, .kernels, .compiling.
 """
 
 import argparse

@@ -15,6 +15,7 @@ from benchmarks import (
     against,
     certified,
     figure,
+    kernels,
     loop,
     measuring,
     pages,
@@ -213,6 +214,62 @@ def test_a_column_is_empty_where_no_commit_was_compared():
 def test_the_figure_is_drawn(tmp_path):
     figure.draw(pages.read(ROOT / "results"), tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 20_000
+
+
+def test_a_kernel_is_of_the_part_that_its_operation_names():
+    text = """
+    %fused (x: f32[2]) -> f32[2] {
+      %product.1 = f32[2]{0} dot(%x, %x), metadata={op_name="jit(f)/jit(_masked)/mul"}
+    }
+    %body (p: f32[2]) -> f32[2] {
+      %copy.1 = f32[2]{0} copy(%p)
+      %sum.1 = f32[] reduce(%copy.1), metadata={op_name="jit(_selected)/while/body/add"}
+      %sort.1 = f32[2]{0} sort(%p), metadata={op_name="jit(_selected)/sort"}
+      %keys.1 = f32[2]{0} fusion(%p), calls=%other, metadata={op_name="jit(_masked)/mul"}
+      %abs.1 = f32[2]{0} abs(%p), metadata={op_name="transpose(jvp())/abs"}
+      ROOT %both.1 = f32[2]{0} fusion(%p), kind=kLoop, calls=%fused
+      %copy.2 = f32[2]{0} copy(%p)
+    }"""
+    lines = text.splitlines()
+    text = "\n".join(line[4:] for line in lines)
+    want = {
+        "product.1": "products",
+        "copy.1": "counting",  # of what reads it
+        "sum.1": "counting",
+        "sort.1": "rest_of_selection",
+        "keys.1": "masked_scores",
+        "abs.1": "rest_of_score",
+        "both.1": "products",
+        "copy.2": "others",
+    }
+    assert kernels.parts_of(text) == want
+
+
+def test_the_time_of_an_event_is_without_those_within_it():
+    def event(name, start, duration, thread=1):
+        return {"ph": "X", "name": name, "ts": start, "dur": duration, "tid": thread}
+
+    main = {"ph": "M", "name": "thread_name", "tid": 2, "args": {"name": "python"}}
+    events = [
+        event("inner", 2, 3),
+        event("loop", 0, 10),
+        event("innermost", 3, 1),
+        event("inner", 6, 4),
+        event("next", 10, 5),
+        event("called", 0, 100, thread=2),
+        main,
+    ]
+    own, starts = kernels.own_times(events)
+    assert own == {"loop": 3, "inner": 6, "innermost": 1, "next": 5}
+    assert starts == {"loop": 1, "inner": 2, "innermost": 1, "next": 1}
+
+
+def test_the_kernels_of_a_round_are_found(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    kernels.main(["mlp", "--rounds", "3", "--out", str(out)])
+    (row,) = map(json.loads, out.read_text().splitlines())
+    assert sum(row[part] for part in kernels.SHARES) == pytest.approx(1, abs=0.01)
+    assert all(row[part] > 0 for part in kernels.SHARES) and row["kernels_a_round"] > 50
 
 
 @pytest.mark.long
