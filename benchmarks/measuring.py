@@ -13,6 +13,8 @@ import time
 import jax
 from rich.console import Console
 
+from experiments.harness import runs
+
 # Compiling is timed.
 jax.config.update("jax_enable_compilation_cache", False)
 
@@ -24,6 +26,7 @@ def described():
     cores = getattr(os, "process_cpu_count", os.cpu_count)()
     facts = {
         "date": datetime.date.today().isoformat(),
+        "commit": runs.commit(),
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
         "cores": cores,

@@ -39,7 +39,7 @@ def test_a_run_writes_a_row_with_all_it_depends_on(loop, tmp_path, capsys):
     assert row["network"] == "mlp" and row["weights"] == 119910 and row["runs"] >= 5
     assert row["speedup"] == pytest.approx(row["abs_and_grad_ms"] / row["score_ms"], 0.1)
     assert row["in_loop"] == bool(loop)
-    assert {"jax", "jaxlib", "cores", "device", "python"} <= set(row)
+    assert {"jax", "jaxlib", "cores", "device", "python", "commit"} <= set(row)
     assert "mlp" in capsys.readouterr().out
 
 

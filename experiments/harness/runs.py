@@ -80,7 +80,7 @@ def machine() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "jax": jax.__version__,
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -194,7 +194,7 @@ def _experiment(folder: pathlib.Path) -> str | None:
 
 
 @functools.cache
-def _commit() -> str | None:
+def commit() -> str | None:
     """What git calls the code that runs; None outside a repository or without git."""
     try:
         done = subprocess.run(
