@@ -23,12 +23,13 @@ import synflow_jax as sj
 from benchmarks import loop, measuring
 from synflow_jax import models
 
-# A kernel with a product is of the first part, whatever is fused with it. The others, in
-# the order of a round, are told by the name of the operation.
+# A kernel with a product is of the first part, whatever is fused with it, and one with
+# operations of both the score and the selection of the second. The others, in the order of
+# a round, are told by the name of the operation that they end with.
 PRODUCT = re.compile(r"\b(dot|convolution|custom-call)\(")
 PARTS = {
+    "keys": r"jit\(_masked\)",
     "rest_of_score": r"jvp\(",
-    "masked_scores": r"jit\(_masked\)",
     "counting": r"jit\(_selected\).*/while/",
     "rest_of_selection": r"jit\(_selected\)",
     "others": r"",
@@ -58,6 +59,8 @@ def parts_of(text):
         inner = computations[fused[1]] if fused else ()
         if any(PRODUCT.search(line) for line in (lines[name], *inner)):
             return "products"
+        if all(any(of in line for line in inner) for of in ("jvp(", "jit(_selected)")):
+            return "keys"
         while not (found := OPERATION.search(lines[name])) and name in readers:
             name = readers[name]
         operation = found[1] if found else ""

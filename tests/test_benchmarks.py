@@ -221,13 +221,18 @@ def test_a_kernel_is_of_the_part_that_its_operation_names():
     %fused (x: f32[2]) -> f32[2] {
       %product.1 = f32[2]{0} dot(%x, %x), metadata={op_name="jit(f)/jit(_masked)/mul"}
     }
+    %both (x: f32[2]) -> f32[2] {
+      %score.1 = f32[2]{0} multiply(%x, %x), metadata={op_name="jvp()/mul"}
+      %key.1 = f32[2]{0} negate(%score.1), metadata={op_name="jit(_selected)/neg"}
+    }
     %body (p: f32[2]) -> f32[2] {
       %copy.1 = f32[2]{0} copy(%p)
       %sum.1 = f32[] reduce(%copy.1), metadata={op_name="jit(_selected)/while/body/add"}
       %sort.1 = f32[2]{0} sort(%p), metadata={op_name="jit(_selected)/sort"}
       %keys.1 = f32[2]{0} fusion(%p), calls=%other, metadata={op_name="jit(_masked)/mul"}
       %abs.1 = f32[2]{0} abs(%p), metadata={op_name="transpose(jvp())/abs"}
-      ROOT %both.1 = f32[2]{0} fusion(%p), kind=kLoop, calls=%fused
+      %key.2 = f32[2]{0} fusion(%p), calls=%both, metadata={op_name="jit(_selected)/neg"}
+      ROOT %product.2 = f32[2]{0} fusion(%p), kind=kLoop, calls=%fused
       %copy.2 = f32[2]{0} copy(%p)
     }"""
     lines = text.splitlines()
@@ -237,9 +242,12 @@ def test_a_kernel_is_of_the_part_that_its_operation_names():
         "copy.1": "counting",  # of what reads it
         "sum.1": "counting",
         "sort.1": "rest_of_selection",
-        "keys.1": "masked_scores",
+        "keys.1": "keys",
         "abs.1": "rest_of_score",
-        "both.1": "products",
+        "product.2": "products",
+        "score.1": "rest_of_score",
+        "key.1": "rest_of_selection",
+        "key.2": "keys",
         "copy.2": "others",
     }
     assert kernels.parts_of(text) == want
