@@ -42,8 +42,9 @@ from synflow_jax.xla.reductions import sum_of
 
 # Leaves with at least this many entries each, and at least so many in all leaves of their
 # size, are not concatenated: copying them would take longer than loops of their own, whose
-# code leaves of one size share. Compiling loops for others takes longer than all copies.
-_LARGE, _ENOUGH = 2**18, 2**20
+# code leaves of one size share. Compiling loops for others takes longer than all copies,
+# and so it does for more than so many leaves of less than twice the size.
+_LARGE, _ENOUGH, _MANY = 2**18, 2**20, 16
 
 
 class Selection(NamedTuple):
@@ -189,7 +190,12 @@ def _leaf_groups(backend: Backend, sizes: list[int]) -> list[slice]:
     """
     joins = backend.one_device and not counts.is_wide(sum(sizes))
     copies = collections.Counter(sizes)
-    small = [joins and (size < _LARGE or size * copies[size] < _ENOUGH) for size in sizes]
+
+    def is_small(size):
+        large = _LARGE if copies[size] <= _MANY else 2 * _LARGE
+        return joins and (size < large or size * copies[size] < _ENOUGH)
+
+    small = [*map(is_small, sizes)]
     starts = [i for i in range(len(sizes)) if i == 0 or not (small[i - 1] and small[i])]
     return [slice(*ends) for ends in zip(starts, [*starts[1:], len(sizes)])]
 

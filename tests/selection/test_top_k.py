@@ -277,6 +277,9 @@ def test_leaves_are_apart_if_all_of_their_size_are_worth_their_code():
         *(slice(0, 1), slice(1, 3), slice(3, 4), slice(4, 5), slice(5, 6))
     ]
     assert groups([9, 4 * large, 9, large]) == [slice(0, 1), slice(1, 2), slice(2, 4)]
+    many = top_k._MANY
+    assert len(groups([large] * many)) == len(groups([2 * large] * (many + 1))) - 1 == many
+    assert groups([large] * (many + 1)) == [slice(0, many + 1)]
 
 
 def test_a_small_leaf_more_makes_no_program_of_its_own():
