@@ -43,7 +43,7 @@ from synflow_jax.xla.reductions import sum_of
 # Leaves with at least this many entries each, and at least so many in all leaves of their
 # size, are not concatenated: copying them would take longer than loops of their own, whose
 # code leaves of one size share. Compiling loops for others takes longer than all copies,
-# and so it does for more than so many leaves of less than four times the size.
+# and so it does for more than so many leaves of at most twice the size.
 _LARGE, _ENOUGH, _MANY = 2**18, 2**20, 16
 
 
@@ -192,8 +192,8 @@ def _leaf_groups(backend: Backend, sizes: list[int]) -> list[slice]:
     copies = collections.Counter(sizes)
 
     def is_small(size):
-        large = _LARGE if copies[size] <= _MANY else 4 * _LARGE
-        return joins and (size < large or size * copies[size] < _ENOUGH)
+        too_many = size <= 2 * _LARGE and copies[size] > _MANY
+        return joins and (size < _LARGE or size * copies[size] < _ENOUGH or too_many)
 
     small = [*map(is_small, sizes)]
     starts = [i for i in range(len(sizes)) if i == 0 or not (small[i - 1] and small[i])]

@@ -278,8 +278,8 @@ def test_leaves_are_apart_if_all_of_their_size_are_worth_their_code():
     ]
     assert groups([9, 4 * large, 9, large]) == [slice(0, 1), slice(1, 2), slice(2, 4)]
     many = top_k._MANY
-    assert len(groups([large] * many)) == len(groups([4 * large] * (many + 1))) - 1 == many
-    assert groups([4 * large - 1] * (many + 1)) == [slice(0, many + 1)]
+    assert len(groups([large] * many)) == len(groups([2 * large + 1] * (many + 1))) - 1 == many
+    assert groups([2 * large] * (many + 1)) == [slice(0, many + 1)]
 
 
 def test_a_small_leaf_more_makes_no_program_of_its_own():
