@@ -14,6 +14,10 @@ NAMES = {
     "mlp": "MLP 784-100x5-10",
     "resnet20": "ResNet-20, CIFAR",
     "resnet18": "ResNet-18, CIFAR",
+    "resnet110": "ResNet-110, CIFAR",
+    "resnet1202": "ResNet-1202, CIFAR",
+    "decoder-scanned": "decoder of 12 layers, scanned",
+    "decoder-unrolled": "decoder of 12 layers, one after the other",
     "vgg16_cifar": "VGG-16, CIFAR",
     "vgg19_imagenet": "VGG-19, ImageNet",
     "resnet50_imagenet": "ResNet-50, ImageNet",
@@ -27,11 +31,14 @@ MB = 2**20
 
 
 def read(folder=pathlib.Path("results")):
-    """All parts: those of `make bench`, and one score against the resolution."""
+    """All parts: those of `make bench`, and those of commands of their own, of which the
+    last row of a network counts."""
     results = json.loads((folder / "bench.json").read_text())
-    lines = (folder / "resolution_cpu.jsonl").read_text().splitlines()
-    latest = {(row["network"], row["pixels"]): row for row in map(json.loads, lines)}
-    return {**results, "resolution": [*latest.values()]}
+    for part in ("resolution", "kernels", "compiling"):
+        rows = map(json.loads, (folder / f"{part}_cpu.jsonl").read_text().splitlines())
+        latest = {(row["network"], row.get("pixels")): row for row in rows}
+        results[part] = [*latest.values()]
+    return results
 
 
 def waited(results):
@@ -121,6 +128,53 @@ def loops(results):
         "times the floor",
         "compiling",
         "peak",
+    )
+    return _table(head, rows)
+
+
+KERNELS = {
+    "products": "products, convolutions and what is fused with them",
+    "rest_of_score": "the rest of the score: absolute values, sums, mantissas",
+    "keys": "gradients times weights, and their keys",
+    "counting": "counting what lies above candidates",
+    "rest_of_selection": "the rest of the selection: the sample, ties, masks",
+    "others": "the rest: copies, the loop, what it reports",
+}
+
+
+def kernels(results):
+    """Where the time of a round goes, by the part that a kernel is from."""
+    columns = results["kernels"]
+    rows = [
+        [title, *(f"{100 * row[part]:.0f} %" for row in columns)]
+        for part, title in KERNELS.items()
+    ]
+    rows.append(["kernels started", *(f"{row['kernels_a_round']:,}" for row in columns)])
+    rows.append(["cores at work", *(f"{row['cores_at_work']:.1f}" for row in columns)])
+    names = (NAMES[row["network"]] for row in columns)
+    return _table(("part of a round, of the kernels' time", *names), rows)
+
+
+def compiling(results):
+    """The first masks of deep networks, and memory."""
+    rows = [
+        [
+            NAMES[row["network"]],
+            f"{row['weights'] / 1e6:.3g} million",
+            f"{row['first_s']:.1f} s",
+            f"{row['compile_s']:.1f} s",
+            f"{row['round_s']:.2f} s",
+            f"{row['peak_gb']:.2f} GB",
+        ]
+        for row in results["compiling"]
+    ]
+    head = (
+        "network",
+        "weights",
+        "the first time",
+        "of it compiling",
+        "again",
+        "peak of the process",
     )
     return _table(head, rows)
 
@@ -232,7 +286,9 @@ PAGES = {
     "docs/speed.md": [
         processes,
         parts,
+        compiling,
         loops,
+        kernels,
         scores,
         scores_in_loops,
         resolutions,
