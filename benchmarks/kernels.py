@@ -83,15 +83,15 @@ def own_times(events):
             threads[event["tid"]].append(event)
     own, starts = collections.Counter(), collections.Counter()
     for found in threads.values():
-        open_events = []
+        running = []  # each within the one before
         for event in sorted(found, key=lambda event: (event["ts"], -event["dur"])):
-            while open_events and event["ts"] >= sum(open_events[-1][:2]):
-                open_events.pop()
-            if open_events:
-                own[open_events[-1][2]] -= event["dur"]
+            while running and event["ts"] >= running[-1]["ts"] + running[-1]["dur"]:
+                running.pop()
+            if running:
+                own[running[-1]["name"]] -= event["dur"]
             own[event["name"]] += event["dur"]
             starts[event["name"]] += 1
-            open_events.append((event["ts"], event["dur"], event["name"]))
+            running.append(event)
     return own, starts
 
 
@@ -109,25 +109,24 @@ def measured(name, rounds=100):
     pruned()
     start = time.perf_counter(), time.process_time()
     pruned()
-    clock, cores = time.perf_counter() - start[0], time.process_time() - start[1]
+    clock, processor = time.perf_counter() - start[0], time.process_time() - start[1]
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             pruned()
         (path,) = pathlib.Path(folder).rglob("*.trace.json.gz")
-        own, starts = own_times(
-            json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
-        )
-    kernels = {kernel: own[kernel] for kernel in own if kernel in parts}
-    total = sum(kernels.values())
+        trace = json.loads(gzip.decompress(path.read_bytes()))
+    own, starts = own_times(trace["traceEvents"])
+    kernels = own.keys() & parts.keys()
+    total = sum(own[kernel] for kernel in kernels)
     shares = collections.Counter()
-    for kernel, time_us in kernels.items():
-        shares[parts[kernel]] += time_us / total
+    for kernel in kernels:
+        shares[parts[kernel]] += own[kernel] / total
     return {
         "network": name,
         "rounds": rounds,
         **{part: round(shares[part], 3) for part in SHARES},
         "kernels_a_round": sum(starts[kernel] for kernel in kernels) // rounds,
-        "cores_at_work": round(cores / clock, 2),
+        "cores_at_work": round(processor / clock, 2),
     }
 
 
@@ -135,8 +134,8 @@ def table(rows):
     shown = Table(title="Shares of the kernels' time")
     columns = [key for key in rows[0] if key != "rounds"]
     for column in columns:
-        right = "left" if column == "network" else "right"
-        shown.add_column(column.replace("_", " "), justify=right)
+        justify = "left" if column == "network" else "right"
+        shown.add_column(column.replace("_", " "), justify=justify)
     for row in rows:
         cells = (f"{row[key]:.0%}" if key in SHARES else str(row[key]) for key in columns)
         shown.add_row(*cells)

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -235,8 +236,6 @@ def test_a_kernel_is_of_the_part_that_its_operation_names():
       ROOT %product.2 = f32[2]{0} fusion(%p), kind=kLoop, calls=%fused
       %copy.2 = f32[2]{0} copy(%p)
     }"""
-    lines = text.splitlines()
-    text = "\n".join(line[4:] for line in lines)
     want = {
         "product.1": "products",
         "copy.1": "counting",  # of what reads it
@@ -250,7 +249,7 @@ def test_a_kernel_is_of_the_part_that_its_operation_names():
         "key.2": "keys",
         "copy.2": "others",
     }
-    assert kernels.parts_of(text) == want
+    assert kernels.parts_of(textwrap.dedent(text)) == want
 
 
 def test_the_time_of_an_event_is_without_those_within_it():
